@@ -1,0 +1,20 @@
+//! Compiles the protobuf files with protox, so that no protoc is needed.
+
+use std::{env, error::Error, path::PathBuf};
+
+use prost::Message;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("proto");
+    println!("cargo:rerun-if-changed={}", root.display());
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+
+    let public = ["trivet/v1/kv.proto", "trivet/v1/admin.proto", "trivet/v1/errors.proto"];
+    let internal = ["trivet/internal/log.proto", "trivet/internal/peer.proto"];
+    let set = protox::compile(public.iter().chain(&internal).map(|file| root.join(file)), [&root])?;
+    let mut served = set.clone();
+    served.file.retain(|file| file.package() != "trivet.internal");
+    std::fs::write(out.join("trivet_v1.bin"), served.encode_to_vec())?;
+    tonic_prost_build::configure().bytes(".").build_transport(true).compile_fds(set)?;
+    Ok(())
+}

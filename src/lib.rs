@@ -1,0 +1,48 @@
+//! Trivet: a distributed sharded key-value store whose copies know their age.
+//!
+//! The modules stand on floors, lowest first; each imports only lower floors and neighbours never meet
+//! (`tests/tidy.rs` checks it). docs/architecture.md walks the same order.
+#![warn(missing_docs)]
+
+// 0: the shared words
+pub mod types;
+
+// 1: encoding and sharding math, buckets and breakers, time and tasks
+pub mod keyspace;
+pub mod limits;
+pub mod runtime;
+
+// 2: bytes on disk, bytes on the wire, where replicas go
+#[cfg(feature = "server")]
+pub mod placement;
+#[cfg(feature = "server")]
+pub mod storage;
+pub mod wire;
+
+// 3: one replicated log, and the client that routes
+pub mod client;
+#[cfg(feature = "server")]
+pub mod raft;
+
+// 4: the replicated key-value machine, and the rows of the system table
+pub mod catalog;
+#[cfg(feature = "server")]
+pub mod shard;
+
+// 5: hosts replicas and connects nodes
+#[cfg(feature = "server")]
+pub mod node;
+
+// 6: decides where things go
+#[cfg(feature = "server")]
+pub mod control;
+
+// 7: the edges
+#[cfg(feature = "server")]
+pub mod ops;
+#[cfg(feature = "server")]
+pub mod service;
+
+// 8: the composition root
+#[cfg(feature = "server")]
+pub mod server;

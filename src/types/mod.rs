@@ -1,0 +1,22 @@
+//! Floor 0: the shared words.
+//!
+//! Every other module speaks in these nouns: ids that cannot be confused with one another, the timestamp that
+//! names a version, requests as pure values, and the few kinds of failure a caller can act on. Nothing here does
+//! I/O, reads a clock or knows protobuf, so every floor may depend on it and it depends on none.
+
+mod error;
+mod ids;
+mod limits;
+mod request;
+mod schema;
+mod timestamp;
+
+pub use error::{Error, Kind, Reason, Result};
+pub use ids::{ClusterId, Epoch, Incarnation, NodeId, ReplicaId, ShardId, Slot, TableId};
+pub use limits::Limits;
+pub use request::{
+    Action, Answer, Condition, Header, Observed, Operation, Outcome, Outcomes, Page, Read, ReadLevel, Request, RequestId, Response, Role, Row,
+    ScanBounds, ScanRequest, Test, Token, Versioned, Write,
+};
+pub use schema::{Partitioning, ReplicaDescriptor, ReplicaRole, ShardDescriptor, TableDescriptor, TableState};
+pub use timestamp::Timestamp;

@@ -1,0 +1,120 @@
+//! What the catalog says of tables, shards and replicas.
+
+use super::{Epoch, Incarnation, NodeId, ReplicaId, ShardId, TableId};
+
+/// How a table's keys are ordered and cut into shards.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Partitioning {
+    /// Keys are spread over 65,536 slots by their tag; shards own ranges of slots.
+    Hash,
+    /// Keys stay in their own order; shards own ranges of keys.
+    Range {
+        /// If set, the part of a key up to this delimiter is a group that never splits and takes atomic batches.
+        group_delimiter: Option<String>,
+    },
+}
+
+/// Whether a table serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TableState {
+    /// Serving.
+    Ready,
+    /// Being dropped: its shards go, its id stays used for ever.
+    Dropping,
+}
+
+/// A table as the catalog knows it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct TableDescriptor {
+    /// Its id, never reused.
+    pub id: TableId,
+    /// Its name, unique among the tables that serve.
+    pub name: String,
+    /// How keys become encoded keys.
+    pub partitioning: Partitioning,
+    /// Voters per shard.
+    pub replication: u32,
+    /// How long replaced versions stay readable, in milliseconds.
+    pub history_ms: u64,
+    /// Serving or going.
+    pub state: TableState,
+}
+
+/// A replica's part in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicaRole {
+    /// Votes and counts for the quorum.
+    Voter,
+    /// Follows without a vote: a read replica, or a voter to be.
+    Learner,
+}
+
+/// One wanted member of a shard's group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ReplicaDescriptor {
+    /// Its id in the group, never reused.
+    pub id: ReplicaId,
+    /// The node that hosts it.
+    pub node: NodeId,
+    /// The data directory that hosts it: a wiped node must not stand in for the one it was.
+    pub incarnation: Incarnation,
+    /// Voter or learner.
+    pub role: ReplicaRole,
+}
+
+/// A shard as the catalog wants it: a range, an epoch and the members. The shard's own log has the last word.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ShardDescriptor {
+    /// Its id, never reused.
+    pub id: ShardId,
+    /// The table it belongs to.
+    pub table: TableId,
+    /// First encoded key it owns.
+    #[serde(with = "hex_bytes")]
+    pub start: Vec<u8>,
+    /// First encoded key it no longer owns.
+    #[serde(with = "hex_bytes")]
+    pub end: Vec<u8>,
+    /// Raised by every change of the range.
+    pub epoch: Epoch,
+    /// The wanted members; the first voter is the preferred leader of a new shard.
+    pub replicas: Vec<ReplicaDescriptor>,
+    /// The members the group was founded with; whoever is not among them joins as a learner.
+    pub founders: Vec<ReplicaId>,
+}
+
+impl ShardDescriptor {
+    /// Whether the shard owns `encoded`.
+    pub fn contains(&self, encoded: &[u8]) -> bool {
+        self.start.as_slice() <= encoded && encoded < self.end.as_slice()
+    }
+
+    /// The wanted replica on `node`, if there is one.
+    pub fn replica_on(&self, node: NodeId) -> Option<&ReplicaDescriptor> {
+        self.replicas.iter().find(|replica| replica.node == node)
+    }
+}
+
+/// Byte strings as lower-case hex in JSON rows.
+mod hex_bytes {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        serializer.serialize_str(&text)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if !text.is_ascii() || text.len() % 2 != 0 {
+            return Err(D::Error::custom("expected an even number of hex digits"));
+        }
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).map_err(D::Error::custom))
+            .collect()
+    }
+}

@@ -1,0 +1,15 @@
+//! The generated protobuf types.
+#![allow(missing_docs, clippy::all)]
+
+/// The public interface, `trivet.v1`.
+pub mod v1 {
+    tonic::include_proto!("trivet.v1");
+}
+
+/// What nodes keep and say among themselves, `trivet.internal`.
+pub mod internal {
+    tonic::include_proto!("trivet.internal");
+}
+
+/// The descriptors of `trivet.v1`, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/trivet_v1.bin"));
