@@ -1,1 +1,40 @@
-//! (being written)
+//! Floor 4: one shard, a replicated key-value machine.
+//!
+//! A shard owns one contiguous range of encoded keys. Its commands are atomic batches with conditions; they are
+//! gathered into proposals ([`proposer`]), ordered by the group's log, and applied by every replica in the same way
+//! ([`machine`]), each effect a new version. What a request id brought about is stored in the same batch as its
+//! effect ([`outcomes`]), so that a repeat gets the first answer and no second effect.
+//!
+//! How a write passes: [`Shard::write`] queues the command; the proposer stamps what has gathered and proposes it as
+//! one entry; when the entry is committed, [`machine::ShardMachine`] evaluates each command against the state before
+//! it, writes versions, outcomes and the applied position as one batch, and the outcomes travel back the same way.
+//!
+//! How a read passes: a linearizable read waits at the [`gate`], where one confirmation of leadership serves all
+//! reads that arrived before it began, then reads the newest version from the block cache, or from the disk on the
+//! blocking pool.
+//!
+//! Invariants
+//! - Timestamps within a shard only grow: apply takes `max(stamped, last + 1)`.
+//! - Evaluation is deterministic: it depends on the log and on the state it made, never on a clock, on what
+//!   compaction has dropped (guarded by the horizon) or on the order of a hash map.
+//! - A refusal at apply (`WRONG_EPOCH`, `REQUEST_EXPIRED`) has no effect and makes no version.
+//! - The applied position is in the batch of the effects: after a crash the state is that of exactly one position.
+//!
+//! Left out here: which shards exist and where (catalog, control), how a request finds its shard (node), how entries
+//! are replicated (raft).
+
+mod checksum;
+mod command;
+mod evaluate;
+mod gate;
+mod handle;
+mod machine;
+pub mod metrics;
+mod outcomes;
+mod proposer;
+mod snapshot;
+mod state;
+
+pub use checksum::Checksum;
+pub use handle::{PageRequest, Served, Shard, ShardOptions, ShardPage};
+pub use state::{State, requests_from};

@@ -95,7 +95,7 @@ pub struct Outcome {
     pub applied: bool,
     /// The version the batch made (also set, to the position of the decision, when it was not applied).
     pub timestamp: Timestamp,
-    /// One per operation when applied: the integer after an increment, else none.
+    /// After a batch with increments: one per operation, the integer after an increment, else none. Empty otherwise.
     pub integers: Vec<Option<i64>>,
     /// When not applied: what the first condition that failed saw.
     pub observed: Option<Observed>,

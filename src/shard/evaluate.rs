@@ -1,0 +1,209 @@
+//! Decides one command: do its conditions hold, which versions does it make, what is the answer.
+//!
+//! Pure but for reads of the state before it. Everything it depends on is the same on every replica: the log, the
+//! versions at or above the horizon, the command's own timestamp as "now".
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::outcomes::Verdict;
+use crate::storage::{self, Lookup, Reader, Tier, mvcc};
+use crate::storage::mvcc::Version;
+use crate::types::{Action, Error, Observed, Outcome, Reason, Test, Timestamp, Versioned, Write};
+
+/// The state as the commands of one batch see it: what earlier commands of the batch wrote, above what is stored.
+pub struct Scratch<'a> {
+    reader: &'a dyn Reader,
+    written: HashMap<Bytes, Version>,
+}
+
+/// A decided command: the answer, and the versions it makes (none unless it was applied).
+pub struct Decided {
+    /// The answer.
+    pub verdict: Verdict,
+    /// The new versions, at most one per key.
+    pub versions: Vec<(Bytes, Version)>,
+}
+
+impl<'a> Scratch<'a> {
+    /// The stored state, with nothing above it yet.
+    pub fn new(reader: &'a dyn Reader) -> Scratch<'a> {
+        Scratch { reader, written: HashMap::new() }
+    }
+
+    /// Makes versions visible to the commands that follow.
+    pub fn write(&mut self, versions: &[(Bytes, Version)]) {
+        for (key, version) in versions {
+            self.written.insert(key.clone(), version.clone());
+        }
+    }
+
+    /// The newest version of a key at or before `at`, deletions included.
+    fn newest(&self, key: &Bytes, at: Timestamp) -> storage::Result<Option<Version>> {
+        if let Some(version) = self.written.get(key)
+            && version.timestamp <= at
+        {
+            return Ok(Some(version.clone()));
+        }
+        match mvcc::newest(self.reader, key, at, Tier::Disk)? {
+            Lookup::Found(version) => Ok(Some(version)),
+            Lookup::Missing => Ok(None),
+            Lookup::NeedsDisk => unreachable!("a read of the disk tier always knows"),
+        }
+    }
+}
+
+/// The versions one command has made so far, found by key.
+#[derive(Default)]
+struct Staged {
+    versions: Vec<(Bytes, Version)>,
+    by_key: HashMap<Bytes, usize>,
+}
+
+impl Staged {
+    fn find(&self, key: &Bytes) -> Option<&Version> {
+        self.by_key.get(key).map(|&at| &self.versions[at].1)
+    }
+
+    fn put(&mut self, key: Bytes, version: Version) {
+        match self.by_key.get(&key) {
+            Some(&at) => self.versions[at].1 = version,
+            None => {
+                self.by_key.insert(key.clone(), self.versions.len());
+                self.versions.push((key, version));
+            }
+        }
+    }
+}
+
+/// A version as a reader at `now_ms` sees it: deletions and expired values are nothing.
+fn live(version: Option<&Version>, now_ms: u64) -> Option<Versioned> {
+    let version = version?;
+    let value = version.value.as_ref()?;
+    if version.expires_ms.is_some_and(|expires| expires <= now_ms) {
+        return None;
+    }
+    Some(Versioned { timestamp: version.timestamp, value: value.clone(), expires_ms: version.expires_ms })
+}
+
+/// Decides a command at `timestamp`. An `Err` is a failure of this machine's storage, not of the command.
+pub fn evaluate(
+    write: &Write,
+    timestamp: Timestamp,
+    horizon: Timestamp,
+    scratch: &Scratch<'_>,
+) -> storage::Result<Decided> {
+    let now_ms = timestamp.millis();
+    for (position, condition) in write.conditions.iter().enumerate() {
+        let current = live(scratch.newest(&condition.key, Timestamp::MAX)?.as_ref(), now_ms);
+        let holds = match &condition.test {
+            Test::Version(expected) => current.as_ref().is_some_and(|current| current.timestamp == *expected),
+            Test::Absent => current.is_none(),
+            Test::Present => current.is_some(),
+            Test::Value(expected) => current.as_ref().is_some_and(|current| current.value == *expected),
+        };
+        if !holds {
+            let observed = Some(Observed { condition: position as u32, current });
+            let outcome = Outcome { applied: false, timestamp, integers: Vec::new(), observed };
+            return Ok(Decided { verdict: Ok(outcome), versions: Vec::new() });
+        }
+    }
+
+    // The commonest command needs no staging: one blind put.
+    if let [operation] = write.operations.as_slice()
+        && let Action::Put { value, ttl_ms } = &operation.action
+    {
+        let version = put(value.clone(), *ttl_ms, timestamp);
+        let outcome = Outcome { applied: true, timestamp, integers: Vec::new(), observed: None };
+        return Ok(Decided { verdict: Ok(outcome), versions: vec![(operation.key.clone(), version)] });
+    }
+
+    let mut staged = Staged::default();
+    let mut integers = Vec::new();
+    for operation in &write.operations {
+        let key = &operation.key;
+        let mut integer = None;
+        match &operation.action {
+            Action::Put { value, ttl_ms } => staged.put(key.clone(), put(value.clone(), *ttl_ms, timestamp)),
+            Action::Delete => {
+                let before = match staged.find(key) {
+                    Some(version) => Some(version.clone()),
+                    None => scratch.newest(key, Timestamp::MAX)?,
+                };
+                // A deletion of nothing makes no version; one of an expired value does, it ends the value's history.
+                if before.is_some_and(|version| version.value.is_some()) {
+                    staged.put(key.clone(), Version { timestamp, value: None, expires_ms: None });
+                }
+            }
+            Action::Increment { delta } => {
+                let before = match staged.find(key) {
+                    Some(version) => live(Some(version), now_ms),
+                    None => live(scratch.newest(key, Timestamp::MAX)?.as_ref(), now_ms),
+                };
+                match increment(before.as_ref(), *delta) {
+                    Ok(sum) => {
+                        let value = Bytes::from(sum.to_string());
+                        let expires_ms = before.and_then(|before| before.expires_ms);
+                        staged.put(key.clone(), Version { timestamp, value: Some(value), expires_ms });
+                        integer = Some(sum);
+                    }
+                    Err(error) => return Ok(Decided { verdict: Err(error), versions: Vec::new() }),
+                }
+            }
+            Action::Rollback { to } => {
+                if let Err(error) = within_history(*to, horizon, timestamp) {
+                    return Ok(Decided { verdict: Err(error), versions: Vec::new() });
+                }
+                // What it was then; a value that has run out since stays gone.
+                let then = live(scratch.newest(key, *to)?.as_ref(), now_ms.max(to.millis()));
+                let (value, expires_ms) = match then {
+                    Some(then) => (Some(then.value), then.expires_ms),
+                    None => (None, None),
+                };
+                staged.put(key.clone(), Version { timestamp, value, expires_ms });
+            }
+        }
+        integers.push(integer);
+    }
+    if integers.iter().all(Option::is_none) {
+        integers.clear();
+    }
+    let outcome = Outcome { applied: true, timestamp, integers, observed: None };
+    Ok(Decided { verdict: Ok(outcome), versions: staged.versions })
+}
+
+fn put(value: Bytes, ttl_ms: Option<u64>, timestamp: Timestamp) -> Version {
+    let expires_ms = ttl_ms.map(|ttl| timestamp.millis().saturating_add(ttl));
+    Version { timestamp, value: Some(value), expires_ms }
+}
+
+fn increment(before: Option<&Versioned>, delta: i64) -> Result<i64, Error> {
+    let refuse = || {
+        Error::new(
+            Reason::NotAnInteger,
+            "the value is not a decimal integer of 64 bits, or the sum would not be; nothing was changed",
+        )
+    };
+    let number = match before {
+        None => 0,
+        Some(before) => {
+            std::str::from_utf8(&before.value).ok().and_then(|text| text.parse().ok()).ok_or_else(refuse)?
+        }
+    };
+    i64::checked_add(number, delta).ok_or_else(refuse)
+}
+
+/// Whether `at` can be read: not before the horizon, not after `now`.
+pub fn within_history(at: Timestamp, horizon: Timestamp, now: Timestamp) -> Result<(), Error> {
+    if at < horizon {
+        return Err(Error::new(
+            Reason::HistoryTrimmed,
+            format!("history reaches back to version {horizon}; {at} is older"),
+        ));
+    }
+    if at > now {
+        return Err(Error::invalid(format!("version {at} lies in the future")));
+    }
+    Ok(())
+}

@@ -1,0 +1,453 @@
+//! The handle by which a node uses one of its replicas.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::checksum::{self, Checksum};
+use super::command::Command;
+use super::evaluate::within_history;
+use super::gate::{self, Waiting};
+use super::machine::{ShardMachine, Shared};
+use super::metrics;
+use super::proposer::{self, Pending, PendingKind};
+use super::state::State;
+use crate::raft::{Group, GroupError, Timers, Transport};
+use crate::runtime::{Clock, Instant, spawn, spawn_blocking, timeout_at};
+use crate::storage::mvcc::{self, Version};
+use crate::storage::{Engine, LogWriter, Lookup, Tier};
+use crate::types::{
+    Action, Epoch, Error, NodeId, Outcome, ReadLevel, Reason, ReplicaId, Result, Role, ShardId, Test, Timestamp,
+    Versioned, Write,
+};
+
+/// How long a checksum mark is kept for those who ask late.
+const CHECKSUM_MARK_AGE_MAX: Duration = Duration::from_secs(60);
+/// How long writers are told to wait when a shard's queue is full.
+const OVERLOADED_RETRY: Duration = Duration::from_millis(50);
+/// The horizon moves in steps of at least this, so that an idle table costs no log entries.
+const HORIZON_STEP_MS: u64 = 30_000;
+
+/// What a replica needs to know of itself.
+#[derive(Clone, Debug)]
+pub struct ShardOptions {
+    /// The shard.
+    pub shard: ShardId,
+    /// Which member of its group this is.
+    pub replica: ReplicaId,
+    /// The node it lives on.
+    pub node: NodeId,
+    /// The state to begin with if it has applied nothing yet.
+    pub fresh: State,
+    /// Raft's timers.
+    pub timers: Timers,
+    /// The table's history window in milliseconds.
+    pub history_ms: u64,
+    /// Clocks.
+    pub clock: Clock,
+}
+
+/// One replica of one shard.
+pub struct Shard {
+    id: ShardId,
+    replica: ReplicaId,
+    group: Group,
+    shared: Arc<Shared>,
+    engine: Arc<dyn Engine>,
+    clock: Clock,
+    history_ms: AtomicU64,
+    /// No version at or before this may be stamped any more: someone has read the state as of then.
+    floor: Arc<AtomicU64>,
+    queue: mpsc::Sender<Pending>,
+    gate: mpsc::Sender<Waiting>,
+}
+
+/// An answer of a replica, with what its header says.
+#[derive(Clone, Debug)]
+pub struct Served<T> {
+    /// The answer.
+    pub body: T,
+    /// The part this replica plays.
+    pub role: Role,
+    /// The newest version applied here.
+    pub as_of: Timestamp,
+    /// Proven age, if there is a proof.
+    pub age: Option<Duration>,
+    /// The shard's epoch.
+    pub epoch: Epoch,
+}
+
+/// One page of one shard, keys still encoded.
+#[derive(Clone, Debug, Default)]
+pub struct ShardPage {
+    /// The rows.
+    pub rows: Vec<(Bytes, Version)>,
+    /// How many rows the page stands for.
+    pub count: u64,
+    /// The encoded key to go on from, none when the range is done.
+    pub next: Option<Bytes>,
+}
+
+/// A page of a scan as the node asks for it.
+#[derive(Clone, Debug)]
+pub struct PageRequest {
+    /// The encoded range, within the shard.
+    pub start: Bytes,
+    /// Its end.
+    pub end: Bytes,
+    /// Descending.
+    pub reverse: bool,
+    /// Count only.
+    pub count_only: bool,
+    /// Rows at most.
+    pub rows_max: usize,
+    /// Bytes after which the page ends.
+    pub bytes_max: usize,
+    /// How fresh.
+    pub level: ReadLevel,
+}
+
+impl Shard {
+    /// Recovers the replica from storage and joins its group.
+    pub async fn start(
+        options: ShardOptions,
+        engine: Arc<dyn Engine>,
+        writer: LogWriter,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Arc<Shard>, GroupError> {
+        let clock = options.clock.clone();
+        let machine = ShardMachine::open(options.shard, engine.clone(), options.fresh, clock.clone())?;
+        let shared = machine.shared();
+        let raft_options = crate::raft::Options::new(options.shard, options.replica, options.node, options.timers);
+        let group =
+            Group::start(raft_options, engine.clone(), writer, Box::new(machine), transport, clock.clone()).await?;
+        let floor = Arc::new(AtomicU64::new(0));
+        let (queue, queued) = mpsc::channel(proposer::QUEUE_COMMANDS_MAX);
+        let (gate, waiting) = mpsc::channel(gate::QUEUE_READS_MAX);
+        spawn(proposer::run(group.clone(), clock.clone(), floor.clone(), queued));
+        spawn(gate::run(group.clone(), clock.clone(), waiting));
+        Ok(Arc::new(Shard {
+            id: options.shard,
+            replica: options.replica,
+            group,
+            shared,
+            engine,
+            clock,
+            history_ms: AtomicU64::new(options.history_ms),
+            floor,
+            queue,
+            gate,
+        }))
+    }
+
+    /// The shard's id.
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// Which member of the group this replica is.
+    pub fn replica(&self) -> ReplicaId {
+        self.replica
+    }
+
+    /// The Raft group: leadership, membership, transport entry.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// The applied state.
+    pub fn state(&self) -> Arc<State> {
+        self.shared.state.load_full()
+    }
+
+    /// The stored data, for readers that take whatever is there.
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    /// Tells when new versions were applied.
+    pub fn applied(&self) -> tokio::sync::watch::Receiver<Timestamp> {
+        self.shared.applied.subscribe()
+    }
+
+    /// Tells the replica its table's history window.
+    pub fn set_history_ms(&self, history_ms: u64) {
+        self.history_ms.store(history_ms, Ordering::Relaxed);
+    }
+
+    /// Whether this replica leads, as far as it knows.
+    pub fn is_leader(&self) -> bool {
+        self.group.is_leader()
+    }
+
+    /// Commits a batch over encoded keys, routed under `epoch`.
+    ///
+    /// Errors: `NOT_LEADER`, `OVERLOADED`, `WRONG_EPOCH` (nothing happened), `RESULT_UNDETERMINED` (unknown, also when
+    /// the deadline passes on the way), and the deterministic refusals of apply.
+    pub async fn write(&self, epoch: Epoch, write: Write, deadline: Instant) -> Result<Served<Outcome>> {
+        if !self.group.is_leader() {
+            return Err(self.not_leader());
+        }
+        let bytes = write_bytes(&write);
+        let command = Command { epoch, write }.to_log();
+        let outcome = self.enqueue(PendingKind::Command(command), bytes, deadline).await?;
+        let as_of = self.state().last_timestamp.max(outcome.timestamp);
+        Ok(Served { body: outcome, role: Role::Leader, as_of, age: Some(Duration::ZERO), epoch })
+    }
+
+    async fn enqueue(&self, kind: PendingKind, bytes: usize, deadline: Instant) -> Result<Outcome> {
+        if self.clock.now() >= deadline {
+            return Err(Error::new(Reason::DeadlineExceeded, "the deadline had passed before anything was done"));
+        }
+        let (answer, outcome) = oneshot::channel();
+        self.queue.try_send(Pending { kind, bytes, answer }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                ::metrics::counter!(metrics::OVERLOADED).increment(1);
+                Error::new(Reason::Overloaded, "too many writes wait for this shard; slow down")
+                    .with_retry_after(OVERLOADED_RETRY)
+            }
+            mpsc::error::TrySendError::Closed(_) => Error::new(Reason::NotReady, "the replica has stopped"),
+        })?;
+        match timeout_at(deadline, outcome).await {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => Err(Error::new(
+                Reason::ResultUndetermined,
+                "the replica stopped while the write was on its way; repeat it with the same request id",
+            )),
+            None => Err(Error::new(
+                Reason::ResultUndetermined,
+                "the deadline passed while the write was on its way; it may or may not take effect",
+            )),
+        }
+    }
+
+    /// Reads encoded keys.
+    pub async fn read(
+        &self,
+        epoch: Epoch,
+        keys: &[Bytes],
+        level: ReadLevel,
+        deadline: Instant,
+    ) -> Result<Served<Vec<Option<Versioned>>>> {
+        let proof = self.reach(level, deadline).await?;
+        let state = self.state();
+        if state.epoch != epoch || !keys.iter().all(|key| state.owns(key)) {
+            return Err(self.wrong_epoch());
+        }
+        let (at, now_ms) = self.position(level, &state)?;
+        let mut values = Vec::with_capacity(keys.len());
+        for key in keys {
+            let version = match mvcc::newest(&*self.engine, key, at, Tier::Cache)? {
+                Lookup::Found(version) => Some(version),
+                Lookup::Missing => None,
+                Lookup::NeedsDisk => self.read_from_disk(key.clone(), at).await?,
+            };
+            values.push(version.and_then(|version| live(version, now_ms)));
+        }
+        Ok(self.served(values, state.last_timestamp, proof, epoch))
+    }
+
+    async fn read_from_disk(&self, key: Bytes, at: Timestamp) -> Result<Option<Version>> {
+        ::metrics::counter!(metrics::READS_FROM_DISK).increment(1);
+        let engine = self.engine.clone();
+        let lookup = spawn_blocking(move || mvcc::newest(&*engine, &key, at, Tier::Disk))
+            .await
+            .map_err(|_| Error::internal("a disk read was cancelled"))??;
+        Ok(match lookup {
+            Lookup::Found(version) => Some(version),
+            Lookup::Missing | Lookup::NeedsDisk => None,
+        })
+    }
+
+    /// Reads one page of a range that lies within the shard.
+    pub async fn scan(&self, epoch: Epoch, page: PageRequest, deadline: Instant) -> Result<Served<ShardPage>> {
+        let proof = self.reach(page.level, deadline).await?;
+        let state = self.state();
+        if state.epoch != epoch || page.start < state.start || page.end > state.end {
+            return Err(self.wrong_epoch());
+        }
+        let (at, now_ms) = self.position(page.level, &state)?;
+        let engine = self.engine.clone();
+        let scanned = spawn_blocking(move || {
+            let limits = mvcc::ScanLimits {
+                rows_max: page.rows_max,
+                bytes_max: page.bytes_max,
+                count_only: page.count_only,
+            };
+            mvcc::scan(&*engine, &page.start, &page.end, at, now_ms, page.reverse, limits)
+        })
+        .await
+        .map_err(|_| Error::internal("a scan was cancelled"))??;
+        let page = ShardPage { rows: scanned.rows, count: scanned.count, next: scanned.next };
+        Ok(self.served(page, state.last_timestamp, proof, epoch))
+    }
+
+    /// The versions of one encoded key, newest first, as far back as the history window reaches.
+    pub async fn history(
+        &self,
+        epoch: Epoch,
+        key: Bytes,
+        before: Timestamp,
+        rows_max: usize,
+        deadline: Instant,
+    ) -> Result<Served<Vec<Version>>> {
+        let proof = self.reach(ReadLevel::Linearizable, deadline).await?;
+        let state = self.state();
+        if state.epoch != epoch || !state.owns(&key) {
+            return Err(self.wrong_epoch());
+        }
+        let engine = self.engine.clone();
+        let horizon = state.horizon;
+        let mut versions = spawn_blocking(move || mvcc::history(&*engine, &key, before, rows_max))
+            .await
+            .map_err(|_| Error::internal("a read of a history was cancelled"))??;
+        // At and before the horizon only the newest version is promised to be there; older ones may linger.
+        if let Some(position) = versions.iter().position(|version| version.timestamp <= horizon) {
+            versions.truncate(position + 1);
+        }
+        Ok(self.served(versions, state.last_timestamp, proof, epoch))
+    }
+
+    /// Waits until the replica can answer at this level; returns since when the answer is proven fresh.
+    async fn reach(&self, level: ReadLevel, deadline: Instant) -> Result<Option<Instant>> {
+        match level {
+            ReadLevel::Any => Ok(None),
+            ReadLevel::AtLeast(token) if self.state().last_timestamp >= token.timestamp => Ok(None),
+            _ => self.confirm(deadline).await.map(Some),
+        }
+    }
+
+    /// Waits at the gate: afterwards this leader's state holds every write acknowledged before the call.
+    pub async fn confirm(&self, deadline: Instant) -> Result<Instant> {
+        if !self.group.is_leader() {
+            return Err(self.not_leader());
+        }
+        let (reader, confirmed) = oneshot::channel();
+        self.gate.try_send(reader).map_err(|_| {
+            Error::new(Reason::Overloaded, "too many reads wait for this shard; slow down")
+                .with_retry_after(OVERLOADED_RETRY)
+        })?;
+        match timeout_at(deadline, confirmed).await {
+            Some(Ok(asked)) => asked,
+            Some(Err(_)) => Err(Error::new(Reason::NotReady, "the replica has stopped")),
+            None => Err(Error::new(Reason::DeadlineExceeded, "leadership could not be confirmed before the deadline")),
+        }
+    }
+
+    /// The position to read at, and the moment by which values expire.
+    fn position(&self, level: ReadLevel, state: &State) -> Result<(Timestamp, u64)> {
+        let now_ms = self.clock.wall_ms().max(state.last_timestamp.millis());
+        let ReadLevel::AsOf(at) = level else { return Ok((Timestamp::MAX, now_ms)) };
+        let now = Timestamp::from_millis(now_ms.saturating_add(1)).previous();
+        within_history(at, state.horizon, now)?;
+        if at > state.last_timestamp {
+            // Nothing may be written at or before `at` any more, or the same read would answer differently later.
+            self.floor.fetch_max(at.next().0, Ordering::Relaxed);
+        }
+        Ok((at, at.millis()))
+    }
+
+    fn served<T>(&self, body: T, as_of: Timestamp, proof: Option<Instant>, epoch: Epoch) -> Served<T> {
+        let age = proof.map(|since| self.clock.now().saturating_duration_since(since));
+        Served { body, role: self.group.role(), as_of, age, epoch }
+    }
+
+    /// Asks every replica, through the log, to note a checksum of its content at one position, under `name`.
+    pub async fn note_checksum(&self, name: u64, deadline: Instant) -> Result<()> {
+        if !self.group.is_leader() {
+            return Err(self.not_leader());
+        }
+        self.enqueue(PendingKind::Checksum(name), 0, deadline).await.map(|_| ())
+    }
+
+    /// The checksum this replica noted under `name`, once it has applied that far.
+    pub async fn checksum(&self, name: u64, deadline: Instant) -> Result<Checksum> {
+        let mut marked = self.shared.marked.subscribe();
+        let mark = loop {
+            marked.borrow_and_update();
+            let found = self.shared.marks.lock().iter().find(|mark| mark.name == name).cloned();
+            if let Some(mark) = found {
+                break mark;
+            }
+            let waited = timeout_at(deadline, marked.changed()).await;
+            if !matches!(waited, Some(Ok(()))) {
+                return Err(Error::new(
+                    Reason::DeadlineExceeded,
+                    "the replica did not reach the position of the checksum in time",
+                ));
+            }
+        };
+        let sum = {
+            let mark = mark.clone();
+            spawn_blocking(move || checksum::of(&mark))
+                .await
+                .map_err(|_| Error::internal("a checksum was cancelled"))??
+        };
+        self.shared.marks.lock().retain(|kept| kept.name != name);
+        Ok(sum)
+    }
+
+    /// Regular upkeep: drops old checksum marks and, on the leader, proposes to trim history.
+    pub async fn upkeep(&self, deadline: Instant) {
+        let now = self.clock.now();
+        self.shared.marks.lock().retain(|mark| now.saturating_duration_since(mark.noted) < CHECKSUM_MARK_AGE_MAX);
+        if !self.is_leader() {
+            return;
+        }
+        let state = self.state();
+        let horizon_ms = self.clock.wall_ms().saturating_sub(self.history_ms.load(Ordering::Relaxed));
+        let horizon = Timestamp::from_millis(horizon_ms).min(state.last_timestamp);
+        if horizon.millis() >= state.horizon.millis() + HORIZON_STEP_MS {
+            // Failing is fine: whoever leads next will ask again.
+            let _ = self.enqueue(PendingKind::Horizon(horizon), 0, deadline).await;
+        }
+    }
+
+    /// Leaves the group. The replica's data stays.
+    pub async fn stop(&self) {
+        self.group.stop().await;
+    }
+
+    fn not_leader(&self) -> Error {
+        Error::new(Reason::NotLeader, format!("this replica does not lead {}", self.id))
+            .with_leader(self.group.leader().map(|(_, node)| node))
+    }
+
+    fn wrong_epoch(&self) -> Error {
+        Error::new(
+            Reason::WrongEpoch,
+            format!("the range of {} is not what the request was routed by; fetch the topology again", self.id),
+        )
+    }
+}
+
+/// About how many bytes a write takes in the log.
+fn write_bytes(write: &Write) -> usize {
+    let conditions = write.conditions.iter().map(|condition| {
+        condition.key.len()
+            + match &condition.test {
+                Test::Value(value) => value.len(),
+                Test::Version(_) | Test::Absent | Test::Present => 8,
+            }
+    });
+    let operations = write.operations.iter().map(|operation| {
+        operation.key.len()
+            + match &operation.action {
+                Action::Put { value, .. } => value.len() + 8,
+                Action::Delete | Action::Increment { .. } | Action::Rollback { .. } => 8,
+            }
+    });
+    conditions.chain(operations).sum::<usize>() + 64
+}
+
+/// A version as a reader at `now_ms` sees it.
+fn live(version: Version, now_ms: u64) -> Option<Versioned> {
+    if version.expires_ms.is_some_and(|expires| expires <= now_ms) {
+        return None;
+    }
+    let value = version.value?;
+    Some(Versioned { timestamp: version.timestamp, value, expires_ms: version.expires_ms })
+}

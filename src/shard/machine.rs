@@ -1,0 +1,324 @@
+//! The replicated state machine: applies the entries of the group's log, in order, on every replica alike.
+//!
+//! One call applies many entries as one storage batch: versions, outcome records and the applied state together, so
+//! that a crash leaves the state of exactly one position. What cannot be decided the same way everywhere (a failed
+//! read, a log entry that cannot be decoded) is an error that stops the replica instead of letting it diverge.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::command::{Command, Proposal};
+use super::evaluate::{Scratch, evaluate};
+use super::metrics;
+use super::outcomes::{RECENT_OUTCOMES_MAX, Recent, RecentOutcomes, Record, Verdict};
+use super::snapshot::{self, ShardCutter};
+use super::state::{REQUEST_RETENTION_MS, State, requests_from};
+use crate::keyspace::{side, version};
+use crate::runtime::{Clock, Instant};
+use crate::raft::{Cutter, Entry, Machine};
+use crate::storage::{self, Batch, Engine, Family, Lookup, Reader, Tier};
+use crate::types::{Error, Outcomes, Reason, RequestId, ShardId, Timestamp};
+
+/// Checksum marks kept per replica, each holding one storage snapshot: the one being asked for and a late one.
+const CHECKSUM_MARKS_MAX: usize = 2;
+
+/// How often compaction is told that older request outcomes may go.
+const REQUESTS_PUBLISHED_EVERY_MS: u64 = 10_000;
+
+/// A place in the log at which the content is to be summed: the state of then, frozen.
+pub struct ChecksumMark {
+    /// The name given by the leader that asked.
+    pub name: u64,
+    /// The entry after which the content is summed.
+    pub index: u64,
+    /// The stored state at or soon after it; later versions are told by their timestamps.
+    pub reader: Arc<dyn Reader>,
+    /// The applied state at it.
+    pub state: State,
+    /// When it was noted; old marks are dropped, since they keep compaction from trimming.
+    pub noted: Instant,
+}
+
+/// What a replica shows to those who read from it, updated by apply.
+pub struct Shared {
+    /// The applied state.
+    pub state: ArcSwap<State>,
+    /// The newest timestamp applied; readers that need a version wait for it here.
+    pub applied: watch::Sender<Timestamp>,
+    /// The newest checksum marks.
+    pub marks: Mutex<Vec<Arc<ChecksumMark>>>,
+    /// Told when a checksum mark was set (its count).
+    pub marked: watch::Sender<u64>,
+}
+
+impl Shared {
+    fn new(state: State) -> Shared {
+        Shared {
+            applied: watch::Sender::new(state.last_timestamp),
+            state: ArcSwap::from_pointee(state),
+            marks: Mutex::new(Vec::new()),
+            marked: watch::Sender::new(0),
+        }
+    }
+}
+
+/// The state machine of one replica.
+pub struct ShardMachine {
+    shard: ShardId,
+    engine: Arc<dyn Engine>,
+    shared: Arc<Shared>,
+    state: State,
+    recent: RecentOutcomes,
+    clock: Clock,
+    /// The horizon and the oldest request last told to compaction.
+    published: Option<(Timestamp, u64)>,
+}
+
+impl ShardMachine {
+    /// Recovers the applied state, or begins with `fresh`.
+    pub fn open(shard: ShardId, engine: Arc<dyn Engine>, fresh: State, clock: Clock) -> storage::Result<ShardMachine> {
+        let state = load(&*engine, shard)?.unwrap_or(fresh);
+        let recent = RecentOutcomes::new(state.issued_max_ms, RECENT_OUTCOMES_MAX);
+        let shared = Arc::new(Shared::new(state.clone()));
+        let mut machine = ShardMachine { shard, engine, shared, state, recent, clock, published: None };
+        machine.publish_horizon();
+        Ok(machine)
+    }
+
+    /// What readers see.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    /// The stored or remembered verdict of a request, if it was seen.
+    fn find_record(&self, anchor: &[u8], request: &RequestId) -> storage::Result<Option<Record>> {
+        match self.recent.find(request) {
+            Recent::Seen(record) => return Ok(Some(record.clone())),
+            Recent::Unseen => return Ok(None),
+            Recent::Unknown => {}
+        }
+        let key = side::outcome(anchor, request.client, request.sequence);
+        match self.engine.get(Family::Data, &key, Tier::Disk)? {
+            Lookup::Found(bytes) => Record::decode(bytes).map(Some).map_err(storage::Error::from),
+            Lookup::Missing => Ok(None),
+            Lookup::NeedsDisk => unreachable!("a read of the disk tier always knows"),
+        }
+    }
+
+    /// Decides one command and adds its effects to the batch.
+    fn apply_command(
+        &mut self,
+        command: &Command,
+        stamped: Timestamp,
+        scratch: &mut Scratch<'_>,
+        batch: &mut Batch,
+        new_records: &mut HashMap<(u64, u64), Record>,
+    ) -> storage::Result<Verdict> {
+        if let Err(refusal) = self.admit(command, stamped) {
+            return Ok(Err(refusal));
+        }
+        let write = &command.write;
+        let anchor = write.operations.first().map(|operation| &operation.key);
+        let anchor = anchor.or(write.conditions.first().map(|condition| &condition.key));
+        let Some(anchor) = anchor else {
+            return Ok(Err(Error::new(Reason::BatchTooLarge, "a batch needs at least one operation or condition")));
+        };
+        let fingerprint = command.fingerprint();
+        if let Some(request) = &write.request {
+            let seen = match new_records.get(&(request.client, request.sequence)) {
+                Some(record) => Some(record.clone()),
+                None => self.find_record(anchor, request)?,
+            };
+            if let Some(record) = seen {
+                ::metrics::counter!(metrics::REPEATS).increment(1);
+                return Ok(record.answer(fingerprint));
+            }
+        }
+
+        let timestamp = stamped.max(self.state.last_timestamp.next());
+        self.state.last_timestamp = timestamp;
+        self.state.requests_from_ms = self.state.requests_from_ms.max(requests_from(timestamp));
+        let decided = evaluate(write, timestamp, self.state.horizon, scratch)?;
+        scratch.write(&decided.versions);
+        for (key, value) in decided.versions {
+            batch.put(Family::Data, version::key(&key, value.timestamp), value.encode());
+        }
+        if let Some(request) = &write.request {
+            let record = Record {
+                issued_ms: request.issued_ms,
+                fingerprint,
+                decided: timestamp,
+                verdict: decided.verdict.clone(),
+            };
+            batch.put(Family::Data, side::outcome(anchor, request.client, request.sequence), record.encode());
+            self.state.issued_max_ms = self.state.issued_max_ms.max(request.issued_ms);
+            new_records.insert((request.client, request.sequence), record);
+        }
+        Ok(decided.verdict)
+    }
+
+    /// Whether the shard takes this command at all. A refusal has no effect and is not remembered.
+    fn admit(&self, command: &Command, stamped: Timestamp) -> Result<(), Error> {
+        let write = &command.write;
+        let mut keys = (write.operations.iter().map(|operation| &operation.key))
+            .chain(write.conditions.iter().map(|condition| &condition.key));
+        if command.epoch != self.state.epoch || !keys.all(|key| self.state.owns(key)) {
+            return Err(Error::new(
+                Reason::WrongEpoch,
+                format!("the range of {} has changed; fetch the topology again", self.shard),
+            ));
+        }
+        if let Some(request) = &write.request {
+            if request.issued_ms < self.state.requests_from_ms {
+                return Err(Error::new(
+                    Reason::RequestExpired,
+                    format!(
+                        "the request was issued more than {} minutes ago (or its client's clock is that far behind); \
+                         whether it took effect is no longer known here: read the key before deciding",
+                        REQUEST_RETENTION_MS / 60_000
+                    ),
+                ));
+            }
+            if request.issued_ms > stamped.millis().saturating_add(REQUEST_RETENTION_MS) {
+                return Err(Error::invalid(
+                    "the request id says it was issued far in the future; set the client's clock right",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells compaction what it may drop: seldom, and not while a checksum mark needs what is there.
+    fn publish_horizon(&mut self) {
+        let state = &self.state;
+        let due = match self.published {
+            None => true,
+            Some((horizon, requests_from_ms)) => {
+                horizon != state.horizon || requests_from_ms + REQUESTS_PUBLISHED_EVERY_MS <= state.requests_from_ms
+            }
+        };
+        if due && self.shared.marks.lock().is_empty() {
+            self.engine.horizons().set(&state.start, &state.end, state.horizon, state.requests_from_ms);
+            self.published = Some((state.horizon, state.requests_from_ms));
+        }
+    }
+
+    fn apply_entry(
+        &mut self,
+        proposal: Proposal,
+        scratch: &mut Scratch<'_>,
+        batch: &mut Batch,
+        new_records: &mut HashMap<(u64, u64), Record>,
+    ) -> storage::Result<Outcomes> {
+        let mut outcomes: Outcomes = Vec::with_capacity(proposal.commands.len());
+        for command in &proposal.commands {
+            outcomes.push(self.apply_command(command, proposal.stamped, scratch, batch, new_records)?);
+        }
+        if let Some(horizon) = proposal.horizon {
+            self.state.horizon = self.state.horizon.max(horizon.min(self.state.last_timestamp));
+            self.state.requests_from_ms = self.state.requests_from_ms.max(requests_from(proposal.stamped));
+        }
+        Ok(outcomes)
+    }
+
+    /// Writes what has gathered, with the applied state, and lets readers see it.
+    fn commit(&mut self, mut batch: Batch, mark: Bytes) -> storage::Result<()> {
+        self.state.mark = Some(mark);
+        batch.put(Family::Data, side::applied(self.shard), self.state.encode());
+        self.engine.write(batch)?;
+        self.shared.state.store(Arc::new(self.state.clone()));
+        self.publish_horizon();
+        self.shared.applied.send_replace(self.state.last_timestamp);
+        Ok(())
+    }
+}
+
+impl Machine for ShardMachine {
+    fn mark(&self) -> Option<Bytes> {
+        self.state.mark.clone()
+    }
+
+    fn apply(&mut self, entries: Vec<Entry>, mark: Bytes) -> storage::Result<Vec<Outcomes>> {
+        let engine = self.engine.clone();
+        let mut scratch = Scratch::new(&*engine);
+        let mut batch = Batch::new();
+        let mut new_records = HashMap::new();
+        let mut all = Vec::with_capacity(entries.len());
+        let mut commands = 0;
+        let mut marks = Vec::new();
+        for entry in entries {
+            let Some(payload) = entry.payload else {
+                all.push(Vec::new());
+                continue;
+            };
+            let proposal = Proposal::decode(payload).map_err(storage::Error::from)?;
+            commands += proposal.commands.len();
+            if let Some(name) = proposal.checksum {
+                marks.push((name, entry.index, self.state.clone()));
+            }
+            all.push(self.apply_entry(proposal, &mut scratch, &mut batch, &mut new_records)?);
+        }
+        drop(scratch);
+        self.commit(batch, mark)?;
+        for ((client, sequence), record) in new_records {
+            let request = RequestId { client, sequence, issued_ms: record.issued_ms };
+            self.recent.insert(&request, record);
+        }
+        if commands > 0 {
+            ::metrics::counter!(metrics::COMMANDS_APPLIED).increment(commands as u64);
+        }
+        for (name, index, state) in marks {
+            let noted = self.clock.now();
+            let mark = ChecksumMark { name, index, reader: self.engine.snapshot(), state, noted };
+            let mut kept = self.shared.marks.lock();
+            kept.push(Arc::new(mark));
+            if kept.len() > CHECKSUM_MARKS_MAX {
+                kept.remove(0);
+            }
+            drop(kept);
+            self.shared.marked.send_modify(|count| *count += 1);
+        }
+        Ok(all)
+    }
+
+    fn cutter(&self) -> Arc<dyn Cutter> {
+        Arc::new(ShardCutter::new(self.engine.clone(), self.shard))
+    }
+
+    fn install(&mut self, name: &str, files: Vec<PathBuf>) -> storage::Result<()> {
+        let ranges = snapshot::ranges(self.shard, &self.state.start, &self.state.end);
+        self.engine.install(name, &ranges, &files)?;
+        let state = load(&*self.engine, self.shard)?
+            .ok_or_else(|| storage::Error::corruption("an installed snapshot lacks its applied state"))?;
+        assert_eq!(
+            (&state.start, &state.end),
+            (&self.state.start, &self.state.end),
+            "a snapshot of another range was installed over {}",
+            self.shard
+        );
+        self.recent = RecentOutcomes::new(state.issued_max_ms, RECENT_OUTCOMES_MAX);
+        self.state = state;
+        self.published = None;
+        self.publish_horizon();
+        self.shared.state.store(Arc::new(self.state.clone()));
+        self.shared.applied.send_replace(self.state.last_timestamp);
+        Ok(())
+    }
+}
+
+/// The applied state stored for a shard.
+pub fn load(reader: &dyn Reader, shard: ShardId) -> storage::Result<Option<State>> {
+    match reader.get(Family::Data, &side::applied(shard), Tier::Disk)? {
+        Lookup::Found(bytes) => State::decode(bytes).map(Some).map_err(storage::Error::from),
+        Lookup::Missing => Ok(None),
+        Lookup::NeedsDisk => unreachable!("a read of the disk tier always knows"),
+    }
+}
+
+

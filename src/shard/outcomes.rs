@@ -1,0 +1,251 @@
+//! What request ids brought about: records beside the data, and a cache of the recent ones.
+//!
+//! Promise: as long as a request is not older than the retention, a repeat finds the first outcome. Requests older
+//! than that are refused before they get here (`requests_from_ms`), so a record may go once its request would be
+//! refused.
+//!
+//! A record lies in family `Data` under the encoded key of the command's first key, so it moves with its range. The
+//! cache answers "never seen" without touching the disk: it holds *every* record issued at or after `covered_from_ms`.
+//! That is a statement about `issued_ms` alone, whatever the clocks of clients do.
+
+use std::collections::{BTreeSet, HashMap};
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::types::{Error, Observed, Outcome, Reason, RequestId, Result, Timestamp, Versioned};
+use crate::wire::proto::internal as log;
+
+/// Outcomes kept in memory per replica: several seconds of writes of a busy shard, about 2 MB.
+pub const RECENT_OUTCOMES_MAX: usize = 8_192;
+
+/// What a request brought about: its outcome, or its deterministic refusal.
+pub type Verdict = Result<Outcome>;
+
+/// A stored verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// When the request was first sent.
+    pub issued_ms: u64,
+    /// Of the command (`Command::fingerprint`).
+    pub fingerprint: u32,
+    /// The position at which it was decided.
+    pub decided: Timestamp,
+    /// What came of it.
+    pub verdict: Verdict,
+}
+
+impl Record {
+    /// The answer to a repeat: the same verdict, or `REQUEST_MISMATCH` if the repeat asks for something else.
+    pub fn answer(&self, fingerprint: u32) -> Verdict {
+        if self.fingerprint == fingerprint {
+            self.verdict.clone()
+        } else {
+            Err(Error::new(
+                Reason::RequestMismatch,
+                "this request id was used for another write; give every write an id of its own",
+            ))
+        }
+    }
+
+    /// The stored form.
+    pub fn encode(&self) -> Bytes {
+        let mut record = log::OutcomeRecord {
+            issued_ms: self.issued_ms,
+            fingerprint: self.fingerprint,
+            timestamp: self.decided.0,
+            ..Default::default()
+        };
+        match &self.verdict {
+            Ok(outcome) => {
+                record.applied = outcome.applied;
+                record.integers = outcome.integers.iter().map(|value| log::OptionalInteger { value: *value }).collect();
+                if let Some(observed) = &outcome.observed {
+                    record.failed_condition = Some(observed.condition);
+                    record.observed = observed.current.as_ref().map(|current| log::ObservedValue {
+                        timestamp: current.timestamp.0,
+                        value: current.value.clone(),
+                        expires_ms: current.expires_ms,
+                    });
+                }
+            }
+            Err(error) => {
+                record.reason = Some(error.reason.as_str().to_owned());
+                record.message = Some(error.message.clone());
+            }
+        }
+        record.encode_to_vec().into()
+    }
+
+    /// Reads the stored form.
+    pub fn decode(bytes: Bytes) -> Result<Record> {
+        let record = log::OutcomeRecord::decode(bytes)
+            .map_err(|error| Error::new(Reason::Corruption, format!("an outcome record cannot be decoded: {error}")))?;
+        let verdict = match record.reason {
+            Some(reason) => Err(Error::new(
+                Reason::parse(&reason).unwrap_or(Reason::Internal),
+                record.message.unwrap_or_default(),
+            )),
+            None => Ok(Outcome {
+                applied: record.applied,
+                timestamp: Timestamp(record.timestamp),
+                integers: record.integers.into_iter().map(|integer| integer.value).collect(),
+                observed: record.failed_condition.map(|condition| Observed {
+                    condition,
+                    current: record.observed.map(|current| Versioned {
+                        timestamp: Timestamp(current.timestamp),
+                        value: current.value,
+                        expires_ms: current.expires_ms,
+                    }),
+                }),
+            }),
+        };
+        Ok(Record {
+            issued_ms: record.issued_ms,
+            fingerprint: record.fingerprint,
+            decided: Timestamp(record.timestamp),
+            verdict,
+        })
+    }
+}
+
+/// The recent records of one replica.
+#[derive(Debug)]
+pub struct RecentOutcomes {
+    records: HashMap<(u64, u64), Record>,
+    by_age: BTreeSet<(u64, u64, u64)>,
+    covered_from_ms: u64,
+    records_max: usize,
+}
+
+/// What the cache knows of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Recent<'a> {
+    /// It was seen; here is its record.
+    Seen(&'a Record),
+    /// It was never seen.
+    Unseen,
+    /// It may be older than the cache: look on the disk.
+    Unknown,
+}
+
+impl RecentOutcomes {
+    /// A cache that knows nothing of requests issued up to `issued_max_ms` (the newest ever stored, 0 if none).
+    pub fn new(issued_max_ms: u64, records_max: usize) -> RecentOutcomes {
+        assert!(records_max > 0, "a cache of nothing would never cover the present");
+        RecentOutcomes {
+            records: HashMap::new(),
+            by_age: BTreeSet::new(),
+            covered_from_ms: if issued_max_ms == 0 { 0 } else { issued_max_ms.saturating_add(1) },
+            records_max,
+        }
+    }
+
+    /// What is known of `request`.
+    pub fn find(&self, request: &RequestId) -> Recent<'_> {
+        match self.records.get(&(request.client, request.sequence)) {
+            Some(record) => Recent::Seen(record),
+            None if request.issued_ms >= self.covered_from_ms => Recent::Unseen,
+            None => Recent::Unknown,
+        }
+    }
+
+    /// Notes a record just stored. The oldest go when there are too many.
+    pub fn insert(&mut self, request: &RequestId, record: Record) {
+        let id = (request.client, request.sequence);
+        if record.issued_ms < self.covered_from_ms {
+            return;
+        }
+        self.by_age.insert((record.issued_ms, id.0, id.1));
+        self.records.insert(id, record);
+        while self.records.len() > self.records_max {
+            let (issued_ms, client, sequence) = self.by_age.pop_first().expect("one age per record");
+            self.records.remove(&(client, sequence));
+            self.covered_from_ms = self.covered_from_ms.max(issued_ms.saturating_add(1));
+        }
+        // Records issued in the same millisecond as an evicted one are no longer covered: drop them too, so that
+        // "covered" stays a statement about time.
+        while let Some(&(issued_ms, client, sequence)) = self.by_age.first() {
+            if issued_ms >= self.covered_from_ms {
+                break;
+            }
+            self.by_age.pop_first();
+            self.records.remove(&(client, sequence));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(client: u64, sequence: u64, issued_ms: u64) -> RequestId {
+        RequestId { client, sequence, issued_ms }
+    }
+
+    fn record(issued_ms: u64) -> Record {
+        let verdict = Ok(Outcome { applied: true, ..Outcome::default() });
+        Record { issued_ms, fingerprint: 1, decided: Timestamp::ZERO, verdict }
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_went() {
+        let outcomes = [
+            Ok(Outcome { applied: true, timestamp: Timestamp(3), integers: vec![None, Some(-4)], observed: None }),
+            Ok(Outcome {
+                applied: false,
+                timestamp: Timestamp(3),
+                integers: vec![],
+                observed: Some(Observed {
+                    condition: 0,
+                    current: Some(Versioned {
+                        timestamp: Timestamp(2),
+                        value: Bytes::from_static(b"v"),
+                        expires_ms: Some(9),
+                    }),
+                }),
+            }),
+            Ok(Outcome {
+                applied: false,
+                timestamp: Timestamp(3),
+                integers: vec![],
+                observed: Some(Observed { condition: 2, current: None }),
+            }),
+            Err(Error::new(Reason::NotAnInteger, "no")),
+        ];
+        for verdict in outcomes {
+            let record = Record { issued_ms: 5, fingerprint: 6, decided: Timestamp(3), verdict };
+            assert_eq!(Record::decode(record.encode()).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn another_payload_under_the_same_id_is_refused() {
+        assert!(record(1).answer(1).is_ok());
+        assert_eq!(record(1).answer(2).unwrap_err().reason, Reason::RequestMismatch);
+    }
+
+    #[test]
+    fn a_fresh_cache_knows_what_it_cannot_know() {
+        let cache = RecentOutcomes::new(100, 10);
+        assert_eq!(cache.find(&request(1, 1, 100)), Recent::Unknown);
+        assert_eq!(cache.find(&request(1, 1, 101)), Recent::Unseen);
+        assert_eq!(RecentOutcomes::new(0, 10).find(&request(1, 1, 0)), Recent::Unseen);
+    }
+
+    #[test]
+    fn eviction_never_turns_a_seen_request_into_an_unseen_one() {
+        let mut cache = RecentOutcomes::new(0, 4);
+        // Clients whose clocks differ: issued times arrive in any order, several in one millisecond.
+        let issued = [50u64, 10, 50, 10, 60, 20, 50, 70, 10, 65];
+        for (sequence, &at) in issued.iter().enumerate() {
+            cache.insert(&request(1, sequence as u64, at), record(at));
+            for (earlier, &when) in issued.iter().enumerate().take(sequence + 1) {
+                assert_ne!(cache.find(&request(1, earlier as u64, when)), Recent::Unseen);
+            }
+            assert!(cache.records.len() <= 4);
+            assert_eq!(cache.records.len(), cache.by_age.len());
+        }
+        assert_eq!(cache.find(&request(2, 1, 71)), Recent::Unseen);
+    }
+}
