@@ -109,7 +109,7 @@ mod tests {
         let cursor = ScanCursor { next: layout().encode(b"k") };
         let bytes = cursor.encode(&layout(), &ScanBounds::All, false);
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "01GOLDEN");
+        assert_eq!(hex, "01b3841ffa000000036b0001f5150562");
         assert_eq!(ScanCursor::decode(&bytes, &layout(), &ScanBounds::All, false), Ok(cursor));
     }
 
