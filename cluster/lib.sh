@@ -3,8 +3,8 @@
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DATA_DEFAULT=$ROOT/cluster/data
-GRPC_BASE=7400   # node n speaks gRPC on 127.0.0.1:7400+n
-HTTP_BASE=7500   # and serves metrics and health on 127.0.0.1:7500+n
+GRPC_BASE=${CLUSTER_GRPC_BASE:-7400} # node n speaks gRPC on 127.0.0.1:7400+n
+HTTP_BASE=${CLUSTER_HTTP_BASE:-7500} # and serves metrics and health on 127.0.0.1:7500+n
 RUST_MINIMUM=88  # of 1.88, the rust-version in Cargo.toml
 
 if [ -t 2 ]; then BOLD=$'\e[1m' DIM=$'\e[2m' PLAIN=$'\e[0m'; else BOLD='' DIM='' PLAIN=''; fi

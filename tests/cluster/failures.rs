@@ -1,0 +1,122 @@
+//! Nodes die, freeze and come back while clients write: no call fails, nothing is lost, nothing happens twice.
+
+use std::time::Duration;
+
+use crate::harness::{Cluster, rounds, wait};
+use crate::load::Load;
+
+/// Long enough for an election and for clients to notice; short enough for a suite.
+const PAUSE_BETWEEN: Duration = Duration::from_millis(1_500);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_nodes_in_turn_loses_nothing() {
+    let mut cluster = Cluster::with_table(3).await;
+    let load = Load::start(&cluster, "t", 8).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for round in 0..rounds(10) {
+        let victim = u64::from(round % 3) + 1;
+        cluster.kill(victim);
+        tokio::time::sleep(PAUSE_BETWEEN).await;
+        cluster.start(victim);
+        cluster.healthy().await;
+    }
+    load.finish().await.assert_flawless(500);
+    cluster.checksums_equal("t").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bench_verifies_itself_while_nodes_are_killed() {
+    let mut cluster = Cluster::with_table(3).await;
+    let bench = cluster.spawn(&[
+        "bench",
+        "--table",
+        "t",
+        "--verify",
+        "--clients",
+        "16",
+        "--duration",
+        "12s",
+        "--read-ratio",
+        "0.2",
+        "-o",
+        "json",
+    ]);
+    for round in 0..3 {
+        tokio::time::sleep(PAUSE_BETWEEN).await;
+        let victim = round % 3 + 1;
+        cluster.kill(victim);
+        tokio::time::sleep(PAUSE_BETWEEN).await;
+        cluster.start(victim);
+        cluster.healthy().await;
+    }
+    let report = wait(bench, Duration::from_secs(120)).json();
+    println!("  {report}");
+    let number = |name: &str| report["verify"][name].as_u64().unwrap_or_else(|| panic!("no verify.{name} in {report}"));
+    assert_eq!((number("lost"), number("doubled"), number("failed")), (0, 0, 0), "{report}");
+    assert!(number("acknowledged") > 500, "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_leader_is_replaced() {
+    let cluster = Cluster::with_table(3).await;
+    let load = Load::start(&cluster, "t", 8).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for round in 0..rounds(1) {
+        let (leader, _) = cluster.leader("t", &format!("counter-{}", round % 8)).await;
+        cluster.pause(leader);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        cluster.resume(leader);
+        cluster.healthy().await;
+    }
+    load.finish().await.assert_flawless(200);
+    cluster.checksums_equal("t").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_nodes_killed_at_once_come_back_with_everything() {
+    let mut cluster = Cluster::with_table(3).await;
+    let load = Load::start(&cluster, "t", 8).await;
+    for _ in 0..rounds(1) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for id in cluster.ids() {
+            cluster.kill(id);
+        }
+        for id in cluster.ids() {
+            cluster.start(id);
+        }
+        cluster.healthy().await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    load.finish().await.assert_flawless(200);
+    cluster.checksums_equal("t").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orderly_stop_hands_leaderships_over() {
+    let mut cluster = Cluster::with_table(3).await;
+    let load = Load::start(&cluster, "t", 8).await;
+    for id in cluster.ids() {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(cluster.stop(id), 0, "SIGTERM ends a node with exit code 0:\n{}", cluster.node(id).log_tail(20));
+        cluster.start(id);
+        cluster.healthy().await;
+    }
+    load.finish().await.assert_flawless(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_writes_are_refused_in_time_and_return_with_it() {
+    let mut cluster = Cluster::with_table(3).await;
+    cluster.trivet(&["put", "t", "before", "1"]).ok();
+    cluster.kill(2);
+    cluster.kill(3);
+    let began = std::time::Instant::now();
+    let refused = cluster.trivet(&["put", "t", "during", "1"]);
+    assert_eq!(refused.code, 4, "unavailable has exit code 4: {refused:?}");
+    assert!(began.elapsed() < Duration::from_secs(10), "took {:?}", began.elapsed());
+    cluster.start(2);
+    cluster.start(3);
+    cluster.healthy().await;
+    assert_eq!(cluster.trivet(&["get", "t", "before"]).ok().trim(), "1");
+    cluster.trivet(&["put", "t", "after", "1"]).ok();
+}

@@ -1,0 +1,152 @@
+//! Clients that write all the while and remember what they were promised.
+//!
+//! Each worker owns one counter and one register, so it knows exactly what they must hold: the counter every
+//! acknowledged increment once, the register the last acknowledged value. A call that fails, a value that went back
+//! and a counter that is off are told apart.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+use trivet::client::Client;
+
+use crate::harness::{Cluster, eventually};
+
+/// Deadline of each call, the client's default.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// A running load.
+pub struct Load {
+    stopping: Arc<AtomicBool>,
+    workers: Vec<JoinHandle<Worker>>,
+    client: Client,
+    table: String,
+}
+
+/// What one worker did and was promised.
+struct Worker {
+    number: usize,
+    calls: u64,
+    increments: u64,
+    last_value: u64,
+    failures: Vec<String>,
+    stale_reads: Vec<String>,
+    longest_call: Duration,
+}
+
+/// What became of all calls.
+#[derive(Debug)]
+pub struct Report {
+    pub calls: u64,
+    pub failures: Vec<String>,
+    pub wrong: Vec<String>,
+    pub longest_call: Duration,
+}
+
+impl Report {
+    /// No call failed, nothing was lost, nothing was doubled; and enough was done for that to mean something.
+    #[track_caller]
+    pub fn assert_flawless(&self, calls_min: u64) {
+        println!("  {} calls, longest {:?}", self.calls, self.longest_call);
+        assert!(self.failures.is_empty(), "{} calls failed, first: {:?}", self.failures.len(), self.failures.first());
+        assert!(self.wrong.is_empty(), "{:?}", self.wrong);
+        assert!(self.calls >= calls_min, "only {} calls: the test says nothing", self.calls);
+    }
+}
+
+impl Load {
+    /// Starts workers on a table.
+    pub async fn start(cluster: &Cluster, table: &str, workers: usize) -> Load {
+        let client = connect(cluster).await;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let workers = (0..workers)
+            .map(|number| tokio::spawn(work(client.clone(), table.to_owned(), number, Arc::clone(&stopping))))
+            .collect();
+        Load { stopping, workers, client, table: table.to_owned() }
+    }
+
+    /// Stops the workers and compares what is stored with what was promised.
+    pub async fn finish(self) -> Report {
+        self.stopping.store(true, Ordering::Relaxed);
+        let table = self.client.table(&self.table);
+        let mut report = Report { calls: 0, failures: Vec::new(), wrong: Vec::new(), longest_call: Duration::ZERO };
+        for worker in self.workers {
+            let worker = worker.await.expect("a worker does not panic");
+            let number = worker.number;
+            let counter = eventually("the counter can be read", || table.get(counter_key(number))).await;
+            let register = eventually("the register can be read", || table.get(register_key(number))).await;
+            // Calls that failed without a definite answer may have taken effect once.
+            let unknown = worker.failures.len() as u64;
+            let counted = counter.body.map_or(0, |found| number_in(&found.value));
+            if counted < worker.increments || counted > worker.increments + unknown {
+                report.wrong.push(format!("counter {number} is {counted}, acknowledged were {}", worker.increments));
+            }
+            let stored = register.body.map_or(0, |found| number_in(&found.value));
+            if stored < worker.last_value || (stored > worker.last_value && unknown == 0) {
+                report
+                    .wrong
+                    .push(format!("register {number} is {stored}, last acknowledged was {}", worker.last_value));
+            }
+            report.calls += worker.calls;
+            report.failures.extend(worker.failures);
+            report.wrong.extend(worker.stale_reads);
+            report.longest_call = report.longest_call.max(worker.longest_call);
+        }
+        report
+    }
+}
+
+/// A client as an application would make it.
+pub async fn connect(cluster: &Cluster) -> Client {
+    let endpoints = cluster.endpoints();
+    let options = trivet::client::Options { deadline: DEADLINE, ..trivet::client::Options::default() };
+    Client::connect(&endpoints, options).await.expect("the client finds the cluster")
+}
+
+fn counter_key(number: usize) -> String {
+    format!("counter-{number}")
+}
+
+fn register_key(number: usize) -> String {
+    format!("register-{number}")
+}
+
+fn number_in(value: &[u8]) -> u64 {
+    std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).expect("a decimal number was written")
+}
+
+async fn work(client: Client, table: String, number: usize, stopping: Arc<AtomicBool>) -> Worker {
+    let table = client.table(&table);
+    let mut worker = Worker {
+        number,
+        calls: 0,
+        increments: 0,
+        last_value: 0,
+        failures: Vec::new(),
+        stale_reads: Vec::new(),
+        longest_call: Duration::ZERO,
+    };
+    while !stopping.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        let result = match worker.calls % 3 {
+            0 => table.increment(counter_key(number), 1).await.map(|_| worker.increments += 1),
+            1 => {
+                let next = worker.calls;
+                table.put(register_key(number), next.to_string()).await.map(|_| worker.last_value = next)
+            }
+            _ => table.get(register_key(number)).await.map(|found| {
+                let seen = found.body.map_or(0, |found| number_in(&found.value));
+                if seen < worker.last_value {
+                    worker.stale_reads.push(format!("register {number}: read {seen} after {}", worker.last_value));
+                }
+            }),
+        };
+        worker.calls += 1;
+        worker.longest_call = worker.longest_call.max(began.elapsed());
+        if let Err(error) = result {
+            worker.failures.push(format!("after {:?}: {error}", began.elapsed()));
+        }
+    }
+    worker
+}
