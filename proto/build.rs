@@ -16,5 +16,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     served.file.retain(|file| file.package() != "trivet.internal");
     std::fs::write(out.join("trivet_v1.bin"), served.encode_to_vec())?;
     tonic_prost_build::configure().bytes(".").build_transport(true).compile_fds(set)?;
+
+    if env::var_os("CARGO_FEATURE_PEERS").is_some() {
+        let etcd = protox::compile([root.join("peers/etcd.proto")], [&root])?;
+        tonic_prost_build::configure().bytes(".").build_transport(true).build_server(false).compile_fds(etcd)?;
+    }
     Ok(())
 }

@@ -1,0 +1,218 @@
+//! Rare questions between nodes, as small JSON documents: who are you, may I join, what do you see, please do.
+//!
+//! What concerns this node alone is answered here; what changes the cluster goes to the handler that control has
+//! registered. Data never travels this way.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::host::Node;
+use crate::catalog::NodeRow;
+use crate::types::{ClusterId, Error, Incarnation, NodeId, Reason, Result, ShardDescriptor, ShardId, Timestamp};
+
+/// How long a rare question may take.
+pub const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Who a node is: the answer to `identity`.
+pub const IDENTITY: &str = "identity";
+/// To become, or go on being, a member: [`JoinAsk`], [`JoinAnswer`].
+pub const JOIN: &str = "join";
+/// A node's report: [`super::NodeReport`].
+pub const REPORT: &str = "report";
+/// The newest revision of the catalog, confirmed by shard 0's leader.
+pub const REVISION: &str = "revision";
+/// Note checksums of a shard under a name (to its leader).
+pub const NOTE_CHECKSUM: &str = "note_checksum";
+/// The checksum of one replica.
+pub const CHECKSUM: &str = "checksum";
+/// Hand over the leadership of a shard (to its leader).
+pub const TRANSFER: &str = "transfer";
+
+/// Whether someone who names no cluster may ask this.
+pub fn open_to_strangers(kind: &str) -> bool {
+    kind == IDENTITY || kind == JOIN
+}
+
+/// Answers the questions that change the cluster.
+pub trait AskHandler: Send + Sync + 'static {
+    /// Answers one question; an unknown kind is an error.
+    fn answer<'a>(&'a self, kind: &'a str, body: Bytes) -> BoxFuture<'a, Result<Bytes>>;
+}
+
+/// A node introduces itself.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct JoinAsk {
+    /// The cluster it is a member of; none if its directory is empty.
+    pub cluster: Option<ClusterId>,
+    /// Its row in the catalog, as it should be.
+    pub row: NodeRow,
+}
+
+/// The answer to a node that introduces itself.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JoinAnswer {
+    /// The node asked is not a member of any cluster either.
+    Empty {
+        /// Who it is.
+        node: NodeId,
+    },
+    /// Welcome.
+    Member {
+        /// The cluster.
+        cluster: ClusterId,
+        /// Shard 0, with the newcomer among its replicas.
+        system: Box<ShardDescriptor>,
+        /// All nodes.
+        nodes: Vec<NodeRow>,
+    },
+}
+
+/// Who a node is.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct IdentityAnswer {
+    /// The id it was started with.
+    pub node: NodeId,
+    /// Its cluster, if it is a member of one.
+    pub cluster: Option<ClusterId>,
+    /// Its data directory.
+    pub incarnation: Incarnation,
+}
+
+/// Asks about one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ShardAsk {
+    /// The shard.
+    pub shard: ShardId,
+    /// A checksum's name, or the node to lead.
+    pub argument: u64,
+}
+
+/// One replica's checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ChecksumAnswer {
+    /// The position summed at.
+    pub index: u64,
+    /// The sum.
+    pub checksum: u32,
+    /// Versions summed.
+    pub versions: u64,
+}
+
+/// Encodes a question or an answer.
+pub fn encode<T: Serialize>(value: &T) -> Bytes {
+    serde_json::to_vec(value).expect("questions and answers are plain data").into()
+}
+
+/// Decodes a question or an answer.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body).map_err(|error| {
+        Error::invalid(format!("a message of another node cannot be understood ({error}); do the versions match?"))
+    })
+}
+
+impl Node {
+    /// Answers a question of another node (or of this one).
+    pub(super) async fn answer(&self, kind: &str, body: Bytes) -> Result<Bytes> {
+        let deadline = self.clock().now() + ASK_TIMEOUT;
+        match kind {
+            IDENTITY => Ok(encode(&IdentityAnswer {
+                node: self.id(),
+                cluster: self.try_identity().map(|identity| identity.cluster),
+                incarnation: self.incarnation(),
+            })),
+            REPORT => Ok(encode(&self.report())),
+            REVISION => {
+                let system = self.system_shard()?;
+                system.confirm(deadline).await?;
+                Ok(encode(&system.state().last_timestamp))
+            }
+            NOTE_CHECKSUM => {
+                let ask: ShardAsk = decode(&body)?;
+                self.hosted(ask.shard)?.note_checksum(ask.argument, deadline).await?;
+                Ok(encode(&()))
+            }
+            CHECKSUM => {
+                let ask: ShardAsk = decode(&body)?;
+                // Summing a large shard takes longer than other questions.
+                let sum = self.hosted(ask.shard)?.checksum(ask.argument, deadline + ASK_TIMEOUT).await?;
+                Ok(encode(&ChecksumAnswer { index: sum.index, checksum: sum.checksum, versions: sum.versions }))
+            }
+            TRANSFER => {
+                let ask: ShardAsk = decode(&body)?;
+                self.transfer(ask.shard, NodeId(ask.argument)).await?;
+                Ok(encode(&()))
+            }
+            JOIN if self.try_identity().is_none() => Ok(encode(&JoinAnswer::Empty { node: self.id() })),
+            _ => match self.handler() {
+                Some(handler) => handler.answer(kind, body).await,
+                None => Err(Error::new(Reason::NotReady, "this node has just started; try again in a moment")),
+            },
+        }
+    }
+
+    /// Asks a node something, this one included.
+    pub async fn ask<Q: Serialize, A: DeserializeOwned>(&self, node: NodeId, kind: &str, question: &Q) -> Result<A> {
+        self.ask_for(node, kind, question, ASK_TIMEOUT).await
+    }
+
+    /// As [`Node::ask`], with a patience of one's own.
+    pub async fn ask_for<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        node: NodeId,
+        kind: &str,
+        question: &Q,
+        patience: Duration,
+    ) -> Result<A> {
+        let body = encode(question);
+        if node == self.id() {
+            return decode(&Box::pin(self.answer(kind, body)).await?);
+        }
+        let address = self
+            .links()
+            .address(node)
+            .ok_or_else(|| Error::new(Reason::UnknownNode, format!("{node} has no known address")))?;
+        decode(&self.links().ask(&address, kind, body, patience).await?)
+    }
+
+    /// The newest revision of the catalog, confirmed by shard 0's leader.
+    pub async fn newest_revision(&self) -> Result<Timestamp> {
+        self.ask_system_leader(REVISION, &()).await
+    }
+
+    /// Asks the leader of shard 0, wherever it is; follows it for a while if it moves.
+    pub async fn ask_system_leader<Q: Serialize, A: DeserializeOwned>(&self, kind: &str, question: &Q) -> Result<A> {
+        self.ask_system_leader_for(kind, question, ASK_TIMEOUT).await
+    }
+
+    /// As [`Node::ask_system_leader`], with a patience of one's own for each attempt.
+    pub async fn ask_system_leader_for<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        kind: &str,
+        question: &Q,
+        patience: Duration,
+    ) -> Result<A> {
+        let deadline = self.clock().now() + patience.max(2 * ASK_TIMEOUT);
+        let mut last = Error::new(Reason::NoQuorum, "the system table has no leader right now; try again in a moment");
+        let mut hint = None;
+        while self.clock().now() < deadline {
+            let leader = hint.take().or_else(|| self.system_leader());
+            if let Some(leader) = leader {
+                match self.ask_for(leader, kind, question, patience).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) if matches!(error.reason, Reason::NotLeader | Reason::NotReady) => {
+                        hint = error.leader.filter(|&node| node != leader);
+                        last = error;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            crate::runtime::sleep(Duration::from_millis(50)).await;
+        }
+        Err(last)
+    }
+}

@@ -1,0 +1,368 @@
+//! The node itself: what its parts share.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
+
+use super::ask::AskHandler;
+use super::formation::{self, Bootstrap};
+use super::identity::Identity;
+use super::registry::Registry;
+use super::replicas::Record;
+use super::transport::{LinkTransport, Links};
+use super::{follower, reconcile};
+use crate::catalog::{Directory, NodeRow};
+use crate::client::Connection;
+use crate::raft::{GroupError, Timers};
+use crate::runtime::{Clock, random_u64, sleep, spawn};
+use crate::shard::{Shard, ShardOptions, State};
+use crate::storage::{Engine, LogWriter};
+use crate::types::{Error, Incarnation, Limits, NodeId, Reason, Result, ShardId, Timestamp};
+
+/// How long an orderly stop waits for other nodes to take over leaderships.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a node is started with.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// Its id, chosen by its operator.
+    pub id: NodeId,
+    /// Where others reach its gRPC server, host:port.
+    pub address: String,
+    /// Where its HTTP server listens, host:port.
+    pub http_address: String,
+    /// Its failure zone.
+    pub zone: String,
+    /// How it becomes a member if its directory is empty.
+    pub bootstrap: Bootstrap,
+    /// Raft's timers.
+    pub timers: Timers,
+    /// Bounds on requests.
+    pub limits: Limits,
+    /// This program's version.
+    pub version: String,
+    /// Clocks.
+    pub clock: Clock,
+}
+
+/// A running node.
+pub struct Node {
+    options: NodeOptions,
+    incarnation: Incarnation,
+    engine: Arc<dyn Engine>,
+    writer: LogWriter,
+    identity: OnceLock<Identity>,
+    registry: Registry,
+    links: Arc<Links>,
+    directory: ArcSwap<Directory>,
+    directory_changed: watch::Sender<Timestamp>,
+    connections: RwLock<HashMap<NodeId, (String, Arc<Connection>)>>,
+    handler: OnceLock<Arc<dyn AskHandler>>,
+    fatal: watch::Sender<Option<Error>>,
+    stopping: watch::Sender<bool>,
+    /// Wakes the reconciler before its time.
+    nudge: Notify,
+    /// When each table was last looked up in vain; see the door.
+    pub(super) unknown_tables: Mutex<HashMap<String, crate::runtime::Instant>>,
+}
+
+impl Node {
+    /// Recovers the node's replicas and sets out to be a member of its cluster; returns at once, joining goes on in
+    /// the background ([`Node::is_ready`], [`Node::fatal`]). The caller mounts [`super::PeerService`] on the node's
+    /// gRPC server.
+    ///
+    /// Errors: the data directory is another node's; a replica's stored state cannot be used.
+    pub async fn start(options: NodeOptions, engine: Arc<dyn Engine>, writer: LogWriter) -> Result<Arc<Node>> {
+        let stored = Identity::load(&*engine)?;
+        if let Some(identity) = &stored {
+            identity.check(options.id)?;
+        }
+        let links = Links::new(options.id, options.clock.clone());
+        links.set_address(options.id, &options.address);
+        let node = Arc::new(Node {
+            incarnation: stored.map_or_else(|| Incarnation(random_u64()), |identity| identity.incarnation),
+            engine,
+            writer,
+            identity: OnceLock::new(),
+            registry: Registry::new(),
+            links,
+            directory: ArcSwap::from_pointee(Directory::empty()),
+            directory_changed: watch::Sender::new(Timestamp::ZERO),
+            connections: RwLock::default(),
+            handler: OnceLock::new(),
+            fatal: watch::Sender::new(None),
+            stopping: watch::Sender::new(false),
+            nudge: Notify::new(),
+            unknown_tables: Mutex::default(),
+            options,
+        });
+        if let Some(identity) = stored {
+            node.adopt(identity);
+            for record in Record::load_all(&*node.engine)? {
+                if !record.tombstone {
+                    node.host(&record).await?;
+                }
+            }
+        }
+        spawn(formation::run(node.clone()));
+        spawn(follower::run(node.clone()));
+        spawn(reconcile::run(node.clone()));
+        Ok(node)
+    }
+
+    /// This node's id.
+    pub fn id(&self) -> NodeId {
+        self.options.id
+    }
+
+    /// What it was started with.
+    pub fn options(&self) -> &NodeOptions {
+        &self.options
+    }
+
+    /// This data directory's random number.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Its clocks.
+    pub fn clock(&self) -> &Clock {
+        &self.options.clock
+    }
+
+    /// Its storage.
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    pub(super) fn writer(&self) -> &LogWriter {
+        &self.writer
+    }
+
+    /// Who it is, once it is a member of a cluster.
+    pub fn try_identity(&self) -> Option<&Identity> {
+        self.identity.get()
+    }
+
+    /// Becomes a member: from now on every frame names the cluster.
+    pub(super) fn adopt(&self, identity: Identity) {
+        self.links.set_cluster(identity.cluster);
+        let known = self.identity.get_or_init(|| identity);
+        assert_eq!(*known, identity, "a node has one identity");
+    }
+
+    /// The hosted replicas.
+    pub fn replicas(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(super) fn links(&self) -> &Arc<Links> {
+        &self.links
+    }
+
+    /// Whether something was heard from `node` lately.
+    pub fn hears(&self, node: NodeId) -> bool {
+        self.links.is_alive(node)
+    }
+
+    /// The picture of the catalog as this node has it now.
+    pub fn directory(&self) -> Arc<Directory> {
+        self.directory.load_full()
+    }
+
+    /// Tells the revision of each new picture.
+    pub fn directory_changes(&self) -> watch::Receiver<Timestamp> {
+        self.directory_changed.subscribe()
+    }
+
+    pub(super) fn set_directory(&self, directory: Directory) {
+        let revision = directory.revision();
+        for row in directory.nodes() {
+            self.links.set_address(row.id, &row.address);
+        }
+        self.directory.store(Arc::new(directory));
+        self.directory_changed.send_replace(revision);
+    }
+
+    /// This node's row as it should stand in the catalog.
+    pub(super) fn row(&self) -> NodeRow {
+        NodeRow {
+            id: self.options.id,
+            incarnation: self.incarnation,
+            address: self.options.address.clone(),
+            http_address: self.options.http_address.clone(),
+            zone: self.options.zone.clone(),
+            version: self.options.version.clone(),
+            joined_ms: self.options.clock.wall_ms(),
+        }
+    }
+
+    /// Registers who answers the questions that change the cluster.
+    pub fn set_handler(&self, handler: Arc<dyn AskHandler>) {
+        assert!(self.handler.set(handler).is_ok(), "a node has one control");
+    }
+
+    pub(super) fn handler(&self) -> Option<Arc<dyn AskHandler>> {
+        self.handler.get().cloned()
+    }
+
+    /// The local replica of shard 0.
+    pub fn system_shard(&self) -> Result<Arc<Shard>> {
+        self.registry.get(ShardId::SYSTEM).ok_or_else(|| {
+            Error::new(Reason::NotReady, "this node is not a member of a cluster yet; try again in a moment")
+        })
+    }
+
+    /// The node that leads shard 0, as far as this one knows.
+    pub fn system_leader(&self) -> Option<NodeId> {
+        self.registry.get(ShardId::SYSTEM).and_then(|shard| shard.group().leader()).map(|(_, node)| node)
+    }
+
+    /// Whether this node leads shard 0.
+    pub fn leads_system(&self) -> bool {
+        self.registry.get(ShardId::SYSTEM).is_some_and(|shard| shard.is_leader())
+    }
+
+    /// The local replica of a shard.
+    pub fn hosted(&self, shard: ShardId) -> Result<Arc<Shard>> {
+        self.registry
+            .get(shard)
+            .ok_or_else(|| Error::new(Reason::ShardNotHere, format!("{} hosts no replica of {shard}", self.id())))
+    }
+
+    /// Starts the replica of a record and adds it to the registry.
+    pub(super) async fn host(&self, record: &Record) -> Result<Arc<Shard>> {
+        let history_ms = self.directory().table(record.table).map_or(u64::MAX, |table| table.descriptor.history_ms);
+        let options = ShardOptions {
+            shard: record.shard,
+            replica: record.replica,
+            node: self.id(),
+            fresh: State::fresh(record.table, record.start.clone(), record.end.clone(), record.epoch),
+            timers: self.options.timers,
+            history_ms,
+            clock: self.options.clock.clone(),
+        };
+        let transport = Arc::new(LinkTransport(self.links.clone()));
+        let shard = Shard::start(options, self.engine.clone(), self.writer.clone(), transport).await.map_err(
+            |error: GroupError| {
+                Error::new(Reason::Corruption, format!("{} of {} cannot start: {error}", record.replica, record.shard))
+            },
+        )?;
+        self.registry.insert(shard.clone());
+        Ok(shard)
+    }
+
+    /// Whether it is a member, has a picture of the catalog that names it, and hears a leader of shard 0.
+    pub fn is_ready(&self) -> Result<()> {
+        if self.try_identity().is_none() {
+            return Err(Error::new(Reason::NotReady, "not a member of a cluster yet"));
+        }
+        if self.directory().node(self.id()).is_none() {
+            return Err(Error::new(Reason::NotReady, "the catalog does not name this node yet"));
+        }
+        if self.system_leader().is_none() {
+            return Err(Error::new(Reason::NotReady, "no leader of the system table is known"));
+        }
+        if *self.stopping.borrow() {
+            return Err(Error::new(Reason::NotReady, "stopping"));
+        }
+        Ok(())
+    }
+
+    /// Set when the node cannot go on: its id is taken, it was configured for another cluster. The process ends then.
+    pub fn fatal(&self) -> watch::Receiver<Option<Error>> {
+        self.fatal.subscribe()
+    }
+
+    pub(super) fn fail(&self, error: Error) {
+        self.fatal.send_replace(Some(error));
+    }
+
+    /// True once the node is stopping.
+    pub(super) fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
+    }
+
+    /// Asks the reconciler to look now.
+    pub fn nudge(&self) {
+        self.nudge.notify_one();
+    }
+
+    pub(super) fn nudged(&self) -> impl Future<Output = ()> {
+        self.nudge.notified()
+    }
+
+    /// A connection to another node's public services, for forwarding.
+    pub(super) fn connection(&self, node: NodeId) -> Result<Arc<Connection>> {
+        let address = self
+            .links
+            .address(node)
+            .ok_or_else(|| Error::new(Reason::UnknownNode, format!("{node} has no known address")))?;
+        if let Some((known, connection)) = self.connections.read().get(&node)
+            && *known == address
+        {
+            return Ok(connection.clone());
+        }
+        let connection = Arc::new(Connection::new(&address, self.options.clock.clone())?);
+        self.connections.write().insert(node, (address, connection.clone()));
+        Ok(connection)
+    }
+
+    /// Hands the leadership of a shard over to its voter on `to`.
+    pub async fn transfer(&self, shard: ShardId, to: NodeId) -> Result<()> {
+        let hosted = self.hosted(shard)?;
+        let status = hosted.group().status();
+        if !status.is_leader() {
+            return Err(Error::new(Reason::NotLeader, format!("{} does not lead {shard}", self.id()))
+                .with_leader(status.leader.map(|(_, node)| node)));
+        }
+        if to == self.id() {
+            return Ok(());
+        }
+        let target = status.voters.iter().find(|&(_, &node)| node == to).map(|(&replica, _)| replica);
+        let target = target.ok_or_else(|| {
+            Error::new(Reason::InvalidRequest, format!("{to} hosts no voter of {shard}; choose one of its voters"))
+        })?;
+        hosted.group().transfer_leader(target).await.map_err(|error| Error::new(Reason::Conflict, error.to_string()))
+    }
+
+    /// Hands all leaderships over, then stops the replicas. Their data stays.
+    pub async fn stop(&self) {
+        self.stopping.send_replace(true);
+        let deadline = self.clock().now() + HANDOVER_TIMEOUT;
+        loop {
+            let mut led = 0;
+            for shard in self.registry.all() {
+                let status = shard.group().status();
+                if !status.is_leader() || status.voters.len() < 2 {
+                    continue;
+                }
+                led += 1;
+                // The voter whose log is nearest to the leader's, among those that are alive.
+                let best = (status.matched.iter())
+                    .filter(|&(replica, _)| *replica != status.replica)
+                    .filter_map(|(replica, matched)| {
+                        let node = *status.voters.get(replica)?;
+                        self.links.is_alive(node).then_some((matched.unwrap_or(0), *replica))
+                    })
+                    .max();
+                if let Some((_, target)) = best
+                    && let Err(error) = shard.group().transfer_leader(target).await
+                {
+                    tracing::debug!(shard = %shard.id(), %error, "leadership not handed over yet");
+                }
+            }
+            if led == 0 || self.clock().now() >= deadline {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        for shard in self.registry.all() {
+            shard.stop().await;
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The metrics of nodes.
+
+/// Frames sent to peers.
+pub const FRAMES_SENT: &str = "trivet_peer_frames_sent_total";
+/// Frames in one flush to a peer.
+pub const FLUSH_FRAMES: &str = "trivet_peer_flush_frames";
+/// Connections to peers that broke.
+pub const LINKS_BROKEN: &str = "trivet_peer_links_broken_total";
+/// Frames refused: wrong cluster, wrong node, unknown group or replica.
+pub const FRAMES_REFUSED: &str = "trivet_peer_frames_refused_total";
+/// Requests answered by forwarding them.
+pub const FORWARDED: &str = "trivet_door_forwarded_total";
+/// Requests, by kind.
+pub const REQUESTS: &str = "trivet_door_requests_total";
+/// Replicas hosted.
+pub const REPLICAS: &str = "trivet_node_replicas";
+/// Replicas that lead.
+pub const LEADERS: &str = "trivet_node_leaders";
+/// Snapshots received and installed.
+pub const SNAPSHOTS_RECEIVED: &str = "trivet_peer_snapshots_received_total";
+/// Bytes of snapshots sent.
+pub const SNAPSHOT_BYTES_SENT: &str = "trivet_peer_snapshot_bytes_sent_total";
+
+/// Declares them.
+pub fn describe() {
+    metrics::describe_counter!(FRAMES_SENT, "Frames of Raft groups sent to other nodes");
+    metrics::describe_histogram!(FLUSH_FRAMES, "Frames that left for one peer in one flush");
+    metrics::describe_counter!(LINKS_BROKEN, "Streams to other nodes that broke");
+    metrics::describe_counter!(FRAMES_REFUSED, "Frames refused: wrong cluster, node, group or replica");
+    metrics::describe_counter!(FORWARDED, "Requests passed on to the node that can answer them");
+    metrics::describe_counter!(REQUESTS, "Requests for data by kind");
+    metrics::describe_gauge!(REPLICAS, "Replicas hosted by this node");
+    metrics::describe_gauge!(LEADERS, "Replicas of this node that lead their shard");
+    metrics::describe_counter!(SNAPSHOTS_RECEIVED, "Snapshots received and installed");
+    metrics::describe_counter!(SNAPSHOT_BYTES_SENT, "Bytes of snapshots sent to other nodes");
+}

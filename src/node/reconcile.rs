@@ -1,0 +1,244 @@
+//! Brings this node to what the catalog wants of it, again and again until it is so.
+//!
+//! Each round compares the wanted with the real and takes the next step for every difference: create a replica, found
+//! its group, destroy it; and, where this node leads, add learners, promote them when they have caught up, remove who
+//! is no longer wanted. Every step is safe to repeat, so a crash anywhere only means another round.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::host::Node;
+use super::metrics;
+use super::replicas::Record;
+use crate::catalog::Directory;
+use crate::raft::Status;
+use crate::runtime::{Instant, timeout};
+use crate::shard::Shard;
+use crate::storage::{LogChange, LogOp};
+use crate::types::{NodeId, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId, TableState};
+
+/// Between rounds when nothing wakes the reconciler.
+const ROUND_WAIT: Duration = Duration::from_millis(250);
+/// How long a group may be without a leader before a founder other than the preferred one founds it.
+const FOUND_AFTER: Duration = Duration::from_secs(5);
+/// Entries a learner may be behind and still be promoted: fewer than one busy round trip brings.
+const CAUGHT_UP_WITHIN: u64 = 256;
+/// Between upkeep rounds of a shard (history, old marks).
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long upkeep may wait for its own log entries.
+const UPKEEP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the reconciler remembers between rounds.
+#[derive(Default)]
+struct Memory {
+    /// Since when a hosted group has had no leader.
+    leaderless: HashMap<ShardId, Instant>,
+    /// The last upkeep.
+    upkept: Option<Instant>,
+}
+
+/// Runs until the node stops.
+pub async fn run(node: Arc<Node>) {
+    let mut stopping = node.stopping();
+    let mut memory = Memory::default();
+    loop {
+        tokio::select! {
+            _ = timeout(ROUND_WAIT, node.nudged()) => {}
+            _ = stopping.wait_for(|&stopping| stopping) => return,
+        }
+        round(&node, &mut memory).await;
+    }
+}
+
+async fn round(node: &Arc<Node>, memory: &mut Memory) {
+    let Some(identity) = node.try_identity().copied() else { return };
+    let directory = node.directory();
+    for descriptor in directory.shards_on(node.id(), identity.incarnation) {
+        if let Err(error) = create(node, &descriptor).await {
+            tracing::error!(shard = %descriptor.id, %error, "cannot create a replica");
+        }
+    }
+    let mut led = 0;
+    let replicas = node.replicas().all();
+    for shard in &replicas {
+        let status = shard.group().status();
+        let wanted = directory.shard(shard.id());
+        if status.is_leader() {
+            led += 1;
+        }
+        if let Some(descriptor) = wanted {
+            if let Some(table) = directory.table(descriptor.table) {
+                shard.set_history_ms(table.descriptor.history_ms);
+            }
+            found(node, shard, descriptor, &status, memory).await;
+            if status.is_leader() {
+                align(shard, descriptor, &status).await;
+            }
+        } else if is_gone(&directory, shard)
+            && let Err(error) = destroy(node, shard).await
+        {
+            tracing::error!(shard = %shard.id(), %error, "cannot destroy a replica");
+        }
+    }
+    ::metrics::gauge!(metrics::REPLICAS).set(replicas.len() as f64);
+    ::metrics::gauge!(metrics::LEADERS).set(f64::from(led));
+
+    let now = node.clock().now();
+    if memory.upkept.is_none_or(|last| now.saturating_duration_since(last) >= UPKEEP_EVERY) {
+        memory.upkept = Some(now);
+        let upkeeps = replicas.iter().map(|shard| shard.upkeep(now + UPKEEP_TIMEOUT));
+        futures::future::join_all(upkeeps).await;
+    }
+}
+
+/// Creates the wanted replica of a shard if it is not here.
+async fn create(node: &Arc<Node>, descriptor: &ShardDescriptor) -> Result<()> {
+    let Some(mine) = descriptor.replica_on(node.id()) else { return Ok(()) };
+    if let Some(hosted) = node.replicas().get(descriptor.id) {
+        if hosted.replica() != mine.id && hosted.replica() < mine.id {
+            // The catalog has replaced the replica of this very directory: the old one goes, the new one comes.
+            destroy(node, &hosted).await?;
+        } else {
+            return Ok(());
+        }
+    }
+    let record = match Record::load(&**node.engine(), descriptor.id)? {
+        // Destroyed here before: this id never comes back. (A picture of the catalog from before, for a moment.)
+        Some(record) if record.tombstone && record.replica >= mine.id => return Ok(()),
+        Some(record) if !record.tombstone => record,
+        _ => {
+            let record = Record::of(descriptor, mine.id);
+            record.store(&**node.engine())?;
+            record
+        }
+    };
+    let hosted = node.host(&record).await?;
+    // The preferred leader founds at once; it becomes the leader.
+    if preferred_founder(descriptor) == Some(record.replica) && record.replica == mine.id {
+        found_group(&hosted, descriptor).await;
+    }
+    Ok(())
+}
+
+fn preferred_founder(descriptor: &ShardDescriptor) -> Option<ReplicaId> {
+    descriptor.founders.first().copied()
+}
+
+/// Founds a group whose preferred founder has not done so, or finishes what a crash has cut short.
+async fn found(
+    node: &Node,
+    shard: &Arc<Shard>,
+    descriptor: &ShardDescriptor,
+    status: &Status,
+    memory: &mut Memory,
+) {
+    let fresh = status.voters.is_empty() && status.learners.is_empty();
+    if !fresh || !descriptor.founders.contains(&shard.replica()) {
+        memory.leaderless.remove(&shard.id());
+        return;
+    }
+    let now = node.clock().now();
+    let since = *memory.leaderless.entry(shard.id()).or_insert(now);
+    let preferred = preferred_founder(descriptor) == Some(shard.replica());
+    if preferred || now.saturating_duration_since(since) >= FOUND_AFTER {
+        found_group(shard, descriptor).await;
+    }
+}
+
+async fn found_group(shard: &Arc<Shard>, descriptor: &ShardDescriptor) {
+    // A founder that has been replaced since cannot be named any more; then the others add the newcomer later.
+    let members: BTreeMap<ReplicaId, NodeId> = (descriptor.replicas.iter())
+        .filter(|replica| descriptor.founders.contains(&replica.id))
+        .map(|replica| (replica.id, replica.node))
+        .collect();
+    if members.len() != descriptor.founders.len() {
+        tracing::warn!(shard = %descriptor.id, "a founder was replaced before its group was founded");
+        return;
+    }
+    if let Err(error) = shard.group().found(members).await {
+        tracing::warn!(shard = %descriptor.id, %error, "cannot found the group yet");
+    }
+}
+
+/// As leader: one step from the real members towards the wanted ones.
+async fn align(shard: &Arc<Shard>, descriptor: &ShardDescriptor, status: &Status) {
+    let group = shard.group();
+    if status.joint {
+        if let Err(error) = group.finish_change().await {
+            tracing::debug!(shard = %shard.id(), %error, "cannot finish a change of members yet");
+        }
+        return;
+    }
+    for wanted in &descriptor.replicas {
+        if !status.voters.contains_key(&wanted.id) && !status.learners.contains_key(&wanted.id) {
+            tracing::info!(shard = %shard.id(), replica = %wanted.id, node = %wanted.node, "adding a replica");
+            if let Err(error) = group.add_learner(wanted.id, wanted.node).await {
+                tracing::debug!(shard = %shard.id(), %error, "cannot add a replica yet");
+            }
+            return;
+        }
+    }
+    let caught_up = |replica: ReplicaId| {
+        let matched = status.matched.get(&replica).copied().flatten();
+        matched.is_some_and(|matched| matched + CAUGHT_UP_WITHIN >= status.last_log)
+    };
+    let wanted: BTreeSet<ReplicaId> = (descriptor.replicas.iter())
+        .filter(|replica| replica.role == ReplicaRole::Voter)
+        .filter(|replica| status.voters.contains_key(&replica.id) || caught_up(replica.id))
+        .map(|replica| replica.id)
+        .collect();
+    let current: BTreeSet<ReplicaId> = status.voters.keys().copied().collect();
+    let all_wanted: BTreeSet<ReplicaId> = (descriptor.replicas.iter())
+        .filter(|replica| replica.role == ReplicaRole::Voter)
+        .map(|replica| replica.id)
+        .collect();
+    // Who is no longer wanted stays until everyone wanted is a voter, so that the group never gets thinner than it was.
+    let target: BTreeSet<ReplicaId> =
+        if wanted == all_wanted { wanted } else { wanted.union(&current).copied().collect() };
+    if target != current && !target.is_empty() {
+        tracing::info!(shard = %shard.id(), from = ?current, to = ?target, "changing voters");
+        if let Err(error) = group.change_voters(target).await {
+            tracing::debug!(shard = %shard.id(), %error, "cannot change voters yet");
+        }
+    }
+}
+
+/// Whether the catalog has dropped the shard for good (not merely: is not known here yet).
+fn is_gone(directory: &Directory, shard: &Arc<Shard>) -> bool {
+    if shard.id() == ShardId::SYSTEM {
+        return false;
+    }
+    let table = shard.state().table;
+    // A table id is never reused and its row outlives its shards' rows, so a table below the next free id that has no
+    // row, or is being dropped, is gone.
+    match directory.table_row(table) {
+        Some(row) => row.state == TableState::Dropping,
+        None => directory.has_allocated_table(table),
+    }
+}
+
+/// Stops a replica and removes what it stored, leaving a tombstone.
+async fn destroy(node: &Arc<Node>, shard: &Arc<Shard>) -> Result<()> {
+    tracing::info!(shard = %shard.id(), replica = %shard.replica(), "destroying a replica");
+    let Some(record) = Record::load(&**node.engine(), shard.id())? else { return Ok(()) };
+    node.replicas().remove(shard.id());
+    shard.stop().await;
+    // What the group has queued must be on the disk before its traces are removed.
+    let (done, written) = oneshot::channel();
+    node.writer().submit(LogOp {
+        group: shard.id(),
+        change: LogChange::Barrier,
+        done: Some(Box::new(move |result| {
+            let _ = done.send(result);
+        })),
+    });
+    if let Ok(result) = written.await {
+        result?;
+    }
+    node.engine().horizons().clear(&record.start, &record.end);
+    record.destroy(&**node.engine())?;
+    Ok(())
+}

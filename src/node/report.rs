@@ -1,0 +1,70 @@
+//! What a node says about itself and its replicas to those who ask.
+
+use super::host::Node;
+use crate::types::{NodeId, ReplicaId, ShardId, Timestamp};
+
+/// One replica's report.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ShardReport {
+    /// The shard.
+    pub shard: ShardId,
+    /// The member.
+    pub replica: ReplicaId,
+    /// `leader`, `follower`, `candidate`, `learner` or `stopped`.
+    pub part: String,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// The highest term it has seen.
+    pub term: u64,
+    /// Its last log entry.
+    pub last_log: u64,
+    /// The last entry applied.
+    pub applied: u64,
+    /// The voters of its newest configuration.
+    pub voters: Vec<ReplicaId>,
+    /// The members without a vote.
+    pub learners: Vec<ReplicaId>,
+    /// Why it stopped, if it failed.
+    pub failure: Option<String>,
+}
+
+/// A node's report.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NodeReport {
+    /// The node.
+    pub node: NodeId,
+    /// How much of the catalog it has seen.
+    pub revision: Timestamp,
+    /// The nodes it has heard from lately.
+    pub hears: Vec<NodeId>,
+    /// Its replicas.
+    pub shards: Vec<ShardReport>,
+}
+
+impl Node {
+    /// This node's report of now.
+    pub fn report(&self) -> NodeReport {
+        let directory = self.directory();
+        let shards = self.replicas().all().iter().map(|shard| {
+            let status = shard.group().status();
+            ShardReport {
+                shard: shard.id(),
+                replica: shard.replica(),
+                part: status.part.as_str().to_owned(),
+                leader: status.leader.map(|(_, node)| node),
+                term: status.term,
+                last_log: status.last_log,
+                applied: status.applied,
+                voters: status.voters.keys().copied().collect(),
+                learners: status.learners.keys().copied().collect(),
+                failure: status.failure,
+            }
+        });
+        NodeReport {
+            node: self.id(),
+            revision: directory.revision(),
+            hears: directory.nodes().map(|node| node.id).filter(|&node| self.links().is_alive(node)).collect(),
+            shards: shards.collect(),
+        }
+    }
+}

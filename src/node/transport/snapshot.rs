@@ -1,0 +1,237 @@
+//! Snapshots on their way: cut, chunked, checksummed and paced on one side; staged, checked and installed on the other.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::link::{endpoint, peer_client};
+use crate::node::host::Node;
+use crate::node::metrics;
+use crate::raft::{Cut, SnapshotError, TransportError};
+use crate::runtime::{random_u64, sleep, spawn, spawn_blocking, timeout};
+use crate::types::{ReplicaId, ShardId};
+use crate::wire::proto::internal::snapshot_chunk::Part;
+use crate::wire::proto::internal::{SnapshotChunk, SnapshotData, SnapshotHeader, Vote};
+
+/// Bytes of one chunk.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Chunks read ahead of the network.
+const CHUNKS_AHEAD_MAX: usize = 4;
+/// The most one transfer sends per second, so that it leaves room for everything else.
+const BYTES_PER_SECOND_MAX: usize = 64 << 20;
+/// A transfer that makes no progress for this long is given up.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(20);
+/// Installing what was sent may take longer than one chunk.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// Files one snapshot may have; a bound against nonsense, 16 TB at the sender's file size.
+const FILES_MAX: u32 = 1_000_000;
+
+/// Sends a cut; returns the receiver's vote.
+pub async fn send(address: &str, header: SnapshotHeader, cut: Box<dyn Cut>) -> Result<Vote, TransportError> {
+    let unreachable = |error: &dyn std::fmt::Display| TransportError::Unreachable(error.to_string());
+    let channel = endpoint(address)
+        .map_err(|error| unreachable(&error.message))?
+        .connect()
+        .await
+        .map_err(|error| unreachable(&error))?;
+    let (chunks, outgoing) = mpsc::channel(CHUNKS_AHEAD_MAX);
+    let feeder = spawn(feed(header, cut, chunks));
+    let _abandon = AbortOnDrop(feeder.abort_handle());
+    let mut client = peer_client(channel);
+    let call = client.snapshot(ReceiverStream::new(outgoing));
+    let answered = async {
+        tokio::pin!(call);
+        // The call ends when the receiver has installed everything or refuses; the feeder notices a stall.
+        tokio::select! {
+            answer = &mut call => answer,
+            fed = feeder => match fed {
+                Ok(Ok(())) => timeout(INSTALL_TIMEOUT, call).await
+                    .unwrap_or_else(|| Err(Status::deadline_exceeded("the receiver did not finish in time"))),
+                Ok(Err(why)) => Err(Status::aborted(why)),
+                Err(_) => Err(Status::aborted("the transfer was abandoned")),
+            },
+        }
+    };
+    match answered.await {
+        Ok(done) => done.into_inner().vote.ok_or_else(|| TransportError::Refused("no vote in the answer".to_owned())),
+        Err(status) if status.code() == tonic::Code::FailedPrecondition => {
+            Err(TransportError::Refused(status.message().to_owned()))
+        }
+        Err(status) => Err(TransportError::Unreachable(status.message().to_owned())),
+    }
+}
+
+/// Ends a task when its owner goes away.
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn feed(header: SnapshotHeader, cut: Box<dyn Cut>, chunks: mpsc::Sender<SnapshotChunk>) -> Result<(), String> {
+    let push = async |part: Part| {
+        match timeout(PROGRESS_TIMEOUT, chunks.send(SnapshotChunk { part: Some(part) })).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) => Err("the receiver closed the transfer".to_owned()),
+            None => Err("the transfer made no progress".to_owned()),
+        }
+    };
+    push(Part::Header(header)).await?;
+    let mut cut = Some(cut);
+    let mut file = 0;
+    loop {
+        let mut taken = cut.take().expect("the cut is put back after each file");
+        let (next, back) = spawn_blocking(move || (taken.next_file(), taken))
+            .await
+            .map_err(|_| "cutting a file was cancelled".to_owned())?;
+        cut = Some(back);
+        let Some(path) = next.map_err(|error| error.to_string())? else { break };
+        let sent = send_file(&path, file, &push).await;
+        let removed = tokio::fs::remove_file(&path).await;
+        sent?;
+        removed.map_err(|error| format!("cannot remove {}: {error}", path.display()))?;
+        file += 1;
+    }
+    push(Part::End(file)).await
+}
+
+async fn send_file(
+    path: &Path,
+    file: u32,
+    push: &impl AsyncFn(Part) -> Result<(), String>,
+) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    let mut reader = tokio::fs::File::open(path).await.map_err(failed)?;
+    let mut buffer = vec![0; CHUNK_BYTES];
+    loop {
+        let mut filled = 0;
+        while filled < CHUNK_BYTES {
+            match reader.read(&mut buffer[filled..]).await.map_err(failed)? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        if filled == 0 {
+            return Ok(());
+        }
+        let bytes = Bytes::copy_from_slice(&buffer[..filled]);
+        let checksum = crc32fast::hash(&bytes);
+        push(Part::Data(SnapshotData { file, bytes, checksum })).await?;
+        ::metrics::counter!(metrics::SNAPSHOT_BYTES_SENT).increment(filled as u64);
+        sleep(Duration::from_secs_f64(filled as f64 / BYTES_PER_SECOND_MAX as f64)).await;
+    }
+}
+
+/// The next chunk, or why there is none.
+async fn next(chunks: &mut Streaming<SnapshotChunk>) -> Result<Part, Status> {
+    let message = timeout(PROGRESS_TIMEOUT, chunks.message())
+        .await
+        .ok_or_else(|| Status::deadline_exceeded("the transfer made no progress"))??;
+    message
+        .and_then(|chunk| chunk.part)
+        .ok_or_else(|| Status::aborted("the transfer ended before its end was announced"))
+}
+
+/// A transfer begins with its header.
+pub async fn receive_header(chunks: &mut Streaming<SnapshotChunk>) -> Result<SnapshotHeader, Status> {
+    match next(chunks).await? {
+        Part::Header(header) => Ok(header),
+        Part::Data(_) | Part::End(_) => Err(Status::invalid_argument("a transfer begins with its header")),
+    }
+}
+
+/// Stages the files and hands them to the group.
+pub async fn receive(
+    node: &Arc<Node>,
+    header: SnapshotHeader,
+    chunks: Streaming<SnapshotChunk>,
+) -> Result<Vote, Status> {
+    let shard = ShardId(header.group);
+    let replica = ReplicaId(header.to_replica);
+    let hosted = node
+        .replicas()
+        .get(shard)
+        .filter(|hosted| hosted.replica() == replica)
+        .ok_or_else(|| Status::failed_precondition(format!("this node does not host {replica} of {shard}")))?;
+    let staged = Staged::new(&node.engine().staging(), shard).await?;
+    let files = staged.fill(chunks).await?;
+    let vote = hosted.group().receive_snapshot(header, files).await.map_err(|error| match error {
+        SnapshotError::Refused(why) => Status::failed_precondition(why),
+        SnapshotError::Stopped => Status::unavailable("the replica has stopped"),
+    })?;
+    Ok(vote)
+}
+
+/// A directory that goes away with its owner (the installed files are linked or moved out of it by then).
+struct Staged {
+    directory: PathBuf,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed when the engine is opened next.
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+impl Staged {
+    async fn new(staging: &Path, shard: ShardId) -> Result<Staged, Status> {
+        let directory = staging.join(format!("in-{shard}-{:016x}", random_u64()));
+        tokio::fs::create_dir_all(&directory)
+            .await
+            .map_err(|error| Status::internal(format!("cannot stage a snapshot: {error}")))?;
+        Ok(Staged { directory })
+    }
+
+    async fn fill(&self, mut chunks: Streaming<SnapshotChunk>) -> Result<Vec<PathBuf>, Status> {
+        let failed = |error: std::io::Error| Status::internal(format!("cannot stage a snapshot: {error}"));
+        let mut files: Vec<PathBuf> = Vec::new();
+        let mut open: Option<tokio::fs::File> = None;
+        loop {
+            match next(&mut chunks).await? {
+                Part::Header(_) => return Err(Status::invalid_argument("a second header")),
+                Part::Data(data) => {
+                    if crc32fast::hash(&data.bytes) != data.checksum {
+                        return Err(Status::data_loss("a chunk of the snapshot does not match its checksum"));
+                    }
+                    if data.file as usize == files.len() && data.file < FILES_MAX {
+                        close(open.take()).await.map_err(failed)?;
+                        let path = self.directory.join(format!("{:06}.sst", data.file));
+                        open = Some(tokio::fs::File::create(&path).await.map_err(failed)?);
+                        files.push(path);
+                    } else if data.file as usize + 1 != files.len() {
+                        return Err(Status::invalid_argument("the files of a snapshot come in order"));
+                    }
+                    if let Some(file) = &mut open {
+                        file.write_all(&data.bytes).await.map_err(failed)?;
+                    }
+                }
+                Part::End(count) => {
+                    close(open.take()).await.map_err(failed)?;
+                    if count as usize != files.len() {
+                        return Err(Status::data_loss("files of the snapshot are missing"));
+                    }
+                    return Ok(files);
+                }
+            }
+        }
+    }
+}
+
+async fn close(file: Option<tokio::fs::File>) -> std::io::Result<()> {
+    match file {
+        Some(mut file) => {
+            file.flush().await?;
+            file.sync_all().await
+        }
+        None => Ok(()),
+    }
+}
