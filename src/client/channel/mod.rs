@@ -1,0 +1,133 @@
+//! A connection to one node.
+//!
+//! Promise: a call is answered exactly once, by its deadline (give or take [`SWEEP`]), and a failure says truthfully
+//! whether the call can have had an effect. A call that never left this process fails as unavailable; a write that
+//! left and was not answered fails as `RESULT_UNDETERMINED`, never as anything milder.
+//!
+//! How a call passes: [`Connection::call`] encodes it and puts it into the table of calls in flight ([`flight`]). The
+//! one pipelined stream of the connection ([`link`]) takes everything that is queued into one message at a time, so
+//! callers that are concurrent share messages, system calls and wake-ups without any timer. Answers are matched by id
+//! and handed to their callers under one lock per message. There is no task and no timer per call: one sweeper per
+//! connection, awake only while calls are in flight, fails those whose deadline has passed.
+//!
+//! The connection is made when it is first needed and made again, with growing pauses, whenever it breaks. While the
+//! last attempt has failed, calls fail at once instead of waiting. A node that is silent (calls time out and nothing
+//! else comes back either) counts as unhealthy for a moment, so that routing can turn elsewhere.
+//!
+//! Left out: which node to ask, and asking again. Both are the [`Client`](super::Client)'s.
+
+#[cfg(test)]
+pub(super) mod fake;
+mod flight;
+mod link;
+#[cfg(test)]
+mod tests;
+mod unary;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use link::Link;
+
+use crate::runtime::{Clock, Instant};
+use crate::types::{Action, Error, Reason, Request, Response, Result, Test};
+use crate::wire;
+
+/// How often overdue calls are looked for while any are in flight: late by at most this, at a cost of some
+/// microseconds a hundred times a second.
+pub const SWEEP: Duration = Duration::from_millis(10);
+
+/// A connection to one node, shared by its clones; closed when the last of them is dropped.
+#[derive(Clone)]
+pub struct Connection {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    link: Arc<Link>,
+    started: AtomicBool,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.link.close();
+    }
+}
+
+impl Connection {
+    /// A connection to the node at `address` (`host:port`). Nothing happens until the first call.
+    pub fn new(address: impl Into<Arc<str>>, clock: Clock) -> Connection {
+        let link = Arc::new(Link::new(address.into(), clock));
+        Connection { handle: Arc::new(Handle { link, started: AtomicBool::new(false) }) }
+    }
+
+    /// The address given.
+    pub fn address(&self) -> &str {
+        &self.link().address
+    }
+
+    /// Whether a call now has a chance: false after the last attempt to connect failed, and for a moment after calls
+    /// timed out on a connection that said nothing meanwhile.
+    pub fn is_healthy(&self) -> bool {
+        self.link().flight.is_healthy(&self.link().clock)
+    }
+
+    /// Asks `request` of `table` over the pipelined stream and waits for the answer until `deadline`. With
+    /// `forwarded` the node answers or refuses by itself and passes the request on to nobody.
+    ///
+    /// Errors: what the node says; `NOT_READY` (definite) when it cannot be reached; `OVERLOADED` (definite) when too
+    /// many calls are in flight; `DEADLINE_EXCEEDED` for a read, or for a write that never left; and
+    /// `RESULT_UNDETERMINED` for a write that left and was not answered. Dropping the future abandons the call.
+    pub async fn call(&self, table: &str, request: &Request, deadline: Instant, forwarded: bool) -> Result<Response> {
+        let link = self.started();
+        let patience = deadline.saturating_duration_since(link.clock.now());
+        if patience.is_zero() {
+            return Err(late(link));
+        }
+        let write = matches!(request, Request::Write(_));
+        let call = wire::encode_call(0, table, request, patience, forwarded);
+        let waiting = link.flight.submit(call, weight(request), write, deadline)?;
+        let answer = waiting.await?;
+        wire::decode_answer(answer, write)
+    }
+
+    fn link(&self) -> &Arc<Link> {
+        &self.handle.link
+    }
+
+    /// The link, with its tasks running.
+    fn started(&self) -> &Arc<Link> {
+        let started = &self.handle.started;
+        if !started.load(Ordering::Relaxed) && !started.swap(true, Ordering::Relaxed) {
+            link::start(self.link());
+        }
+        self.link()
+    }
+}
+
+/// A call that had no time left before it was sent.
+fn late(link: &Link) -> Error {
+    Error::new(Reason::DeadlineExceeded, format!("no time was left to ask {}", link.address))
+}
+
+/// About how many bytes a request takes on the wire.
+fn weight(request: &Request) -> usize {
+    /// Ids, tags and lengths around one key.
+    const AROUND: usize = 16;
+    match request {
+        Request::Read(read) => read.keys.iter().map(|key| key.len() + AROUND).sum(),
+        Request::Write(write) => {
+            let conditions = write.conditions.iter().map(|condition| {
+                let value = if let Test::Value(value) = &condition.test { value.len() } else { 0 };
+                condition.key.len() + value + AROUND
+            });
+            let operations = write.operations.iter().map(|operation| {
+                let value = if let Action::Put { value, .. } = &operation.action { value.len() } else { 0 };
+                operation.key.len() + value + AROUND
+            });
+            conditions.sum::<usize>() + operations.sum::<usize>()
+        }
+        Request::Scan(_) | Request::History { .. } => 4 * AROUND,
+    }
+}

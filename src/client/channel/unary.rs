@@ -1,0 +1,147 @@
+//! Calls of their own beside the stream: the verbs of the Table and Cluster services, and plain unary data calls.
+
+use std::error::Error as _;
+
+use tonic::transport::Channel;
+use tonic::{ConnectError, Request as Message, Response as Reply, Status};
+
+use super::link::sized;
+use super::{Connection, late};
+use crate::client::metrics;
+use crate::runtime::Instant;
+use crate::types::{Error, NodeId, Request, Response, Result, ShardId};
+use crate::wire::admin::{ChecksumReport, ClusterStatus, NewTable, ShardDetails, TableDetails, Topology};
+use crate::wire::proto::v1::{
+    self, call::Call, cluster_client::ClusterClient, kv_client::KvClient, table_client::TableClient,
+};
+use crate::wire::{RESPONSE_BYTES_MAX, encode_call, error_of_status};
+
+impl Connection {
+    /// Asks `request` of `table` as a unary call; errors as for [`Connection::call`], but an overdue call is told from
+    /// an undetermined one less finely.
+    pub async fn call_unary(&self, table: &str, request: &Request, deadline: Instant) -> Result<Response> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let write = matches!(request, Request::Write(_));
+        let call = encode_call(0, table, request, patience, false).call;
+        let mut kv = sized(KvClient::new(channel));
+        ::metrics::counter!(metrics::CALLS).increment(1);
+        match call {
+            Some(Call::Get(question)) => plain(kv.get(timed(question, patience)).await, write)?.try_into(),
+            Some(Call::BatchGet(question)) => plain(kv.batch_get(timed(question, patience)).await, write)?.try_into(),
+            Some(Call::Write(question)) => plain(kv.batch(timed(question, patience)).await, write)?.try_into(),
+            Some(Call::ScanPage(question)) => plain(kv.scan_page(timed(question, patience)).await, write)?.try_into(),
+            Some(Call::History(question)) => plain(kv.history(timed(question, patience)).await, write)?.try_into(),
+            None => Err(Error::internal("a request was encoded as no call")),
+        }
+    }
+
+    /// All that is needed for routing, as this node knows it.
+    pub async fn topology(&self, deadline: Instant) -> Result<Topology> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        plain(cluster.topology(timed(v1::TopologyRequest {}, patience)).await, false)?.try_into()
+    }
+
+    /// The state of the cluster as this node sees it.
+    pub async fn status(&self, deadline: Instant) -> Result<ClusterStatus> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        plain(cluster.status(timed(v1::StatusRequest {}, patience)).await, false)?.try_into()
+    }
+
+    /// A shard as its leader sees it.
+    pub async fn describe_shard(&self, shard: ShardId, deadline: Instant) -> Result<ShardDetails> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        let question = v1::DescribeShardRequest { shard: shard.0 };
+        Ok(plain(cluster.describe_shard(timed(question, patience)).await, false)?.into())
+    }
+
+    /// The checksums of a shard's replicas. `local_at` is for nodes: only the replica of the node asked, at this
+    /// applied position or later.
+    pub async fn checksum(&self, shard: ShardId, local_at: Option<u64>, deadline: Instant) -> Result<ChecksumReport> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        let question = v1::ChecksumRequest { shard: shard.0, local_at };
+        Ok(plain(cluster.checksum(timed(question, patience)).await, false)?.into())
+    }
+
+    /// Hands a shard's leadership to the voter on node `to`.
+    pub async fn transfer_leader(&self, shard: ShardId, to: NodeId, deadline: Instant) -> Result<()> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        let question = v1::TransferLeaderRequest { shard: shard.0, to_node: to.0 };
+        plain(cluster.transfer_leader(timed(question, patience)).await, true).map(|_| ())
+    }
+
+    /// Creates a table.
+    pub async fn create_table(&self, table: NewTable, deadline: Instant) -> Result<TableDetails> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut tables = tables(channel);
+        plain(tables.create(timed(table.encode(), patience)).await, true)?.try_into()
+    }
+
+    /// Drops a table.
+    pub async fn drop_table(&self, name: &str, dry_run: bool, deadline: Instant) -> Result<()> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut tables = tables(channel);
+        let question = v1::DropTableRequest { name: name.to_owned(), dry_run };
+        plain(tables.drop(timed(question, patience)).await, true).map(|_| ())
+    }
+
+    /// A table with its shards.
+    pub async fn describe_table(&self, name: &str, deadline: Instant) -> Result<TableDetails> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut tables = tables(channel);
+        let question = v1::DescribeTableRequest { name: name.to_owned() };
+        plain(tables.describe(timed(question, patience)).await, false)?.try_into()
+    }
+
+    /// All tables.
+    pub async fn list_tables(&self, deadline: Instant) -> Result<Vec<TableDetails>> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut tables = tables(channel);
+        let answer = plain(tables.list(timed(v1::ListTablesRequest {}, patience)).await, false)?;
+        answer.tables.into_iter().map(TryInto::try_into).collect()
+    }
+
+    /// The channel, and how much time is left when it is there.
+    async fn channel(&self, deadline: Instant) -> Result<(Channel, std::time::Duration)> {
+        let link = self.started();
+        let channel = link.channel(deadline).await?;
+        let patience = deadline.saturating_duration_since(link.clock.now());
+        if patience.is_zero() { Err(late(link)) } else { Ok((channel, patience)) }
+    }
+}
+
+fn cluster(channel: Channel) -> ClusterClient<Channel> {
+    ClusterClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX)
+}
+
+fn tables(channel: Channel) -> TableClient<Channel> {
+    TableClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX)
+}
+
+fn timed<Q>(question: Q, patience: std::time::Duration) -> Message<Q> {
+    let mut message = Message::new(question);
+    message.set_timeout(patience);
+    message
+}
+
+fn plain<T>(reply: Result<Reply<T>, Status>, write: bool) -> Result<T> {
+    reply.map(Reply::into_inner).map_err(|status| {
+        // Refused before anything was sent: definite for writes too.
+        error_of_status(&status, write && !never_connected(&status))
+    })
+}
+
+fn never_connected(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
