@@ -1,0 +1,133 @@
+//! Founding a cluster, and nodes that come, move and come back.
+
+use super::replicas::{mend_into, system_replica_into};
+use super::{Draft, Write};
+use crate::catalog::directory::Directory;
+use crate::catalog::rows::{ClusterRow, Counter, NodeRow, RowKey};
+use crate::keyspace::Layout;
+use crate::types::{
+    ClusterId, Epoch, Error, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor,
+    ShardId, TableDescriptor, TableId, TableState,
+};
+
+/// The name under which the catalog can be read.
+pub const SYSTEM_TABLE: &str = "system";
+
+/// Voters of shard 0: five outlive two failures; more would only make each change wait for more disks.
+pub const SYSTEM_VOTERS_MAX: usize = 5;
+
+/// How long former states of the catalog stay readable, in milliseconds: a week, to answer "what changed?".
+pub const SYSTEM_HISTORY_MS: u64 = 7 * 24 * 3_600 * 1_000;
+
+/// Ids below these are never given out by counters: table 0 and shard 0 are the catalog itself.
+const FIRST_TABLE: u64 = 1;
+const FIRST_SHARD: u64 = 1;
+const FIRST_REPLICA: u64 = 1;
+
+/// Shard 0 of a new cluster: all of table 0, with a replica on each founder. The same for every order of the founders.
+pub fn system_shard(founders: &[NodeRow]) -> ShardDescriptor {
+    let mut founders: Vec<&NodeRow> = founders.iter().collect();
+    founders.sort_by_key(|node| node.id);
+    let replicas: Vec<ReplicaDescriptor> = (FIRST_REPLICA..)
+        .zip(founders)
+        .enumerate()
+        .map(|(number, (id, node))| ReplicaDescriptor {
+            id: ReplicaId(id),
+            node: node.id,
+            incarnation: node.incarnation,
+            role: if number < SYSTEM_VOTERS_MAX { ReplicaRole::Voter } else { ReplicaRole::Learner },
+        })
+        .collect();
+    let voters = replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
+    let founders = voters.map(|replica| replica.id).collect();
+    let (start, end) = Layout::system().table_range();
+    ShardDescriptor {
+        id: ShardId::SYSTEM,
+        table: TableId::SYSTEM,
+        start: start.to_vec(),
+        end: end.to_vec(),
+        epoch: Epoch(1),
+        replicas,
+        founders,
+    }
+}
+
+/// The first write of a cluster: who it is, its founders, and shard 0 itself. Takes effect once, on an empty catalog.
+pub fn found_cluster(cluster: ClusterId, created_ms: u64, founders: &[NodeRow]) -> Result<Write> {
+    if founders.is_empty() {
+        return Err(Error::invalid("a cluster is founded by one node at least"));
+    }
+    let empty = Directory::empty();
+    let mut draft = Draft::new(&empty);
+    draft.put(&RowKey::Cluster, &ClusterRow { id: cluster, created_ms });
+    let mut nodes: Vec<&NodeRow> = founders.iter().collect();
+    nodes.sort_by_key(|node| node.id);
+    for pair in nodes.windows(2) {
+        if pair[0].id == pair[1].id {
+            return Err(Error::new(Reason::NodeIdTaken, format!("two founders call themselves {}", pair[0].id)));
+        }
+    }
+    for node in nodes {
+        draft.put(&RowKey::Node(node.id), node);
+    }
+    let shard = system_shard(founders);
+    let table = TableDescriptor {
+        id: TableId::SYSTEM,
+        name: SYSTEM_TABLE.to_owned(),
+        partitioning: Partitioning::Range { group_delimiter: None },
+        replication: SYSTEM_VOTERS_MAX as u32,
+        history_ms: SYSTEM_HISTORY_MS,
+        state: TableState::Ready,
+    };
+    draft.put(&RowKey::Table(table.id), &table);
+    draft.put(&RowKey::TableName(table.name.clone()), &table.id);
+    draft.put(&RowKey::Shard(shard.table, shard.id), &shard);
+    draft.counters.insert(Counter::Table, FIRST_TABLE);
+    draft.counters.insert(Counter::Shard, FIRST_SHARD);
+    draft.counters.insert(Counter::Replica, FIRST_REPLICA + shard.replicas.len() as u64);
+    draft.finish()
+}
+
+/// A node joins, or says what has changed about it (addresses, zone, version). A new node gets a replica of shard 0
+/// in the same write. None if there is nothing to write.
+///
+/// `NODE_ID_TAKEN` if the id belongs to another data directory: see [`replace_incarnation`].
+pub fn join_node(directory: &Directory, row: &NodeRow) -> Result<Option<Write>> {
+    let mut draft = Draft::new(directory);
+    let row = match directory.node(row.id) {
+        None => row.clone(),
+        Some(known) if known.incarnation == row.incarnation => NodeRow { joined_ms: known.joined_ms, ..row.clone() },
+        Some(_) => {
+            return Err(Error::new(
+                Reason::NodeIdTaken,
+                format!("{} belongs to another data directory: give the node an id of its own", row.id),
+            ));
+        }
+    };
+    if directory.node(row.id) != Some(&row) {
+        draft.put(&RowKey::Node(row.id), &row);
+    }
+    system_replica_into(&mut draft, &row)?;
+    if draft.is_empty() { Ok(None) } else { draft.finish().map(Some) }
+}
+
+/// A node whose data directory was wiped comes back under its id: its row gets the new incarnation, and each replica
+/// wanted on the old one is replaced by a new replica, of the same role, on the new one (it is no founder, so it
+/// joins as a learner and is promoted once it has caught up).
+///
+/// At most [`REPLACEMENTS_MAX`](super::REPLACEMENTS_MAX) shards are mended by this write, shard 0 first;
+/// [`mend_node`](super::mend_node) goes on until nothing is left.
+pub fn replace_incarnation(directory: &Directory, row: &NodeRow) -> Result<Write> {
+    match directory.node(row.id) {
+        None => return Err(Error::new(Reason::UnknownNode, format!("{} has never joined: let it join", row.id))),
+        Some(known) if known.incarnation == row.incarnation => {
+            return Err(Error::invalid(format!("{} runs on the data directory the catalog knows", row.id)));
+        }
+        Some(_) => {}
+    }
+    let mut draft = Draft::new(directory);
+    draft.put(&RowKey::Node(row.id), row);
+    mend_into(&mut draft, row);
+    system_replica_into(&mut draft, row)?;
+    draft.finish()
+}

@@ -1,0 +1,106 @@
+//! Which replicas a shard is wanted to have.
+
+use super::nodes::SYSTEM_VOTERS_MAX;
+use super::{Draft, Write};
+use crate::catalog::directory::Directory;
+use crate::catalog::rows::{Counter, NodeRow, RowKey};
+use crate::types::{
+    Error, NodeId, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId, TableState,
+};
+
+/// Most shards mended by one write: each takes a condition and a row, and half of a change is left for other things.
+pub const REPLACEMENTS_MAX: usize = super::CHANGE_MAX / 4;
+
+/// Gives a known node its replica of shard 0, if it has none: a voter while there are fewer than
+/// [`SYSTEM_VOTERS_MAX`](super::SYSTEM_VOTERS_MAX), else a learner. None if it has one.
+pub fn add_system_replica(directory: &Directory, node: NodeId) -> Result<Option<Write>> {
+    let row = known(directory, node)?;
+    let mut draft = Draft::new(directory);
+    system_replica_into(&mut draft, row)?;
+    if draft.is_empty() {
+        return Ok(None);
+    }
+    draft.rely_on(&RowKey::Node(node));
+    draft.finish().map(Some)
+}
+
+/// Replaces replicas wanted on former data directories of a node by new ones on its present one, up to
+/// [`REPLACEMENTS_MAX`] shards at a time, shard 0 first. None when nothing is left to mend.
+pub fn mend_node(directory: &Directory, node: NodeId) -> Result<Option<Write>> {
+    let row = known(directory, node)?;
+    let mut draft = Draft::new(directory);
+    mend_into(&mut draft, row);
+    if draft.is_empty() {
+        return Ok(None);
+    }
+    draft.rely_on(&RowKey::Node(node));
+    draft.finish().map(Some)
+}
+
+/// Wants a new replica on `to` instead of `replica`, of the same role and in its place. Returns its id too.
+///
+/// `UNKNOWN_SHARD` and `UNKNOWN_NODE` if there are none such, `INVALID_REQUEST` if the shard has no such replica or
+/// has one on `to` already.
+pub fn replace_replica(
+    directory: &Directory,
+    shard: ShardId,
+    replica: ReplicaId,
+    to: NodeId,
+) -> Result<(ReplicaId, Write)> {
+    let node = known(directory, to)?;
+    let Some(known) = directory.shard(shard) else {
+        return Err(Error::new(Reason::UnknownShard, format!("there is no shard {shard}")));
+    };
+    let mut wanted = ShardDescriptor::clone(known);
+    if let Some(there) = wanted.replica_on(to).filter(|there| there.id != replica) {
+        return Err(Error::invalid(format!("{shard} has a replica on {to} already ({})", there.id)));
+    }
+    let Some(old) = wanted.replicas.iter_mut().find(|member| member.id == replica) else {
+        return Err(Error::invalid(format!("{shard} has no replica {replica}")));
+    };
+    let mut draft = Draft::new(directory);
+    let id = ReplicaId(draft.take(Counter::Replica));
+    *old = ReplicaDescriptor { id, node: to, incarnation: node.incarnation, role: old.role };
+    draft.rely_on(&RowKey::Node(to));
+    draft.put(&RowKey::Shard(wanted.table, wanted.id), &wanted);
+    Ok((id, draft.finish()?))
+}
+
+/// Adds the mending of up to [`REPLACEMENTS_MAX`] shards for a node whose row is, or becomes, `row`.
+pub(super) fn mend_into(draft: &mut Draft<'_>, row: &NodeRow) {
+    let directory = draft.directory;
+    let is_stale = |replica: &ReplicaDescriptor| replica.node == row.id && replica.incarnation != row.incarnation;
+    let going = |shard: &ShardDescriptor| {
+        directory.descriptor(shard.table).is_some_and(|table| table.state == TableState::Dropping)
+    };
+    let torn = directory.shards().filter(|shard| shard.replicas.iter().any(is_stale) && !going(shard));
+    for shard in torn.take(REPLACEMENTS_MAX) {
+        let mut wanted = ShardDescriptor::clone(shard);
+        for replica in wanted.replicas.iter_mut().filter(|replica| is_stale(replica)) {
+            let id = ReplicaId(draft.take(Counter::Replica));
+            *replica = ReplicaDescriptor { id, incarnation: row.incarnation, ..*replica };
+        }
+        draft.put(&RowKey::Shard(wanted.table, wanted.id), &wanted);
+    }
+}
+
+/// Adds a replica of shard 0 for a node that has none of any age.
+pub(super) fn system_replica_into(draft: &mut Draft<'_>, row: &NodeRow) -> Result<()> {
+    let Some(system) = draft.directory.shard(ShardId::SYSTEM) else {
+        return Err(Error::new(Reason::NotReady, "the catalog is not founded yet; try again in a moment"));
+    };
+    if system.replica_on(row.id).is_some() {
+        return Ok(());
+    }
+    let voters = system.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter).count();
+    let role = if voters < SYSTEM_VOTERS_MAX { ReplicaRole::Voter } else { ReplicaRole::Learner };
+    let id = ReplicaId(draft.take(Counter::Replica));
+    let mut wanted = ShardDescriptor::clone(system);
+    wanted.replicas.push(ReplicaDescriptor { id, node: row.id, incarnation: row.incarnation, role });
+    draft.put(&RowKey::Shard(wanted.table, wanted.id), &wanted);
+    Ok(())
+}
+
+fn known(directory: &Directory, node: NodeId) -> Result<&NodeRow> {
+    directory.node(node).ok_or_else(|| Error::new(Reason::UnknownNode, format!("there is no node {node}")))
+}

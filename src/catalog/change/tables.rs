@@ -1,0 +1,177 @@
+//! Tables that come and go.
+
+use bytes::Bytes;
+
+use super::{Draft, Write};
+use crate::catalog::directory::Directory;
+use crate::catalog::rows::{Counter, RowKey};
+use crate::keyspace::Layout;
+use crate::types::{
+    Epoch, Error, NodeId, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor,
+    ShardId, TableDescriptor, TableId, TableState,
+};
+
+/// Longest name of a table, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// Most shards a table is created with: their rows are one write, and half of a change is left for other things.
+/// (More come by splitting.)
+pub const SHARDS_MAX: usize = super::CHANGE_MAX / 2;
+
+/// Most voters of a shard: seven outlive three failures; more would only slow every write down.
+pub const REPLICATION_MAX: u32 = 7;
+
+/// Most shard rows removed by one write: each takes a condition and a row.
+pub const REMOVALS_MAX: usize = super::CHANGE_MAX / 4;
+
+/// A wish for a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewTable {
+    /// Its name.
+    pub name: String,
+    /// How its keys are ordered.
+    pub partitioning: Partitioning,
+    /// Hash tables: how many shards. Range tables: 0, or one more than there are split points.
+    pub shards: u32,
+    /// Range tables: keys at which shards begin.
+    pub split_points: Vec<Bytes>,
+    /// Voters per shard.
+    pub replication: u32,
+    /// How long replaced versions stay readable, in milliseconds.
+    pub history_ms: u64,
+}
+
+/// A table as it will be once its write has taken effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Creation {
+    /// The table.
+    pub table: TableDescriptor,
+    /// Its shards in key order.
+    pub shards: Vec<ShardDescriptor>,
+    /// What makes it so.
+    pub write: Write,
+}
+
+/// Refuses names that cannot be typed, listed or put in a path: 1 to [`NAME_BYTES_MAX`] of `a-z A-Z 0-9 _ - .`,
+/// beginning with a letter or digit.
+pub fn check_table_name(name: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    let begins_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if begins_well && name.len() <= NAME_BYTES_MAX && name.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "a table's name is 1 to {NAME_BYTES_MAX} letters, digits, '_', '-' or '.', and begins with a letter or digit"
+    )))
+}
+
+/// Makes a table with its shards and their wanted replicas. `place` chooses, for each of the shards, `replication`
+/// distinct nodes; the first is the preferred leader. All replicas are founders.
+///
+/// The write relies on the rows of all nodes chosen, so none of them can have lost its data directory in between.
+pub fn create_table(
+    directory: &Directory,
+    wish: &NewTable,
+    place: impl FnOnce(&[ShardId]) -> Result<Vec<Vec<NodeId>>>,
+) -> Result<Creation> {
+    check_table_name(&wish.name)?;
+    if directory.name_is_taken(&wish.name) {
+        return Err(Error::new(Reason::TableExists, format!("there is a table {} already", wish.name)));
+    }
+    if wish.replication == 0 || wish.replication > REPLICATION_MAX {
+        return Err(Error::invalid(format!("a shard has 1 to {REPLICATION_MAX} voters, not {}", wish.replication)));
+    }
+    if wish.partitioning == (Partitioning::Range { group_delimiter: Some(String::new()) }) {
+        return Err(Error::invalid("a group delimiter is not empty: leave it out for a table without groups"));
+    }
+    if wish.shards as usize > SHARDS_MAX || wish.split_points.len() >= SHARDS_MAX {
+        return Err(Error::invalid(format!("a table is created with at most {SHARDS_MAX} shards")));
+    }
+    let mut draft = Draft::new(directory);
+    let id = u32::try_from(draft.take(Counter::Table)).ok().filter(|&id| id < TableId::RESERVED);
+    let table = TableDescriptor {
+        id: TableId(id.ok_or_else(|| Error::internal("all table ids are used up"))?),
+        name: wish.name.clone(),
+        partitioning: wish.partitioning.clone(),
+        replication: wish.replication,
+        history_ms: wish.history_ms,
+        state: TableState::Ready,
+    };
+    let ranges = Layout::of(&table).initial_ranges(wish.shards, &wish.split_points)?;
+    let ids: Vec<ShardId> = ranges.iter().map(|_| ShardId(draft.take(Counter::Shard))).collect();
+    let placed = place(&ids)?;
+    if placed.len() != ids.len() {
+        return Err(Error::internal("placement did not answer for every shard"));
+    }
+    draft.put(&RowKey::Table(table.id), &table);
+    draft.put(&RowKey::TableName(table.name.clone()), &table.id);
+    let mut shards = Vec::with_capacity(ids.len());
+    for ((id, (start, end)), nodes) in ids.into_iter().zip(ranges).zip(placed) {
+        let replicas = found_replicas(&mut draft, &nodes, wish.replication)?;
+        let founders = replicas.iter().map(|replica| replica.id).collect();
+        let (start, end) = (start.to_vec(), end.to_vec());
+        let shard = ShardDescriptor { id, table: table.id, start, end, epoch: Epoch(1), replicas, founders };
+        draft.put_fresh(&RowKey::Shard(table.id, id), &shard);
+        shards.push(shard);
+    }
+    Ok(Creation { table, shards, write: draft.finish()? })
+}
+
+fn found_replicas(draft: &mut Draft<'_>, nodes: &[NodeId], replication: u32) -> Result<Vec<ReplicaDescriptor>> {
+    if nodes.len() != replication as usize {
+        return Err(Error::internal(format!("placement chose {} nodes for {replication} voters", nodes.len())));
+    }
+    let mut replicas: Vec<ReplicaDescriptor> = Vec::with_capacity(nodes.len());
+    for &node in nodes {
+        let Some(row) = draft.directory.node(node) else {
+            return Err(Error::internal(format!("placement chose {node}, which is no node of the cluster")));
+        };
+        if replicas.iter().any(|replica| replica.node == node) {
+            return Err(Error::internal(format!("placement chose {node} twice for one shard")));
+        }
+        let incarnation = row.incarnation;
+        draft.rely_on(&RowKey::Node(node));
+        let id = ReplicaId(draft.take(Counter::Replica));
+        replicas.push(ReplicaDescriptor { id, node, incarnation, role: ReplicaRole::Voter });
+    }
+    Ok(replicas)
+}
+
+/// Begins to drop a table: it is no longer offered and its name is free. [`finish_drop`] does the rest.
+pub fn drop_table(directory: &Directory, name: &str) -> Result<(TableId, Write)> {
+    let descriptor = directory.named(name).and_then(|id| directory.descriptor(id));
+    let Some(descriptor) = descriptor else {
+        return Err(Error::new(Reason::UnknownTable, format!("there is no table {name}")));
+    };
+    if descriptor.id == TableId::SYSTEM {
+        return Err(Error::new(Reason::ReadOnlyTable, "the system table is the cluster itself and cannot be dropped"));
+    }
+    let mut draft = Draft::new(directory);
+    let going = TableDescriptor { state: TableState::Dropping, ..descriptor.clone() };
+    draft.put(&RowKey::Table(going.id), &going);
+    draft.delete(&RowKey::TableName(name.to_owned()));
+    Ok((going.id, draft.finish()?))
+}
+
+/// Removes the rows of a table that is being dropped: up to [`REMOVALS_MAX`] shard rows at a time, and with the last of
+/// them the table's own. Nodes destroy the replicas of shards that are gone. Repeat until the table's row is gone.
+pub fn finish_drop(directory: &Directory, table: TableId) -> Result<Write> {
+    match directory.descriptor(table) {
+        None => return Err(Error::new(Reason::UnknownTable, format!("there is no table {table}"))),
+        Some(row) if row.state != TableState::Dropping => {
+            return Err(Error::invalid(format!("table {} is not being dropped", row.name)));
+        }
+        Some(_) => {}
+    }
+    let mut draft = Draft::new(directory);
+    let mut shards = directory.shards_of(table);
+    for shard in shards.by_ref().take(REMOVALS_MAX) {
+        draft.delete(&RowKey::Shard(table, shard.id));
+    }
+    if shards.next().is_some() {
+        draft.rely_on(&RowKey::Table(table));
+    } else {
+        draft.delete(&RowKey::Table(table));
+    }
+    draft.finish()
+}

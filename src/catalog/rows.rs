@@ -1,0 +1,215 @@
+//! Keys and values of the system table's rows.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::types::{ClusterId, Error, Incarnation, NodeId, Reason, Result, ShardId, TableId};
+
+/// What a row of the system table is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RowKey {
+    /// The cluster itself: [`ClusterRow`].
+    Cluster,
+    /// One node: [`NodeRow`].
+    Node(NodeId),
+    /// One table: [`TableDescriptor`](crate::types::TableDescriptor).
+    Table(TableId),
+    /// The name of a table that serves: its id.
+    TableName(String),
+    /// One shard of a table: [`ShardDescriptor`](crate::types::ShardDescriptor).
+    Shard(TableId, ShardId),
+    /// The next free id of a kind: a number.
+    Counter(Counter),
+}
+
+/// Kinds of ids that the catalog gives out, each once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Counter {
+    /// Ids of tables.
+    Table,
+    /// Ids of shards.
+    Shard,
+    /// Ids of replicas, in all groups together.
+    Replica,
+}
+
+impl Counter {
+    /// All kinds.
+    pub const ALL: [Counter; 3] = [Counter::Table, Counter::Shard, Counter::Replica];
+
+    fn name(self) -> &'static str {
+        match self {
+            Counter::Table => "table",
+            Counter::Shard => "shard",
+            Counter::Replica => "replica",
+        }
+    }
+}
+
+impl RowKey {
+    /// The key in the system table.
+    pub fn encode(&self) -> Bytes {
+        // Numbers have their full width, so that the order of keys is the order of ids.
+        Bytes::from(match self {
+            RowKey::Cluster => "cluster".to_owned(),
+            RowKey::Node(id) => format!("node/{:020}", id.0),
+            RowKey::Table(id) => format!("table/{:010}", id.0),
+            RowKey::TableName(name) => format!("table_name/{name}"),
+            RowKey::Shard(table, id) => format!("shard/{:010}/{:020}", table.0, id.0),
+            RowKey::Counter(counter) => format!("counter/{}", counter.name()),
+        })
+    }
+
+    /// What a key of the system table is about; none for a kind of row that this version does not know.
+    /// `CORRUPTION` for a key of a known kind that is not written as [`RowKey::encode`] writes it.
+    pub fn parse(key: &[u8]) -> Result<Option<RowKey>> {
+        let broken = || {
+            let key = key.escape_ascii();
+            Error::new(
+                Reason::Corruption,
+                format!("the system table holds a key that no version of Trivet writes: {key}"),
+            )
+        };
+        let Ok(text) = std::str::from_utf8(key) else {
+            return Ok(None);
+        };
+        let (kind, rest) = text.split_once('/').unwrap_or((text, ""));
+        let parsed = match kind {
+            "cluster" => Some(RowKey::Cluster),
+            "node" => rest.parse().ok().map(|id| RowKey::Node(NodeId(id))),
+            "table" => rest.parse().ok().map(|id| RowKey::Table(TableId(id))),
+            "table_name" => Some(RowKey::TableName(rest.to_owned())),
+            "shard" => rest.split_once('/').and_then(|(table, shard)| {
+                Some(RowKey::Shard(TableId(table.parse().ok()?), ShardId(shard.parse().ok()?)))
+            }),
+            "counter" => match Counter::ALL.into_iter().find(|counter| counter.name() == rest) {
+                Some(counter) => Some(RowKey::Counter(counter)),
+                None => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        let parsed = parsed.ok_or_else(broken)?;
+        if parsed.encode() == key { Ok(Some(parsed)) } else { Err(broken()) }
+    }
+}
+
+/// The cluster itself.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ClusterRow {
+    /// Drawn when it was founded.
+    pub id: ClusterId,
+    /// When it was founded, in milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NodeRow {
+    /// Its id, chosen by its operator.
+    pub id: NodeId,
+    /// Its data directory.
+    pub incarnation: Incarnation,
+    /// Where others reach its gRPC server, host:port.
+    pub address: String,
+    /// Where its HTTP server listens, host:port.
+    pub http_address: String,
+    /// Its failure zone; replicas of one shard are kept in distinct zones where there are enough.
+    pub zone: String,
+    /// The version of Trivet it runs.
+    pub version: String,
+    /// When this data directory joined, in milliseconds since 1970.
+    pub joined_ms: u64,
+}
+
+/// The value of a row.
+pub fn encode_row<T: Serialize>(row: &T) -> Bytes {
+    Bytes::from(serde_json::to_vec(row).expect("rows are plain data with text keys, which JSON always holds"))
+}
+
+/// The row in a value; `CORRUPTION`, naming the key, if it is none.
+pub fn decode_row<T: DeserializeOwned>(key: &RowKey, value: &[u8]) -> Result<T> {
+    serde_json::from_slice(value).map_err(|error| corrupt(key, &error.to_string()))
+}
+
+pub(super) fn corrupt(key: &RowKey, what: &str) -> Error {
+    let key = key.encode();
+    Error::new(Reason::Corruption, format!("the system table's row {} cannot be used: {what}", key.escape_ascii()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_golden() {
+        for (key, text) in [
+            (RowKey::Cluster, "cluster"),
+            (RowKey::Node(NodeId(7)), "node/00000000000000000007"),
+            (RowKey::Node(NodeId(u64::MAX)), "node/18446744073709551615"),
+            (RowKey::Table(TableId(3)), "table/0000000003"),
+            (RowKey::TableName("a.b-c".into()), "table_name/a.b-c"),
+            (RowKey::Shard(TableId(3), ShardId(12)), "shard/0000000003/00000000000000000012"),
+            (RowKey::Counter(Counter::Replica), "counter/replica"),
+        ] {
+            assert_eq!(key.encode(), text);
+            assert_eq!(RowKey::parse(text.as_bytes()), Ok(Some(key)));
+        }
+    }
+
+    #[test]
+    fn unknown_kinds_are_passed_over_and_broken_keys_are_not() {
+        for key in [&b"view/7"[..], b"counter/view", b"switch", b"\xFF", b""] {
+            assert_eq!(RowKey::parse(key), Ok(None), "{}", key.escape_ascii());
+        }
+        for key in [
+            "node/7",
+            "node/",
+            "node/-0000000000000000001",
+            "cluster/",
+            "table/00000000003",
+            "shard/0000000003",
+            "shard/3/4",
+        ] {
+            assert_eq!(RowKey::parse(key.as_bytes()).expect_err(key).reason, Reason::Corruption);
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_passed_over_and_missing_ones_are_not() {
+        let row: ClusterRow =
+            decode_row(&RowKey::Cluster, br#"{"id":1,"created_ms":2,"motto":"hot"}"#).expect("a newer row");
+        assert_eq!(row, ClusterRow { id: ClusterId(1), created_ms: 2 });
+        let error = decode_row::<ClusterRow>(&RowKey::Cluster, br#"{"id":1}"#).expect_err("incomplete");
+        assert_eq!(error.reason, Reason::Corruption);
+        assert!(error.message.contains("cluster") && error.message.contains("created_ms"), "{error}");
+    }
+
+    fn keys() -> impl Strategy<Value = RowKey> {
+        prop_oneof![
+            Just(RowKey::Cluster),
+            any::<u64>().prop_map(|id| RowKey::Node(NodeId(id))),
+            any::<u32>().prop_map(|id| RowKey::Table(TableId(id))),
+            "[a-z0-9_./-]{1,12}".prop_map(RowKey::TableName),
+            (any::<u32>(), any::<u64>()).prop_map(|(table, id)| RowKey::Shard(TableId(table), ShardId(id))),
+            proptest::sample::select(Counter::ALL.to_vec()).prop_map(RowKey::Counter),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_undoes_encoding(key in keys()) {
+            prop_assert_eq!(RowKey::parse(&key.encode())?, Some(key));
+        }
+
+        #[test]
+        fn keys_of_one_kind_are_in_the_order_of_their_ids(one: u64, two: u64, table: u32) {
+            let node = |id| RowKey::Node(NodeId(id)).encode();
+            let shard = |id| RowKey::Shard(TableId(table), ShardId(id)).encode();
+            prop_assert_eq!(node(one).cmp(&node(two)), one.cmp(&two));
+            prop_assert_eq!(shard(one).cmp(&shard(two)), one.cmp(&two));
+        }
+    }
+}
