@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Result, Horizons};
+use super::{Horizons, Result};
 
 /// The three families of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +27,17 @@ pub enum Change {
     Delete(Family, Bytes),
     /// Remove the keys from the first on, up to and without the second.
     DeleteRange(Family, Bytes, Bytes),
+}
+
+impl Change {
+    /// Bytes of its keys and values.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Change::Put(_, key, value) => key.len() + value.len(),
+            Change::Delete(_, key) => key.len(),
+            Change::DeleteRange(_, start, end) => start.len() + end.len(),
+        }
+    }
 }
 
 /// Changes that happen together or not at all, in their order.
@@ -89,8 +100,9 @@ pub trait Reader: Send + Sync + 'static {
     fn get(&self, family: Family, key: &[u8], tier: Tier) -> Result<Lookup<Bytes>>;
 
     /// In family `Data`: the first entry at or after `from` whose key is `prefix` plus exactly eight more bytes, with
-    /// its whole key. `from` must begin with `prefix`. This is how the newest version at a position is found; it uses
-    /// the prefix bloom filter.
+    /// its whole key. `from` must begin with `prefix`, and no key may lie in between that begins with `prefix` and has
+    /// another length: so it is with encoded keys, none of which begins with another. This is how the newest version at
+    /// a position is found; it uses the prefix bloom filter.
     fn first_version(&self, prefix: &[u8], from: &[u8], tier: Tier) -> Result<Lookup<(Bytes, Bytes)>>;
 
     /// A cursor over the keys of `[start, end)` in total order, not yet positioned. It sees the state at its making.
@@ -142,19 +154,23 @@ pub trait Engine: Reader {
     /// A writer of a file at `path` for family `Data`.
     fn table_writer(&self, path: &Path) -> Result<Box<dyn TableWriter>>;
 
-    /// Replaces the contents of `ranges` in family `Data` by the files (made by [`Engine::table_writer`]), durably and
-    /// so that a crash at any point leaves, after the next open, either the old contents or the new.
+    /// Replaces the contents of `ranges` in family `Data` by the files (made by [`Engine::table_writer`], apart from one
+    /// another and inside the ranges), durably and in one step: no reader, and no crash at any point, ever sees
+    /// anything but the old contents or the new. What was written before is durable afterwards too. The files are
+    /// consumed. `name` (letters, digits, `-`) names the operation in the staging directory and in logs.
     fn install(&self, name: &str, ranges: &Ranges, files: &[PathBuf]) -> Result<()>;
 
     /// What the compaction filter may drop, range by range.
     fn horizons(&self) -> &Horizons;
 
-    /// A directory on the engine's own file system for files on their way in or out; emptied at open except for
-    /// unfinished installs.
+    /// A directory on the engine's own file system for files on their way in or out; emptied at open.
     fn staging(&self) -> PathBuf;
 
-    /// Compacts a range of family `Data` completely (drops what the horizons allow).
+    /// Compacts a range of family `Data` completely (drops what the horizons allow, deletions included). Long work.
     fn compact(&self, start: &[u8], end: &[u8]) -> Result<()>;
+
+    /// Bytes left on the device; below [`super::RESERVE_BYTES`] whoever proposes writes should refuse them.
+    fn free_bytes(&self) -> Result<u64>;
 
     /// Names and values of gauges for the metrics page (sizes, files, cache use).
     fn gauges(&self) -> Vec<(&'static str, f64)>;

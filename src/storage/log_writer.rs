@@ -1,0 +1,443 @@
+//! One thread that makes the logs of all groups durable together.
+//!
+//! Groups submit appends, votes, truncations and purges; the queue is one FIFO, so the operations of a group keep their
+//! order. The thread takes everything queued (up to a bound), writes it as one batch, publishes how far each group's
+//! log is written, makes the log durable once, and then completes the operations in order. While it waits for the disk
+//! the next batch gathers: the running sync is the batching window, and there is no timer.
+//!
+//! *Written* is weaker than durable and is what apply waits for: once an entry is in the store's one log, effects written
+//! later can never be durable without it.
+//!
+//! A failed write or sync calls the fatal hook, which ends the process: after a failed sync nobody knows what is on the
+//! disk, so nothing more may be acknowledged. Back-pressure is not applied here, where it would stop heartbeats, but by
+//! whoever admits proposals, after a look at [`LogWriter::queue_bytes`].
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
+
+use super::metrics::LogMetrics;
+use super::{Batch, Change, Engine, Error, Family, FatalHook, Result, abort_on_fatal, log_keys};
+use crate::runtime::Clock;
+use crate::types::ShardId;
+
+/// Bytes gathered into one batch: beyond that a sync takes visibly longer than the waiting it saves.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// What happens to one group's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogChange {
+    /// Entries with their indexes, ascending and without gaps. Done when durable.
+    Append(Vec<(u64, Bytes)>),
+    /// The group's vote. Done when durable.
+    Vote(Bytes),
+    /// How far the group has committed, a hint for the next start. Without a `done` it waits for the next batch, and
+    /// only the newest of a group is written.
+    Committed(Bytes),
+    /// Drops the entries from this index on. Done when written: a crash may bring the entries back, never out of order.
+    Truncate {
+        /// First index dropped.
+        from: u64,
+    },
+    /// Drops the entries up to this index and keeps what is to be known of them. Done when written.
+    Purge {
+        /// Last index dropped.
+        upto: u64,
+        /// Opaque: what the group goes on from.
+        state: Bytes,
+    },
+    /// Nothing; done when everything submitted before is durable.
+    Barrier,
+}
+
+impl LogChange {
+    fn bytes(&self) -> usize {
+        const FRAME: usize = 32;
+        FRAME
+            + match self {
+                LogChange::Append(entries) => entries.iter().map(|(_, entry)| FRAME + entry.len()).sum(),
+                LogChange::Vote(bytes) | LogChange::Committed(bytes) | LogChange::Purge { state: bytes, .. } => {
+                    bytes.len()
+                }
+                LogChange::Truncate { .. } | LogChange::Barrier => 0,
+            }
+    }
+
+    fn needs_sync(&self) -> bool {
+        matches!(self, LogChange::Append(_) | LogChange::Vote(_) | LogChange::Barrier)
+    }
+}
+
+/// Called once with what became of an operation, on the writer's thread: it must not block.
+pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// One operation on one group's log.
+pub struct LogOp {
+    /// The group.
+    pub group: ShardId,
+    /// What happens.
+    pub change: LogChange,
+    /// Who wants to know.
+    pub done: Option<Done>,
+}
+
+/// How far one group's log is written.
+#[derive(Debug, Default)]
+pub struct Written {
+    index: AtomicU64,
+    /// Counts truncations submitted: an append from before one must not be published after it.
+    generation: Mutex<u64>,
+    changed: Notify,
+}
+
+impl Written {
+    /// The highest index in the store's log (written, maybe not durable).
+    pub fn index(&self) -> u64 {
+        self.index.load(Ordering::Acquire)
+    }
+
+    /// Waits until the entry at `index` is written.
+    pub async fn wait(&self, index: u64) {
+        while self.index() < index {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.index() >= index {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// A truncation was submitted: what lies behind it no longer counts, though it may still be queued.
+    fn truncate(&self, from: u64) -> u64 {
+        let mut generation = self.generation.lock();
+        *generation += 1;
+        self.index.fetch_min(from.saturating_sub(1), Ordering::AcqRel);
+        *generation
+    }
+
+    /// An operation of this generation was written and the log now reaches this far.
+    fn publish(&self, generation: u64, index: u64) {
+        let current = self.generation.lock();
+        if *current == generation && self.index.fetch_max(index, Ordering::AcqRel) < index {
+            drop(current);
+            self.changed.notify_waiters();
+        }
+    }
+}
+
+struct Queued {
+    op: LogOp,
+    written: Arc<Written>,
+    generation: u64,
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    ops: VecDeque<Queued>,
+    /// The newest committed hint of each group, for the next batch that empties the queue.
+    hints: HashMap<ShardId, Bytes>,
+    groups: HashMap<ShardId, Arc<Written>>,
+    /// The thread sleeps and must be woken.
+    asleep: bool,
+    stopping: bool,
+    /// Nothing is accepted any more.
+    closed: bool,
+}
+
+struct Shared {
+    engine: Arc<dyn Engine>,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    bytes: AtomicUsize,
+}
+
+impl Shared {
+    fn stop(&self) {
+        self.queue.lock().stopping = true;
+        self.wake.notify_one();
+    }
+}
+
+/// Ends the thread when the last handle is gone.
+struct Life {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.shared.stop();
+    }
+}
+
+/// A handle to the log writer; cheap to clone.
+#[derive(Clone)]
+pub struct LogWriter {
+    shared: Arc<Shared>,
+    life: Arc<Life>,
+}
+
+impl LogWriter {
+    /// Starts the thread; a failed write or sync will end the process.
+    pub fn start(engine: Arc<dyn Engine>) -> Result<LogWriter> {
+        LogWriter::start_with(engine, abort_on_fatal())
+    }
+
+    /// The same with another fatal hook. If the hook returns, the writer closes: everything queued and everything
+    /// submitted later is done with an error.
+    pub fn start_with(engine: Arc<dyn Engine>, fatal: FatalHook) -> Result<LogWriter> {
+        let shared =
+            Arc::new(Shared { engine, queue: Mutex::default(), wake: Condvar::new(), bytes: AtomicUsize::new(0) });
+        let worker = Worker { shared: shared.clone(), fatal, metrics: LogMetrics::new(), clock: Clock::system() };
+        let thread = std::thread::Builder::new()
+            .name("log-writer".to_owned())
+            .spawn(move || worker.run())
+            .map_err(|error| Error::Io(format!("cannot start the log writer's thread: {error}")))?;
+        let life = Arc::new(Life { shared: shared.clone(), thread: Mutex::new(Some(thread)) });
+        Ok(LogWriter { shared, life })
+    }
+
+    /// Queues an operation; never blocks on the disk but for a group's very first, which looks up where its log ends.
+    pub fn submit(&self, op: LogOp) {
+        let group = op.group;
+        let bytes = op.change.bytes();
+        let mut queue = self.shared.queue.lock();
+        if queue.closed {
+            drop(queue);
+            if let Some(done) = op.done {
+                done(Err(Error::Stopped));
+            }
+            return;
+        }
+        let op = match op {
+            LogOp { change: LogChange::Committed(hint), done: None, .. } => {
+                queue.hints.insert(group, hint);
+                return;
+            }
+            op => op,
+        };
+        let written = match queue.groups.get(&group) {
+            Some(written) => written.clone(),
+            None => {
+                drop(queue);
+                let written = self.written(group);
+                queue = self.shared.queue.lock();
+                written
+            }
+        };
+        let generation = match op.change {
+            LogChange::Truncate { from } => written.truncate(from),
+            _ => *written.generation.lock(),
+        };
+        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+        queue.ops.push_back(Queued { op, written, generation, bytes });
+        if queue.asleep {
+            queue.asleep = false;
+            drop(queue);
+            self.shared.wake.notify_one();
+        }
+    }
+
+    /// How far a group's log is written.
+    pub fn written(&self, group: ShardId) -> Arc<Written> {
+        if let Some(written) = self.shared.queue.lock().groups.get(&group) {
+            return written.clone();
+        }
+        let last = last_index(&*self.shared.engine, group);
+        let fresh = Written { index: AtomicU64::new(last), ..Written::default() };
+        self.shared.queue.lock().groups.entry(group).or_insert_with(|| Arc::new(fresh)).clone()
+    }
+
+    /// Forgets a group that has left this node, after its last operation is done.
+    pub fn forget(&self, group: ShardId) {
+        let mut queue = self.shared.queue.lock();
+        queue.groups.remove(&group);
+        queue.hints.remove(&group);
+    }
+
+    /// Bytes queued and not yet written: what whoever admits proposals looks at.
+    pub fn queue_bytes(&self) -> usize {
+        self.shared.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Finishes what is queued and ends the thread; later operations are done with [`Error::Stopped`]. Blocks for as
+    /// long as the last batch takes.
+    pub fn stop(&self) {
+        self.shared.stop();
+        if let Some(thread) = self.life.thread.lock().take() {
+            // A panic of the thread has already called the fatal hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The last index in a group's stored log, 0 if there is none. A failure to read reads as none: the group's own start
+/// reads the same entries and reports it.
+fn last_index(engine: &dyn Engine, group: ShardId) -> u64 {
+    let (start, end) = log_keys::entries_range(group, 0, u64::MAX);
+    let mut cursor = engine.cursor(Family::Log, &start, &end);
+    cursor.seek_last();
+    cursor.entry().and_then(|(key, _)| log_keys::entry_split(key)).map_or(0, |(_, index)| index)
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    fatal: FatalHook,
+    metrics: LogMetrics,
+    clock: Clock,
+}
+
+impl Worker {
+    fn run(self) {
+        let alarm = PanicAlarm(&self);
+        while let Some((ops, hints)) = self.take() {
+            if let Err((error, ops)) = self.process(ops, hints) {
+                (self.fatal)(&error);
+                self.close(ops, &error);
+                break;
+            }
+        }
+        self.close(Vec::new(), &Error::Stopped);
+        drop(alarm);
+    }
+
+    /// Everything queued, up to the bound; none when the writer is to end and nothing is left.
+    fn take(&self) -> Option<(Vec<Queued>, HashMap<ShardId, Bytes>)> {
+        let mut queue = self.shared.queue.lock();
+        while queue.ops.is_empty() {
+            if queue.stopping {
+                if queue.hints.is_empty() {
+                    return None;
+                }
+                break;
+            }
+            queue.asleep = true;
+            self.shared.wake.wait(&mut queue);
+            queue.asleep = false;
+        }
+        let mut bytes = 0;
+        let mut count = 0;
+        while count < queue.ops.len() && bytes < BATCH_BYTES_MAX {
+            bytes += queue.ops[count].bytes;
+            count += 1;
+        }
+        let ops = queue.ops.drain(..count).collect();
+        // A hint may name entries queued before it, so it is written only when none are left behind.
+        let hints = if queue.ops.is_empty() { std::mem::take(&mut queue.hints) } else { HashMap::new() };
+        Some((ops, hints))
+    }
+
+    fn process(&self, ops: Vec<Queued>, hints: HashMap<ShardId, Bytes>) -> Result<(), (Error, Vec<Queued>)> {
+        let bytes: usize = ops.iter().map(|queued| queued.bytes).sum();
+        let needs_sync = ops.iter().any(|queued| queued.op.change.needs_sync());
+        self.metrics.batch_operations.record(ops.len() as f64);
+        self.metrics.batch_bytes.record(bytes as f64);
+
+        let begun = self.clock.now();
+        if let Err(error) = self.shared.engine.write(gather(&ops, hints)) {
+            return Err((error, ops));
+        }
+        let left = self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+        self.metrics.queue_bytes.set(left as f64);
+        for queued in &ops {
+            let reaches = match &queued.op.change {
+                LogChange::Append(entries) => entries.last().map(|(index, _)| *index),
+                LogChange::Truncate { from } => Some(from.saturating_sub(1)),
+                LogChange::Purge { upto, .. } => Some(*upto),
+                LogChange::Vote(_) | LogChange::Committed(_) | LogChange::Barrier => None,
+            };
+            if let Some(index) = reaches {
+                queued.written.publish(queued.generation, index);
+            }
+        }
+        let written = self.clock.now();
+        self.metrics.write_seconds.record(written.duration_since(begun));
+        if needs_sync {
+            if let Err(error) = self.shared.engine.sync() {
+                return Err((error, ops));
+            }
+            self.metrics.sync_seconds.record(written.elapsed());
+        }
+        for queued in ops {
+            if let Some(done) = queued.op.done {
+                done(Ok(()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Accepts nothing more and refuses what is still there.
+    fn close(&self, taken: Vec<Queued>, error: &Error) {
+        let left = {
+            let mut queue = self.shared.queue.lock();
+            queue.closed = true;
+            queue.hints.clear();
+            std::mem::take(&mut queue.ops)
+        };
+        self.shared.bytes.store(0, Ordering::Relaxed);
+        for queued in taken.into_iter().chain(left) {
+            if let Some(done) = queued.op.done {
+                done(Err(error.clone()));
+            }
+        }
+    }
+}
+
+/// A writer that died without a word would leave every group waiting for ever.
+struct PanicAlarm<'a>(&'a Worker);
+
+impl Drop for PanicAlarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let error = Error::Io("the log writer panicked".to_owned());
+            (self.0.fatal)(&error);
+            self.0.close(Vec::new(), &error);
+        }
+    }
+}
+
+/// The operations as one batch, in their order; the values are shared, not copied.
+fn gather(ops: &[Queued], hints: HashMap<ShardId, Bytes>) -> Batch {
+    let entries: usize = ops
+        .iter()
+        .map(|queued| match &queued.op.change {
+            LogChange::Append(entries) => entries.len(),
+            _ => 1,
+        })
+        .sum();
+    let mut batch = Batch { changes: Vec::with_capacity(entries + hints.len()) };
+    // All entry keys share one allocation.
+    let mut keys = BytesMut::with_capacity(entries * log_keys::ENTRY_BYTES);
+    for Queued { op, .. } in ops {
+        match &op.change {
+            LogChange::Append(entries) => {
+                for (index, entry) in entries {
+                    keys.extend_from_slice(&log_keys::entry_array(op.group, *index));
+                    batch.changes.push(Change::Put(Family::Log, keys.split().freeze(), entry.clone()));
+                }
+            }
+            LogChange::Vote(vote) => batch.put(Family::Raft, log_keys::vote(op.group), vote.clone()),
+            LogChange::Committed(hint) => batch.put(Family::Raft, log_keys::committed(op.group), hint.clone()),
+            LogChange::Truncate { from } => {
+                let (start, end) = log_keys::entries_range(op.group, *from, u64::MAX);
+                batch.delete_range(Family::Log, start, end);
+            }
+            LogChange::Purge { upto, state } => {
+                let (start, end) = log_keys::entries_range(op.group, 0, upto.saturating_add(1));
+                batch.delete_range(Family::Log, start, end);
+                batch.put(Family::Raft, log_keys::purged(op.group), state.clone());
+            }
+            LogChange::Barrier => {}
+        }
+    }
+    for (group, hint) in hints {
+        batch.put(Family::Raft, log_keys::committed(group), hint);
+    }
+    batch
+}

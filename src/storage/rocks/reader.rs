@@ -1,0 +1,195 @@
+//! Reads of RocksDB: at the newest state or at a snapshot.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, ReadTier, Snapshot};
+
+use super::super::{Cursor, Family, Lookup, Reader, Result, Tier};
+use super::Database;
+
+/// Options that do not change from one point read to the next, made once.
+pub(super) struct PointReads {
+    cache: ReadOptions,
+    disk: ReadOptions,
+}
+
+impl PointReads {
+    pub(super) fn new(snapshot: Option<&Snapshot<'_>>) -> PointReads {
+        let options = |tier| {
+            let mut options = ReadOptions::default();
+            options.set_read_tier(tier);
+            if let Some(snapshot) = snapshot {
+                options.set_snapshot(snapshot);
+            }
+            options
+        };
+        PointReads { cache: options(ReadTier::BlockCache), disk: options(ReadTier::All) }
+    }
+
+    pub(super) fn get(&self, db: &DB, family: &ColumnFamily, key: &[u8], tier: Tier) -> Result<Lookup<Bytes>> {
+        let options = match tier {
+            Tier::Cache => &self.cache,
+            Tier::Disk => &self.disk,
+        };
+        match db.get_pinned_cf_opt(family, key, options) {
+            Ok(Some(value)) => Ok(Lookup::Found(Bytes::copy_from_slice(&value))),
+            Ok(None) => Ok(Lookup::Missing),
+            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(Lookup::NeedsDisk),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Bytes of the timestamp at the end of a data key.
+const TIMESTAMP_BYTES: usize = 8;
+
+pub(super) fn first_version(
+    db: &DB,
+    data: &ColumnFamily,
+    snapshot: Option<&Snapshot<'_>>,
+    prefix: &[u8],
+    from: &[u8],
+    tier: Tier,
+) -> Result<Lookup<(Bytes, Bytes)>> {
+    // The filter asks for the prefix of the sought key, so that key must have the length of a version's.
+    let length = prefix.len() + TIMESTAMP_BYTES;
+    let mut padded = BytesMut::new();
+    let sought = if from.len() == length {
+        from
+    } else {
+        padded.put_slice(&from[..from.len().min(length)]);
+        padded.resize(length, 0);
+        &padded
+    };
+    let mut options = ReadOptions::default();
+    options.set_prefix_same_as_start(true);
+    if tier == Tier::Cache {
+        options.set_read_tier(ReadTier::BlockCache);
+    }
+    if let Some(snapshot) = snapshot {
+        options.set_snapshot(snapshot);
+    }
+    let mut iterator = db.raw_iterator_cf_opt(data, options);
+    iterator.seek(sought);
+    while let Some((key, value)) = iterator.item() {
+        if !key.starts_with(prefix) {
+            return Ok(Lookup::Missing);
+        }
+        if key.len() == length && key >= from {
+            return Ok(Lookup::Found((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))));
+        }
+        iterator.next();
+    }
+    match iterator.status() {
+        Ok(()) => Ok(Lookup::Missing),
+        Err(error) if error.kind() == ErrorKind::Incomplete => Ok(Lookup::NeedsDisk),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) fn cursor<'a>(
+    db: &'a DB,
+    family: &ColumnFamily,
+    snapshot: Option<&Snapshot<'_>>,
+    start: &[u8],
+    end: &[u8],
+) -> Box<dyn Cursor + 'a> {
+    let is_empty = start >= end;
+    let mut options = ReadOptions::default();
+    options.set_total_order_seek(true);
+    if !is_empty {
+        options.set_iterate_lower_bound(start);
+        options.set_iterate_upper_bound(end);
+    }
+    if let Some(snapshot) = snapshot {
+        options.set_snapshot(snapshot);
+    }
+    Box::new(RocksCursor { iterator: db.raw_iterator_cf_opt(family, options), is_empty })
+}
+
+/// Walks a bounded range; RocksDB keeps to the bounds itself.
+struct RocksCursor<'a> {
+    iterator: DBRawIterator<'a>,
+    /// Bounds the wrong way round mean nothing to RocksDB, so an empty range is never walked.
+    is_empty: bool,
+}
+
+impl Cursor for RocksCursor<'_> {
+    fn seek_first(&mut self) {
+        if !self.is_empty {
+            self.iterator.seek_to_first();
+        }
+    }
+
+    fn seek_last(&mut self) {
+        if !self.is_empty {
+            self.iterator.seek_to_last();
+        }
+    }
+
+    fn seek(&mut self, key: &[u8]) {
+        if !self.is_empty {
+            self.iterator.seek(key);
+        }
+    }
+
+    fn seek_back(&mut self, key: &[u8]) {
+        if !self.is_empty {
+            self.iterator.seek_for_prev(key);
+        }
+    }
+
+    fn next(&mut self) {
+        if self.iterator.valid() {
+            self.iterator.next();
+        }
+    }
+
+    fn previous(&mut self) {
+        if self.iterator.valid() {
+            self.iterator.prev();
+        }
+    }
+
+    fn entry(&self) -> Option<(&[u8], &[u8])> {
+        self.iterator.item()
+    }
+
+    fn status(&self) -> Result<()> {
+        self.iterator.status().map_err(Into::into)
+    }
+}
+
+/// A state of the database that does not change.
+pub(super) struct RocksSnapshot {
+    // Dropped in this order: options and snapshot before the database they point into.
+    reads: PointReads,
+    snapshot: Snapshot<'static>,
+    database: Arc<Database>,
+}
+
+impl RocksSnapshot {
+    pub(super) fn new(database: Arc<Database>) -> RocksSnapshot {
+        let snapshot = database.db.snapshot();
+        // SAFETY: the snapshot borrows `database.db`, which lies behind an `Arc` that this value holds and that, by the
+        // order of the fields, is released after the snapshot. The longer lifetime never leaves this struct.
+        let snapshot = unsafe { std::mem::transmute::<Snapshot<'_>, Snapshot<'static>>(snapshot) };
+        RocksSnapshot { reads: PointReads::new(Some(&snapshot)), snapshot, database }
+    }
+}
+
+impl Reader for RocksSnapshot {
+    fn get(&self, family: Family, key: &[u8], tier: Tier) -> Result<Lookup<Bytes>> {
+        self.reads.get(&self.database.db, self.database.family(family), key, tier)
+    }
+
+    fn first_version(&self, prefix: &[u8], from: &[u8], tier: Tier) -> Result<Lookup<(Bytes, Bytes)>> {
+        let data = self.database.family(Family::Data);
+        first_version(&self.database.db, data, Some(&self.snapshot), prefix, from, tier)
+    }
+
+    fn cursor<'a>(&'a self, family: Family, start: &[u8], end: &[u8]) -> Box<dyn Cursor + 'a> {
+        cursor(&self.database.db, self.database.family(family), Some(&self.snapshot), start, end)
+    }
+}
