@@ -14,6 +14,7 @@ import time
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
+from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 TIMEOUT_SECONDS = 5
@@ -54,6 +55,17 @@ def get(kv: Kv, table: str, key: str) -> int:
     return 0
 
 
+def reason(error: grpc.RpcError) -> str:
+    """The reason that never changes its name (docs/errors.md), or gRPC's own code when the call did not get that far."""
+    for name, value in error.trailing_metadata() or ():
+        if name == "grpc-status-details-bin":
+            for detail in status_pb2.Status.FromString(value).details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info):
+                    return info.reason
+    return error.code().name
+
+
 def main() -> int:
     address, verb, table, key, *rest = sys.argv[1:]
     kv = Kv(address)
@@ -63,9 +75,7 @@ def main() -> int:
             return 0
         return get(kv, table, key)
     except grpc.RpcError as error:
-        # The reason, which never changes its name, is in an ErrorInfo among the trailing metadata.
-        reasons = [value for name, value in error.trailing_metadata() or () if name == "grpc-status-details-bin"]
-        print(f"{error.code().name}: {error.details()} {reasons[0] if reasons else ''}", file=sys.stderr)
+        print(f"{reason(error)}: {error.details()}", file=sys.stderr)
         return 1
 
 

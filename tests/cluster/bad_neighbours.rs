@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use trivet::wire::proto::internal::peer_client::PeerClient;
-use trivet::wire::proto::internal::{FrameBatch, JoinRequest};
+use trivet::wire::proto::internal::{AskRequest, FrameBatch};
 use trivet::wire::proto::v1::TopologyRequest;
 
 use crate::harness::{Cluster, Entry, Finished, Node, binary, finish, refused};
@@ -34,9 +34,8 @@ async fn messages_of_another_cluster_are_refused() {
     };
     assert_eq!(crate::harness::reason(&status), "WRONG_CLUSTER", "{status:?}");
 
-    let join =
-        JoinRequest { cluster: ours ^ 1, node: 9, incarnation: 1, address: "127.0.0.1:1".into(), ..Default::default() };
-    refused(peer.join(join).await, "WRONG_CLUSTER");
+    let question = AskRequest { cluster: ours ^ 1, from_node: 2, kind: "report".into(), body: "{}".into() };
+    refused(peer.ask(question).await, "WRONG_CLUSTER");
     cluster.healthy().await;
 }
 
@@ -104,7 +103,7 @@ async fn settings_that_do_not_exist_are_refused_by_name() {
     refused_start(&check("id = \"one\"\n"), &["id"]);
     refused_start(&check("id = \n"), &["line 1"]);
     let good = format!(
-        "id = 1\ndata = \"{}\"\nlisten = \"127.0.0.1:7401\"\nhttp = \"127.0.0.1:7501\"\npeers = \"1=127.0.0.1:7401\"\n",
+        "id = 1\ndata = \"{}\"\nlisten = \"127.0.0.1:7401\"\nhttp = \"127.0.0.1:7501\"\nfound = [\"1=127.0.0.1:7401\"]\n",
         directory.path().join("node").display()
     );
     check(&good).ok();

@@ -39,7 +39,7 @@ async fn a_reflecting_script_puts_and_gets_against_every_node() {
 fn python_with_grpc() -> Option<PathBuf> {
     let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
     let python = venv.join("bin/python");
-    let works = || finish(Command::new(&python).args(["-c", "import grpc, grpc_reflection"])).code == 0;
+    let works = || finish(Command::new(&python).args(["-c", "import grpc, grpc_reflection, google.rpc"])).code == 0;
     if python.exists() && works() {
         return Some(python);
     }

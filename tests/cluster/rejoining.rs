@@ -85,17 +85,16 @@ async fn a_replica_reads_the_same_after_it_was_away() {
 /// Writes rows `row-000000` … of one kibibyte each; rows of one tag go in batches.
 pub async fn fill(cluster: &Cluster, table: &str, rows: u32) {
     let value = vec![b'x'; 1_024];
-    let mut kv = cluster.kv(cluster.some_node());
+    let kv = cluster.kv(cluster.some_node());
     for number in 0..rows.min(200) {
         let request = put(table, format!("row-{number:06}"), &value);
-        eventually("a row is written", || kv.clone().put(request.clone())).await;
+        eventually("a row is written", || async { kv.clone().put(request.clone()).await }).await;
     }
     for first in (200..rows).step_by(200) {
         let operations =
             (first..rows.min(first + 200)).map(|n| set(format!("{{tag-{first}}}row-{n:06}"), &value)).collect();
         let request = batch(table, Vec::new(), operations);
-        kv = cluster.kv(cluster.some_node());
-        eventually("a batch is written", || kv.clone().batch(request.clone())).await;
+        eventually("a batch is written", || async { kv.clone().batch(request.clone()).await }).await;
     }
 }
 

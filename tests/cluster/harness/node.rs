@@ -44,7 +44,7 @@ impl Node {
         command.args(["serve", "--id", &self.id.to_string(), "--data"]).arg(&self.directory);
         command.args(["--listen", &self.address(), "--http", &format!("127.0.0.1:{}", self.http)]);
         match &self.entry {
-            Entry::Founder(peers) => command.args(["--peers", peers]),
+            Entry::Founder(peers) => command.args(["--found", peers]),
             Entry::Join(addresses) => command.args(["--join", addresses]),
         };
         command
