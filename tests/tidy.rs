@@ -28,8 +28,11 @@ const IMPURE_WORDS: &[&str] = &["tokio::", "std::fs", "std::net", "std::thread",
 
 /// Where a crate may be named (path prefixes under `src/`).
 const CONFINED: &[(&str, &[&str])] = &[
-    ("tonic::", &["wire/", "service/", "client/channel", "node/transport"]),
-    ("prost::", &["wire/", "service/", "client/channel", "node/transport", "raft/", "shard/"]),
+    ("tonic::", &["wire/", "service/", "client/channel", "node/transport", "cli/bench/"]),
+    (
+        "prost::",
+        &["wire/", "service/", "client/channel", "node/transport", "node/replicas", "raft/", "shard/", "cli/bench/"],
+    ),
     ("openraft::", &["raft/"]),
     ("rocksdb::", &["storage/"]),
 ];
@@ -384,6 +387,25 @@ fn crates_stay_where_they_belong() {
         }
     }
     report("A foreign crate is named only by the modules that hide it:", &problems);
+}
+
+#[test]
+fn the_command_line_stands_on_the_client() {
+    let mut problems = Vec::new();
+    for file in rust_files() {
+        let Some(path) = file.in_src().filter(|path| path.starts_with("cli/") || *path == "main.rs") else { continue };
+        let code = code_of(&file.text);
+        for (at, _) in code.match_indices("trivet::") {
+            for (_, used) in heads(&code[at + "trivet::".len()..]) {
+                let floor = floor_of(&used).unwrap_or(0);
+                let serves = used == "server" && (path == "main.rs" || path == "cli/serve.rs");
+                if (floor > 3 || used == "raft" || used == "storage") && !serves {
+                    problems.push(format!("{}:{}: uses {used}", file.path, line_of(&code, at)));
+                }
+            }
+        }
+    }
+    report("The command line is a client like any other; only `serve` calls the server:", &problems);
 }
 
 #[test]

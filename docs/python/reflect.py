@@ -67,9 +67,12 @@ def reason(error: grpc.RpcError) -> str:
 
 
 def main() -> int:
+    if len(sys.argv) not in (5, 6) or sys.argv[2] not in ("put", "get"):
+        print(__doc__, file=sys.stderr)
+        return 2
     address, verb, table, key, *rest = sys.argv[1:]
-    kv = Kv(address)
     try:
+        kv = Kv(address)
         if verb == "put":
             put(kv, table, key, rest[0])
             return 0
