@@ -398,7 +398,7 @@ fn the_command_line_stands_on_the_client() {
         for (at, _) in code.match_indices("trivet::") {
             for (_, used) in heads(&code[at + "trivet::".len()..]) {
                 let floor = floor_of(&used).unwrap_or(0);
-                let serves = used == "server" && (path == "main.rs" || path == "cli/serve.rs");
+                let serves = used == "server" && (path == "main.rs" || path == "cli/mod.rs");
                 if (floor > 3 || used == "raft" || used == "storage") && !serves {
                     problems.push(format!("{}:{}: uses {used}", file.path, line_of(&code, at)));
                 }

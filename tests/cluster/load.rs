@@ -76,18 +76,9 @@ impl Load {
             let number = worker.number;
             let counter = eventually("the counter can be read", || table.get(counter_key(number))).await;
             let register = eventually("the register can be read", || table.get(register_key(number))).await;
-            // Calls that failed without a definite answer may have taken effect once.
-            let unknown = worker.failures.len() as u64;
             let counted = counter.body.map_or(0, |found| number_in(&found.value));
-            if counted < worker.increments || counted > worker.increments + unknown {
-                report.wrong.push(format!("counter {number} is {counted}, acknowledged were {}", worker.increments));
-            }
             let stored = register.body.map_or(0, |found| number_in(&found.value));
-            if stored < worker.last_value || (stored > worker.last_value && unknown == 0) {
-                report
-                    .wrong
-                    .push(format!("register {number} is {stored}, last acknowledged was {}", worker.last_value));
-            }
+            report.wrong.extend(broken_promises(&worker, counted, stored));
             report.calls += worker.calls;
             report.failures.extend(worker.failures);
             report.wrong.extend(worker.stale_reads);
@@ -95,6 +86,26 @@ impl Load {
         }
         report
     }
+}
+
+/// What is stored, against what a worker was promised. Calls that failed may have taken effect once.
+fn broken_promises(worker: &Worker, counted: u64, stored: u64) -> Vec<String> {
+    let number = worker.number;
+    let unknown = worker.failures.len() as u64;
+    let mut broken = Vec::new();
+    if counted < worker.increments {
+        broken.push(format!("counter {number} lost increments: {counted}, acknowledged {}", worker.increments));
+    }
+    if counted > worker.increments + unknown {
+        broken.push(format!("counter {number} doubled increments: {counted}, acknowledged {}", worker.increments));
+    }
+    if stored < worker.last_value {
+        broken.push(format!("register {number} lost a write: {stored}, last acknowledged {}", worker.last_value));
+    }
+    if stored > worker.last_value && unknown == 0 {
+        broken.push(format!("register {number} holds {stored}, last acknowledged {}", worker.last_value));
+    }
+    broken
 }
 
 /// A client as an application would make it.
@@ -149,4 +160,24 @@ async fn work(client: Client, table: String, number: usize, stopping: Arc<Atomic
         }
     }
     worker
+}
+
+#[test]
+fn the_judge_tells_lost_from_doubled() {
+    let worker = |failures: usize| Worker {
+        number: 0,
+        calls: 30,
+        increments: 10,
+        last_value: 28,
+        failures: vec!["unknown".to_owned(); failures],
+        stale_reads: Vec::new(),
+        longest_call: Duration::ZERO,
+    };
+    assert!(broken_promises(&worker(0), 10, 28).is_empty());
+    assert!(broken_promises(&worker(0), 9, 28)[0].contains("lost increments"));
+    assert!(broken_promises(&worker(0), 11, 28)[0].contains("doubled"));
+    assert!(broken_promises(&worker(0), 10, 25)[0].contains("lost a write"));
+    assert!(broken_promises(&worker(0), 10, 31)[0].contains("holds 31"));
+    assert!(broken_promises(&worker(1), 11, 31).is_empty(), "one unknown call may have counted");
+    assert!(broken_promises(&worker(1), 12, 28)[0].contains("doubled"));
 }
