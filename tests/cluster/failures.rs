@@ -27,17 +27,18 @@ async fn killing_nodes_in_turn_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bench_verifies_itself_while_nodes_are_killed() {
     let mut cluster = Cluster::with_table(3).await;
+    let journal = cluster.root().join("journal.jsonl");
+    let journal = journal.to_str().expect("a temporary path is text");
     let bench = cluster.spawn(&[
         "bench",
         "--table",
         "t",
         "--verify",
-        "--clients",
+        journal,
+        "--concurrency",
         "16",
-        "--duration",
-        "12s",
-        "--read-ratio",
-        "0.2",
+        "--time",
+        "15s",
         "-o",
         "json",
     ]);
@@ -51,9 +52,22 @@ async fn the_bench_verifies_itself_while_nodes_are_killed() {
     }
     let report = wait(bench, Duration::from_secs(120)).json();
     println!("  {report}");
-    let number = |name: &str| report["verify"][name].as_u64().unwrap_or_else(|| panic!("no verify.{name} in {report}"));
-    assert_eq!((number("lost"), number("doubled"), number("failed")), (0, 0, 0), "{report}");
+    let number = |name: &str| report[name].as_u64().unwrap_or_else(|| panic!("no {name} in {report}"));
+    for name in ["lost", "doubled", "phantom", "damaged", "unreadable", "refused", "unknown"] {
+        assert_eq!(number(name), 0, "{name}");
+    }
+    assert!(report["violations"].as_array().is_some_and(Vec::is_empty), "{report}");
+    assert!(report["failures"].as_object().is_some_and(serde_json::Map::is_empty), "{report}");
     assert!(number("acknowledged") > 500, "{report}");
+    // Everything is still there when it is judged again after one more crash of all.
+    for id in cluster.ids() {
+        cluster.kill(id);
+    }
+    for id in cluster.ids() {
+        cluster.start(id);
+    }
+    cluster.healthy().await;
+    cluster.trivet(&["bench", "--verify-only", journal]).ok();
 }
 
 #[tokio::test(flavor = "multi_thread")]
