@@ -83,12 +83,26 @@ async fn a_directory_of_another_node_or_cluster_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_is_not_ours_is_left_alone() {
-    let cluster = Cluster::unstarted(1);
-    let node = cluster.node(1);
-    std::fs::create_dir_all(&node.directory).expect("made");
-    std::fs::write(node.directory.join("thesis.txt"), "years of work").expect("written");
-    refused_start(&node.start_refused(), &["empty"]);
-    assert_eq!(std::fs::read_to_string(node.directory.join("thesis.txt")).expect("still there"), "years of work");
+    for (file, text) in [("db/CURRENT", "MANIFEST-000001\n"), ("staging/thesis.txt", "years of work")] {
+        let cluster = Cluster::unstarted(1);
+        let node = cluster.node(1);
+        let path = node.directory.join(file);
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        std::fs::write(&path, text).expect("written");
+        refused_start(&node.start_refused(), &["not of a store of ours"]);
+        assert_eq!(std::fs::read_to_string(&path).expect("still there"), text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_another_format_is_refused_by_name() {
+    let mut cluster = Cluster::of(1).await;
+    cluster.stop(1);
+    let format = cluster.node(1).directory.join("FORMAT");
+    std::fs::write(&format, "trivet storage 99\n").expect("written");
+    refused_start(&cluster.node(1).start_refused(), &["trivet storage 99"]);
+    std::fs::remove_file(&format).expect("removed");
+    refused_start(&cluster.node(1).start_refused(), &["FORMAT"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
