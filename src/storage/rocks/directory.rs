@@ -56,8 +56,9 @@ impl Directory {
                     path.display()
                 )));
             }
-            if !Mark::exists(path) && database.exists() {
-                return Err(foreign("it holds a database that is not a store of ours".to_owned()));
+            // Both are ours to overwrite and to empty only in a directory of ours.
+            if !Mark::exists(path) && (database.exists() || path.join("staging").exists()) {
+                return Err(foreign("it holds files that are not of a store of ours; use an empty directory".to_owned()));
             }
             Mark::create(path)?
         } else {
