@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
 use openraft::type_config::async_runtime::watch::WatchReceiver;
-use openraft::{ReadPolicy, ServerState, Snapshot};
+use openraft::{ReadPolicy, ServerState};
 use prost::Message;
 use tokio::sync::{oneshot, watch};
 
@@ -23,7 +23,7 @@ use super::options::Options;
 use super::receive;
 use super::status::{Part, Status};
 use super::transport::{Kind, Transport};
-use super::types::{Command, Metrics, Raft, SnapshotMeta, TypeConfig};
+use super::types::{Command, Metrics, Raft, Snapshot, SnapshotMeta, TypeConfig};
 use crate::runtime::{Clock, Task};
 use crate::storage::{Engine, Family, LogWriter, Lookup, Tier, log_keys};
 use crate::types::{NodeId, Outcomes, ReplicaId, ShardId};
@@ -39,7 +39,6 @@ pub(super) struct Inner {
     pub(super) options: Options,
     pub(super) raft: Raft,
     pub(super) log: LogStore,
-    pub(super) clock: Clock,
     pub(super) status: watch::Sender<Status>,
     /// One more than the last applied index; closed when the machine is gone.
     applied: watch::Receiver<u64>,
@@ -66,7 +65,7 @@ impl Group {
             .map_err(|error| GroupError::Start(error.to_string()))?;
         let (applier, applied) = Applier::open(options.shard, machine, engine, log.clone())
             .map_err(|error| GroupError::Start(error.to_string()))?;
-        let network = Network::new(options.shard, options.replica, options.timers, transport, clock.clone());
+        let network = Network::new(options.shard, options.replica, options.timers, transport, clock);
         let raft = Raft::new(options.replica.0, config, network, log.clone(), applier)
             .await
             .map_err(|error| GroupError::Start(error.to_string()))?;
@@ -75,7 +74,6 @@ impl Group {
             options,
             raft,
             log,
-            clock,
             status,
             applied,
             transferring: tokio::sync::Mutex::new(()),

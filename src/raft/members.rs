@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::type_config::async_runtime::watch::WatchReceiver;
-use openraft::{ChangeMembers, Precondition};
+use openraft::{ChangeMembers, Instant as _, Precondition};
 
 use super::error::{ChangeError, TransferError};
 use super::group::Group;
@@ -98,7 +98,9 @@ impl Group {
             RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
                 ChangeError::NotLeader { leader: self.hint(&forward) }
             }
-            RaftError::APIError(ClientWriteError::PreconditionFailed(error)) => ChangeError::Conflict(error.to_string()),
+            RaftError::APIError(ClientWriteError::PreconditionFailed(error)) => {
+                ChangeError::Conflict(error.to_string())
+            }
             RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => match error {
                 ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_) => {
                     ChangeError::Conflict(error.to_string())
@@ -171,7 +173,7 @@ impl Group {
         let acknowledged = heartbeat.get(&to.0).copied().flatten();
         let patience = self.inner.options.timers.election_min;
         match acknowledged {
-            Some(at) if self.inner.clock.now().saturating_duration_since(at.into_inner().into()) <= patience => Ok(()),
+            Some(at) if at.elapsed() <= patience => Ok(()),
             _ => Err(TransferError::Silent),
         }
     }

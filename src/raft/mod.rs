@@ -50,9 +50,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-pub use error::{
-    ChangeError, GroupError, LeaderHint, ProposeError, ReadError, SnapshotError, TransferError,
-};
+pub use error::{ChangeError, GroupError, LeaderHint, ProposeError, ReadError, SnapshotError, TransferError};
 pub use group::Group;
 pub use machine::{Cut, Cutter, Entry, Machine};
 pub use options::{LogBounds, Options, Timers};

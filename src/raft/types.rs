@@ -10,7 +10,7 @@ use openraft::entry::RaftEntry;
 use openraft::impls::leader_id_adv;
 use openraft::type_config::alias;
 
-use super::apply::Applier;
+use super::apply::{Applier, SnapshotFiles};
 use crate::types::{NodeId, Outcomes};
 
 openraft::declare_raft_types!(
@@ -43,6 +43,10 @@ pub type SnapshotMeta = alias::SnapshotMetaOf<TypeConfig>;
 pub type Raft = openraft::Raft<TypeConfig, Applier>;
 /// openraft's report on one group.
 pub type Metrics = openraft::RaftMetrics<TypeConfig>;
+/// The part of it that changes with leadership and members.
+pub type ServerMetrics = openraft::metrics::RaftServerMetrics<TypeConfig>;
+/// A snapshot with its data.
+pub type Snapshot = openraft::Snapshot<LeaderId, u64, NodeId, SnapshotFiles>;
 /// A request to append.
 pub type AppendRequest = openraft::raft::AppendEntriesRequest<TypeConfig>;
 /// Its answer.

@@ -1,0 +1,84 @@
+//! Messages from other replicas.
+//!
+//! A message is given to openraft's core right where it arrives, by polling its handler once: the handlers' first act
+//! is to queue it there, so messages are queued in the order of arrival, without a task or a queue of our own before
+//! it. Only then does a task wait for the answer.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use openraft::raft::TransferLeaderError;
+use tokio::sync::oneshot;
+
+use super::codec::{self, CodecError};
+use super::transport::Kind;
+use super::types::{Raft, VoteResponse};
+use crate::runtime;
+
+type Handler = Pin<Box<dyn Future<Output = Result<Bytes, String>> + Send>>;
+
+/// Hands a message to the core and sees to its answer.
+pub fn dispatch(raft: &Raft, kind: Kind, payload: Bytes, answer: oneshot::Sender<Result<Bytes, String>>) {
+    let handler = match handler(raft.clone(), kind, payload) {
+        Ok(handler) => handler,
+        Err(error) => {
+            let _ = answer.send(Err(error.to_string()));
+            return;
+        }
+    };
+    // Unconstrained: a task whose budget is used up would be told "not yet" before anything was queued.
+    let mut handler = tokio::task::unconstrained(handler);
+    match handler.poll_unpin(&mut Context::from_waker(futures::task::noop_waker_ref())) {
+        Poll::Ready(done) => {
+            let _ = answer.send(done);
+        }
+        // When the core's queue is full, the handler now has its place in the line before it.
+        Poll::Pending => {
+            runtime::spawn(async move {
+                let _ = answer.send(handler.await);
+            });
+        }
+    }
+}
+
+fn handler(raft: Raft, kind: Kind, payload: Bytes) -> Result<Handler, CodecError> {
+    Ok(match kind {
+        Kind::Append => {
+            let request = codec::decode_append(payload)?;
+            Box::pin(async move {
+                let response = raft.append_entries(request).await.map_err(|error| error.to_string())?;
+                Ok(codec::encode_append_response(&response))
+            })
+        }
+        Kind::Vote => {
+            let request = codec::decode_vote_request(payload)?;
+            Box::pin(async move {
+                let response = raft.vote(request).await.map_err(|error| error.to_string())?;
+                Ok(codec::encode_vote_response(&response))
+            })
+        }
+        Kind::PreVote => {
+            let request = codec::decode_vote_request(payload)?;
+            Box::pin(async move {
+                let response = raft.pre_vote(request).await.map_err(|error| error.to_string())?;
+                Ok(codec::encode_vote_response(&response))
+            })
+        }
+        Kind::Transfer => {
+            let request = codec::decode_transfer(payload)?;
+            Box::pin(async move {
+                let from = *request.from_leader();
+                let taken = raft.handle_transfer_leader(request).await.map_err(|error| error.to_string())?;
+                // Answered like a request for a vote: granted, or the vote or the log that stands against it.
+                Ok(codec::encode_vote_response(&match taken {
+                    Ok(()) => VoteResponse::new(from, None, true),
+                    Err(TransferLeaderError::VoteChanged { actual, .. }) => VoteResponse::new(actual, None, false),
+                    Err(TransferLeaderError::LogNotFlushed { actual, .. }) => VoteResponse::new(from, actual, false),
+                }))
+            })
+        }
+    })
+}
