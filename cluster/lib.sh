@@ -38,6 +38,15 @@ prerequisites() {
   [ "${minor:-0}" -ge "$RUST_MINIMUM" ] || fail "Rust 1.$RUST_MINIMUM or newer is needed, this is $(rustc --version)"
 }
 
+# What only the Python client's test needs; without it that test says that it was skipped.
+python_prerequisites() {
+  python3 -c 'import ensurepip, venv' 2>/dev/null && return
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    step "installing python3-venv (for the test of docs/python)"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends python3 python3-venv >/dev/null 2>&1 || true
+  fi
+}
+
 # One target directory, one compiler cache, one profile: RocksDB is compiled once for builds, tests and checks alike.
 build_environment() {
   local cache=${XDG_CACHE_HOME:-$HOME/.cache}/trivet
