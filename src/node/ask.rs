@@ -179,6 +179,11 @@ impl Node {
         decode(&self.links().ask(&address, kind, body, patience).await?)
     }
 
+    /// Asks whoever listens at an address.
+    pub async fn ask_at(&self, address: &str, kind: &str, body: Bytes, patience: Duration) -> Result<Bytes> {
+        self.links().ask(address, kind, body, patience).await
+    }
+
     /// The newest revision of the catalog, confirmed by shard 0's leader.
     pub async fn newest_revision(&self) -> Result<Timestamp> {
         self.ask_system_leader(REVISION, &()).await

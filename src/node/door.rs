@@ -419,7 +419,7 @@ impl Node {
                     let patience = if repeatable { ATTEMPT_TIMEOUT } else { context.deadline.duration_since(now) };
                     let deadline = context.deadline.min(now + patience);
                     let asked = match self.connection(node) {
-                        Ok(connection) => connection.call(name, remote(), deadline, true).await,
+                        Ok(connection) => connection.call(name, &remote(), deadline, true).await,
                         Err(error) => Err(error),
                     };
                     match asked {
@@ -481,7 +481,7 @@ impl Node {
             return Place::Nowhere;
         }
         let known = match &hosted {
-            Some(shard) => shard.group().leader().map(|(_, node)| node),
+            Some(shard) => shard.leader().map(|(_, node)| node),
             // Any replica knows the leader better than a node without one.
             None => descriptor.replicas.iter().map(|replica| replica.node).find(|&node| self.hears(node)),
         };

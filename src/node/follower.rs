@@ -51,8 +51,8 @@ pub async fn run(node: Arc<Node>) {
 }
 
 async fn stopped(node: &Node) {
-    let mut stopping = node.stopping();
-    let _ = stopping.wait_for(|&stopping| stopping).await;
+    let mut stopped = node.stopped();
+    let _ = stopped.wait_for(|&stopped| stopped).await;
 }
 
 

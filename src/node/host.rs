@@ -25,6 +25,8 @@ use crate::types::{Error, Incarnation, Limits, NodeId, Reason, Result, ShardId, 
 
 /// How long an orderly stop waits for other nodes to take over leaderships.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between looks at what is still led.
+const HANDOVER_WAIT: Duration = Duration::from_millis(50);
 
 /// What a node is started with.
 #[derive(Clone, Debug)]
@@ -61,9 +63,12 @@ pub struct Node {
     directory: ArcSwap<Directory>,
     directory_changed: watch::Sender<Timestamp>,
     connections: RwLock<HashMap<NodeId, (String, Arc<Connection>)>>,
-    handler: OnceLock<Arc<dyn AskHandler>>,
+    handler: RwLock<Option<Arc<dyn AskHandler>>>,
     fatal: watch::Sender<Option<Error>>,
+    /// Set when leaderships are being handed over: nothing new is begun.
     stopping: watch::Sender<bool>,
+    /// Set when the replicas are being stopped.
+    stopped: watch::Sender<bool>,
     /// Wakes the reconciler before its time.
     nudge: Notify,
     /// When each table was last looked up in vain; see the door.
@@ -93,9 +98,10 @@ impl Node {
             directory: ArcSwap::from_pointee(Directory::empty()),
             directory_changed: watch::Sender::new(Timestamp::ZERO),
             connections: RwLock::default(),
-            handler: OnceLock::new(),
+            handler: RwLock::default(),
             fatal: watch::Sender::new(None),
             stopping: watch::Sender::new(false),
+            stopped: watch::Sender::new(false),
             nudge: Notify::new(),
             unknown_tables: Mutex::default(),
             options,
@@ -189,7 +195,7 @@ impl Node {
     }
 
     /// This node's row as it should stand in the catalog.
-    pub(super) fn row(&self) -> NodeRow {
+    pub fn row(&self) -> NodeRow {
         NodeRow {
             id: self.options.id,
             incarnation: self.incarnation,
@@ -203,11 +209,12 @@ impl Node {
 
     /// Registers who answers the questions that change the cluster.
     pub fn set_handler(&self, handler: Arc<dyn AskHandler>) {
-        assert!(self.handler.set(handler).is_ok(), "a node has one control");
+        let before = self.handler.write().replace(handler);
+        assert!(before.is_none(), "a node has one control");
     }
 
     pub(super) fn handler(&self) -> Option<Arc<dyn AskHandler>> {
-        self.handler.get().cloned()
+        self.handler.read().clone()
     }
 
     /// The local replica of shard 0.
@@ -219,7 +226,7 @@ impl Node {
 
     /// The node that leads shard 0, as far as this one knows.
     pub fn system_leader(&self) -> Option<NodeId> {
-        self.registry.get(ShardId::SYSTEM).and_then(|shard| shard.group().leader()).map(|(_, node)| node)
+        self.registry.get(ShardId::SYSTEM).and_then(|shard| shard.leader()).map(|(_, node)| node)
     }
 
     /// Whether this node leads shard 0.
@@ -282,9 +289,14 @@ impl Node {
         self.fatal.send_replace(Some(error));
     }
 
-    /// True once the node is stopping.
-    pub(super) fn stopping(&self) -> watch::Receiver<bool> {
+    /// True once the node is handing over what it leads, before it stops.
+    pub fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.subscribe()
+    }
+
+    /// True once the replicas are being stopped.
+    pub(super) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stopped.subscribe()
     }
 
     /// Asks the reconciler to look now.
@@ -307,7 +319,7 @@ impl Node {
         {
             return Ok(connection.clone());
         }
-        let connection = Arc::new(Connection::new(&address, self.options.clock.clone())?);
+        let connection = Arc::new(Connection::new(address.as_str(), self.options.clock.clone()));
         self.connections.write().insert(node, (address, connection.clone()));
         Ok(connection)
     }
@@ -330,8 +342,9 @@ impl Node {
         hosted.group().transfer_leader(target).await.map_err(|error| Error::new(Reason::Conflict, error.to_string()))
     }
 
-    /// Hands all leaderships over, then stops the replicas. Their data stays.
-    pub async fn stop(&self) {
+    /// Hands all leaderships over, while the node goes on answering. Gives up after a bounded time: what is still led
+    /// then is taken over by an election.
+    pub async fn hand_over(&self) {
         self.stopping.send_replace(true);
         let deadline = self.clock().now() + HANDOVER_TIMEOUT;
         loop {
@@ -357,12 +370,21 @@ impl Node {
                 }
             }
             if led == 0 || self.clock().now() >= deadline {
-                break;
+                return;
             }
-            sleep(Duration::from_millis(50)).await;
+            sleep(HANDOVER_WAIT).await;
         }
+    }
+
+    /// Stops the replicas and lets go of everything. Their data stays. Call [`Node::hand_over`] first.
+    pub async fn stop(&self) {
+        self.stopping.send_replace(true);
+        self.stopped.send_replace(true);
         for shard in self.registry.all() {
             shard.stop().await;
+            self.registry.remove(shard.id());
         }
+        *self.handler.write() = None;
+        self.connections.write().clear();
     }
 }

@@ -17,7 +17,7 @@
 //!
 //! Left out: deciding what the catalog should want (control).
 
-mod ask;
+pub mod ask;
 mod door;
 mod follower;
 mod formation;
@@ -30,10 +30,11 @@ mod replicas;
 mod report;
 mod transport;
 
-pub use ask::{AskHandler, JoinAnswer, JoinAsk};
+pub use ask::{AskHandler, ChecksumAnswer, IdentityAnswer, JoinAnswer, JoinAsk, ShardAsk};
 pub use door::Context;
-pub use host::{Node, NodeOptions};
 pub use formation::Bootstrap;
+pub use host::{Node, NodeOptions};
 pub use identity::Identity;
+pub use registry::Registry;
 pub use report::{NodeReport, ShardReport};
 pub use transport::PeerService;

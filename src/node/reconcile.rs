@@ -18,7 +18,7 @@ use crate::raft::Status;
 use crate::runtime::{Instant, timeout};
 use crate::shard::Shard;
 use crate::storage::{LogChange, LogOp};
-use crate::types::{NodeId, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId, TableState};
+use crate::types::{NodeId, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId, TableDescriptor, TableState};
 
 /// Between rounds when nothing wakes the reconciler.
 const ROUND_WAIT: Duration = Duration::from_millis(250);
@@ -56,8 +56,12 @@ pub async fn run(node: Arc<Node>) {
 async fn round(node: &Arc<Node>, memory: &mut Memory) {
     let Some(identity) = node.try_identity().copied() else { return };
     let directory = node.directory();
-    for descriptor in directory.shards_on(node.id(), identity.incarnation) {
-        if let Err(error) = create(node, &descriptor).await {
+    for (descriptor, _) in directory.shards_on(node.id(), identity.incarnation) {
+        let going = |table: &TableDescriptor| table.state == TableState::Dropping;
+        if directory.descriptor(descriptor.table).is_some_and(going) {
+            continue;
+        }
+        if let Err(error) = create(node, descriptor).await {
             tracing::error!(shard = %descriptor.id, %error, "cannot create a replica");
         }
     }
@@ -65,7 +69,9 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
     let replicas = node.replicas().all();
     for shard in &replicas {
         let status = shard.group().status();
-        let wanted = directory.shard(shard.id());
+        let wanted = directory.shard(shard.id()).filter(|descriptor| {
+            directory.descriptor(descriptor.table).is_none_or(|table| table.state != TableState::Dropping)
+        });
         if status.is_leader() {
             led += 1;
         }
@@ -212,12 +218,8 @@ fn is_gone(directory: &Directory, shard: &Arc<Shard>) -> bool {
         return false;
     }
     let table = shard.state().table;
-    // A table id is never reused and its row outlives its shards' rows, so a table below the next free id that has no
-    // row, or is being dropped, is gone.
-    match directory.table_row(table) {
-        Some(row) => row.state == TableState::Dropping,
-        None => directory.has_allocated_table(table),
-    }
+    directory.descriptor(table).is_some_and(|table| table.state == TableState::Dropping)
+        || directory.was_dropped(shard.id())
 }
 
 /// Stops a replica and removes what it stored, leaving a tombstone.

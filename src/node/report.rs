@@ -45,7 +45,8 @@ impl Node {
     /// This node's report of now.
     pub fn report(&self) -> NodeReport {
         let directory = self.directory();
-        let shards = self.replicas().all().iter().map(|shard| {
+        let replicas = self.replicas().all();
+        let shards = replicas.iter().map(|shard| {
             let status = shard.group().status();
             ShardReport {
                 shard: shard.id(),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checksum::{self, Checksum};
 use super::command::Command;
@@ -15,7 +15,7 @@ use super::machine::{ShardMachine, Shared};
 use super::metrics;
 use super::proposer::{self, Pending, PendingKind};
 use super::state::State;
-use crate::raft::{Group, GroupError, Timers, Transport};
+use crate::raft::{Group, GroupError, Part, Status, Timers, Transport};
 use crate::runtime::{Clock, Instant, spawn, spawn_blocking, timeout_at};
 use crate::storage::mvcc::{self, Version};
 use crate::storage::{Engine, LogWriter, Lookup, Tier};
@@ -55,6 +55,8 @@ pub struct Shard {
     id: ShardId,
     replica: ReplicaId,
     group: Group,
+    /// The group's last known leader and part, cheap to look at.
+    status: watch::Receiver<Status>,
     shared: Arc<Shared>,
     engine: Arc<dyn Engine>,
     clock: Clock,
@@ -119,9 +121,11 @@ impl Shard {
         transport: Arc<dyn Transport>,
     ) -> Result<Arc<Shard>, GroupError> {
         let clock = options.clock.clone();
-        let machine = ShardMachine::open(options.shard, engine.clone(), options.fresh, clock.clone())?;
+        let machine = ShardMachine::open(options.shard, engine.clone(), options.fresh, clock.clone())
+            .map_err(|error| GroupError::Start(error.to_string()))?;
         let shared = machine.shared();
-        let raft_options = crate::raft::Options::new(options.shard, options.replica, options.node, options.timers);
+        let mut raft_options = crate::raft::Options::new(options.shard, options.replica, options.node);
+        raft_options.timers = options.timers;
         let group =
             Group::start(raft_options, engine.clone(), writer, Box::new(machine), transport, clock.clone()).await?;
         let floor = Arc::new(AtomicU64::new(0));
@@ -132,6 +136,7 @@ impl Shard {
         Ok(Arc::new(Shard {
             id: options.shard,
             replica: options.replica,
+            status: group.watch(),
             group,
             shared,
             engine,
@@ -169,7 +174,7 @@ impl Shard {
     }
 
     /// Tells when new versions were applied.
-    pub fn applied(&self) -> tokio::sync::watch::Receiver<Timestamp> {
+    pub fn applied(&self) -> watch::Receiver<Timestamp> {
         self.shared.applied.subscribe()
     }
 
@@ -180,7 +185,20 @@ impl Shard {
 
     /// Whether this replica leads, as far as it knows.
     pub fn is_leader(&self) -> bool {
-        self.group.is_leader()
+        self.status.borrow().is_leader()
+    }
+
+    /// Who leads, as far as this replica knows.
+    pub fn leader(&self) -> Option<(ReplicaId, NodeId)> {
+        self.status.borrow().leader
+    }
+
+    fn role(&self) -> Role {
+        match self.status.borrow().part {
+            Part::Leader => Role::Leader,
+            Part::Learner => Role::Learner,
+            Part::Follower | Part::Candidate | Part::Stopped => Role::Follower,
+        }
     }
 
     /// Commits a batch over encoded keys, routed under `epoch`.
@@ -188,7 +206,7 @@ impl Shard {
     /// Errors: `NOT_LEADER`, `OVERLOADED`, `WRONG_EPOCH` (nothing happened), `RESULT_UNDETERMINED` (unknown, also when
     /// the deadline passes on the way), and the deterministic refusals of apply.
     pub async fn write(&self, epoch: Epoch, write: Write, deadline: Instant) -> Result<Served<Outcome>> {
-        if !self.group.is_leader() {
+        if !self.is_leader() {
             return Err(self.not_leader());
         }
         let bytes = write_bytes(&write);
@@ -322,7 +340,7 @@ impl Shard {
 
     /// Waits at the gate: afterwards this leader's state holds every write acknowledged before the call.
     pub async fn confirm(&self, deadline: Instant) -> Result<Instant> {
-        if !self.group.is_leader() {
+        if !self.is_leader() {
             return Err(self.not_leader());
         }
         let (reader, confirmed) = oneshot::channel();
@@ -352,12 +370,12 @@ impl Shard {
 
     fn served<T>(&self, body: T, as_of: Timestamp, proof: Option<Instant>, epoch: Epoch) -> Served<T> {
         let age = proof.map(|since| self.clock.now().saturating_duration_since(since));
-        Served { body, role: self.group.role(), as_of, age, epoch }
+        Served { body, role: self.role(), as_of, age, epoch }
     }
 
     /// Asks every replica, through the log, to note a checksum of its content at one position, under `name`.
     pub async fn note_checksum(&self, name: u64, deadline: Instant) -> Result<()> {
-        if !self.group.is_leader() {
+        if !self.is_leader() {
             return Err(self.not_leader());
         }
         self.enqueue(PendingKind::Checksum(name), 0, deadline).await.map(|_| ())
@@ -413,7 +431,7 @@ impl Shard {
 
     fn not_leader(&self) -> Error {
         Error::new(Reason::NotLeader, format!("this replica does not lead {}", self.id))
-            .with_leader(self.group.leader().map(|(_, node)| node))
+            .with_leader(self.leader().map(|(_, node)| node))
     }
 
     fn wrong_epoch(&self) -> Error {

@@ -34,6 +34,8 @@ mod outcomes;
 mod proposer;
 mod snapshot;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use checksum::Checksum;
 pub use handle::{PageRequest, Served, Shard, ShardOptions, ShardPage};

@@ -73,9 +73,15 @@ type Pending = HashMap<u64, oneshot::Sender<Result<Bytes, TransportError>>>;
 
 /// One peer.
 struct Link {
-    queue: mpsc::Sender<(Frame, oneshot::Sender<Result<Bytes, TransportError>>)>,
-    heard: Mutex<Option<Instant>>,
+    queue: mpsc::Sender<Question>,
+    heard: Arc<Heard>,
 }
+
+/// A frame on its way, with the one who waits for the answer.
+type Question = (Frame, oneshot::Sender<Result<Bytes, TransportError>>);
+
+/// When something was last heard from a peer.
+type Heard = Mutex<Option<Instant>>;
 
 impl Links {
     /// No links yet; they are made when first used.
@@ -125,9 +131,9 @@ impl Links {
             .entry(to)
             .or_insert_with(|| {
                 let (queue, queued) = mpsc::channel(QUEUE_FRAMES_MAX);
-                let link = Arc::new(Link { queue, heard: Mutex::new(None) });
-                spawn(run(Arc::downgrade(self), to, link.clone(), queued));
-                link
+                let heard = Arc::new(Heard::new(None));
+                spawn(run(Arc::downgrade(self), to, heard.clone(), queued));
+                Arc::new(Link { queue, heard })
             })
             .clone()
     }
@@ -145,7 +151,7 @@ impl Links {
             let channel = endpoint.connect().await.map_err(|error| {
                 Error::new(Reason::NotReady, format!("cannot reach the node at {address}: {}", root_cause(&error)))
             })?;
-            let answer = peer_client(channel).ask(request).await.map_err(|status| wire::from_status(&status))?;
+            let answer = peer_client(channel).ask(request).await.map_err(|status| wire::error_of_status(&status, false))?;
             Ok(answer.into_inner().body)
         };
         timeout(patience, asked).await.unwrap_or_else(|| {
@@ -205,8 +211,8 @@ impl Transport for LinkTransport {
 async fn run(
     links: std::sync::Weak<Links>,
     to: NodeId,
-    link: Arc<Link>,
-    mut queue: mpsc::Receiver<(Frame, oneshot::Sender<Result<Bytes, TransportError>>)>,
+    heard: Arc<Heard>,
+    mut queue: mpsc::Receiver<Question>,
 ) {
     let mut wait = RECONNECT_WAIT.0;
     let mut first = None;
@@ -222,7 +228,7 @@ async fn run(
                     Ok(connection) => {
                         wait = RECONNECT_WAIT.0;
                         let taken = first.take();
-                        converse(&links, to, &link, connection, taken, &mut queue).await;
+                        converse(&links, to, &heard, connection, taken, &mut queue).await;
                         ::metrics::counter!(metrics::LINKS_BROKEN).increment(1);
                         Ok(())
                     }
@@ -288,23 +294,23 @@ async fn connect(links: &Links, to: NodeId, address: &str) -> Result<Connection,
 async fn converse(
     links: &Links,
     to: NodeId,
-    link: &Link,
+    heard: &Heard,
     connection: Connection,
-    first: Option<(Frame, oneshot::Sender<Result<Bytes, TransportError>>)>,
-    queue: &mut mpsc::Receiver<(Frame, oneshot::Sender<Result<Bytes, TransportError>>)>,
+    first: Option<Question>,
+    queue: &mut mpsc::Receiver<Question>,
 ) {
     let Connection { flushes, mut answers } = connection;
     let mut pending: Pending = HashMap::new();
     let mut next = 1u64;
     let mut taken: Vec<_> = first.into_iter().collect();
-    *link.heard.lock() = Some(links.clock.now());
+    *heard.lock() = Some(links.clock.now());
     loop {
         if !taken.is_empty() {
             // A permit first: what queues up while HTTP/2 is busy rides along.
             let permit = tokio::select! {
                 permit = flushes.reserve() => permit,
                 answered = answers.message() => {
-                    if !take_answers(answered, &mut pending, link, &links.clock) { break }
+                    if !take_answers(answered, &mut pending, heard, &links.clock) { break }
                     continue;
                 }
             };
@@ -333,7 +339,7 @@ async fn converse(
         }
         tokio::select! {
             answered = answers.message() => {
-                if !take_answers(answered, &mut pending, link, &links.clock) { break }
+                if !take_answers(answered, &mut pending, heard, &links.clock) { break }
             }
             asked = queue.recv() => match asked {
                 Some(asked) => taken.push(asked),
@@ -353,11 +359,11 @@ async fn converse(
 fn take_answers(
     answered: Result<Option<FrameBatch>, tonic::Status>,
     pending: &mut Pending,
-    link: &Link,
+    heard: &Heard,
     clock: &Clock,
 ) -> bool {
     let Ok(Some(batch)) = answered else { return false };
-    *link.heard.lock() = Some(clock.now());
+    *heard.lock() = Some(clock.now());
     for frame in batch.frames {
         let Some(answer) = pending.remove(&frame.correlation) else { continue };
         let _ = answer.send(match frame.refused {

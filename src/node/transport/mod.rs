@@ -12,6 +12,5 @@ mod link;
 mod receive;
 mod snapshot;
 
-pub use link::Links;
+pub use link::{LinkTransport, Links};
 pub use receive::PeerService;
-pub(super) use link::endpoint;

@@ -77,14 +77,7 @@ impl Drop for AbortOnDrop {
 }
 
 async fn feed(header: SnapshotHeader, cut: Box<dyn Cut>, chunks: mpsc::Sender<SnapshotChunk>) -> Result<(), String> {
-    let push = async |part: Part| {
-        match timeout(PROGRESS_TIMEOUT, chunks.send(SnapshotChunk { part: Some(part) })).await {
-            Some(Ok(())) => Ok(()),
-            Some(Err(_)) => Err("the receiver closed the transfer".to_owned()),
-            None => Err("the transfer made no progress".to_owned()),
-        }
-    };
-    push(Part::Header(header)).await?;
+    push(&chunks, Part::Header(header)).await?;
     let mut cut = Some(cut);
     let mut file = 0;
     loop {
@@ -94,19 +87,27 @@ async fn feed(header: SnapshotHeader, cut: Box<dyn Cut>, chunks: mpsc::Sender<Sn
             .map_err(|_| "cutting a file was cancelled".to_owned())?;
         cut = Some(back);
         let Some(path) = next.map_err(|error| error.to_string())? else { break };
-        let sent = send_file(&path, file, &push).await;
+        let sent = send_file(&path, file, &chunks).await;
         let removed = tokio::fs::remove_file(&path).await;
         sent?;
         removed.map_err(|error| format!("cannot remove {}: {error}", path.display()))?;
         file += 1;
     }
-    push(Part::End(file)).await
+    push(&chunks, Part::End(file)).await
+}
+
+async fn push(chunks: &mpsc::Sender<SnapshotChunk>, part: Part) -> Result<(), String> {
+    match timeout(PROGRESS_TIMEOUT, chunks.send(SnapshotChunk { part: Some(part) })).await {
+        Some(Ok(())) => Ok(()),
+        Some(Err(_)) => Err("the receiver closed the transfer".to_owned()),
+        None => Err("the transfer made no progress".to_owned()),
+    }
 }
 
 async fn send_file(
     path: &Path,
     file: u32,
-    push: &impl AsyncFn(Part) -> Result<(), String>,
+    chunks: &mpsc::Sender<SnapshotChunk>,
 ) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
     let mut reader = tokio::fs::File::open(path).await.map_err(failed)?;
@@ -124,7 +125,7 @@ async fn send_file(
         }
         let bytes = Bytes::copy_from_slice(&buffer[..filled]);
         let checksum = crc32fast::hash(&bytes);
-        push(Part::Data(SnapshotData { file, bytes, checksum })).await?;
+        push(chunks, Part::Data(SnapshotData { file, bytes, checksum })).await?;
         ::metrics::counter!(metrics::SNAPSHOT_BYTES_SENT).increment(filled as u64);
         sleep(Duration::from_secs_f64(filled as f64 / BYTES_PER_SECOND_MAX as f64)).await;
     }

@@ -1,0 +1,81 @@
+//! What the leader of shard 0 does unasked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Control, STEP_TIMEOUT};
+use crate::catalog::change;
+use crate::runtime::{sleep, timeout};
+use crate::types::{NodeId, Result, TableId};
+
+/// Between looks.
+const LOOK_WAIT: Duration = Duration::from_millis(100);
+
+/// Looks after the catalog until the node hands over.
+pub async fn run(control: Arc<Control>) {
+    let stopping = control.node.stopping();
+    while !*stopping.borrow() {
+        sleep(LOOK_WAIT).await;
+        if !control.node.leads_system() {
+            continue;
+        }
+        if let Err(error) = look(&control).await {
+            tracing::debug!(%error, "a duty could not be done yet");
+        }
+    }
+}
+
+async fn look(control: &Control) -> Result<()> {
+    let directory = control.node.directory();
+    if directory.cluster().is_none() {
+        return found(control).await;
+    }
+    let stale: Option<NodeId> = directory.stale_replicas().map(|(_, replica)| replica.node).next();
+    if let Some(node) = stale
+        && directory.node(node).is_some()
+    {
+        control.change(|directory| Ok(change::mend_node(directory, node)?.map(|write| ((), write)))).await?;
+    }
+    let dropping: Option<TableId> = directory.dropping().map(|table| table.id).next();
+    if let Some(table) = dropping {
+        finish_drop(control, table).await?;
+    }
+    Ok(())
+}
+
+/// Writes the first rows of a cluster: who it is, its founder, shard 0.
+async fn found(control: &Control) -> Result<()> {
+    let deadline = control.node.clock().now() + STEP_TIMEOUT;
+    let directory = control.fresh_directory(deadline).await?;
+    let Some(identity) = control.node.try_identity() else { return Ok(()) };
+    if directory.cluster().is_some() {
+        return Ok(());
+    }
+    let write = change::found_cluster(identity.cluster, control.node.clock().wall_ms(), &[control.node.row()])?;
+    // Not applied means that another leader was faster; the picture will show it.
+    control.write(write, deadline).await.map(|_| ())
+}
+
+/// Removes the rows of a dropped table once no living node holds a replica of it. (A node that is down destroys its
+/// replicas when it comes back: it sees then that the table's id was given out and has no row.)
+async fn finish_drop(control: &Control, table: TableId) -> Result<()> {
+    let directory = control.node.directory();
+    let shards: Vec<_> = directory.shards_of(table).map(|shard| shard.id).collect();
+    for row in directory.nodes() {
+        let report = timeout(STEP_TIMEOUT, control.report_of(row.id)).await.flatten();
+        let holds = |id| report.as_ref().is_some_and(|report| report.shards.iter().any(|shard| shard.shard == id));
+        if shards.iter().any(|&id| holds(id)) {
+            return Ok(());
+        }
+    }
+    control
+        .change(|directory| {
+            // Another leader may have finished it already.
+            if directory.descriptor(table).is_none() {
+                return Ok(None);
+            }
+            change::finish_drop(directory, table).map(|write| Some(((), write)))
+        })
+        .await?;
+    Ok(())
+}

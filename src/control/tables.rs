@@ -1,0 +1,218 @@
+//! Tables that are created and dropped.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+
+use super::{CREATE_TABLE, Control, DROP_TABLE, VERB_TIMEOUT};
+use crate::catalog::change::{self, Creation};
+use crate::catalog::Directory;
+use crate::node::{NodeReport, ask};
+use crate::placement::{self, Candidate};
+use crate::runtime::{Instant, sleep};
+use crate::types::{
+    Error, NodeId, Partitioning, Reason, Result, ShardDescriptor, ShardId, TableDescriptor, TableId, Timestamp,
+};
+use crate::wire::admin::{NewTable, ShardDetails, TableDetails};
+
+/// Voters per shard when nothing is said, if there are nodes enough.
+const REPLICATION_DEFAULT: u32 = 3;
+/// How far above the mean a node's replicas may be: (1 + this) times it.
+const IMBALANCE: f64 = 0.1;
+/// How long a new table's shards may take to elect leaders before the creator is told to look later.
+const LEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between looks.
+const LOOK_WAIT: Duration = Duration::from_millis(50);
+
+/// A wish for a table, between nodes.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub(super) struct CreateAsk {
+    name: String,
+    partitioning: Partitioning,
+    shards: u32,
+    split_points: Vec<Vec<u8>>,
+    replication: Option<u32>,
+    history_ms: u64,
+    dry_run: bool,
+}
+
+/// What was created, between nodes.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub(super) struct Created {
+    table: TableDescriptor,
+    shards: Vec<ShardDescriptor>,
+    revision: Timestamp,
+}
+
+/// A wish to drop a table, between nodes.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub(super) struct DropAsk {
+    name: String,
+    dry_run: bool,
+}
+
+impl Control {
+    /// Creates a table; returns when every shard has a leader and every living node knows the table.
+    ///
+    /// Errors: `TABLE_EXISTS`, `NOT_ENOUGH_NODES`, `INVALID_REQUEST`. When the shards are slow to elect leaders the
+    /// table exists all the same, and `NO_QUORUM` says so.
+    pub async fn create_table(&self, wish: NewTable) -> Result<TableDetails> {
+        let dry_run = wish.dry_run;
+        let question = CreateAsk {
+            name: wish.name,
+            partitioning: wish.partitioning,
+            shards: wish.shards,
+            split_points: wish.split_points.iter().map(|point| point.to_vec()).collect(),
+            replication: wish.replication,
+            history_ms: wish.history_ms,
+            dry_run,
+        };
+        let created: Created = self.node.ask_system_leader_for(CREATE_TABLE, &question, VERB_TIMEOUT).await?;
+        let mut details = TableDetails {
+            table: created.table,
+            shards: created.shards.iter().map(ShardDetails::of).collect(),
+        };
+        if dry_run {
+            return Ok(details);
+        }
+        self.wait_until_served(&created.shards, created.revision, &mut details).await?;
+        Ok(details)
+    }
+
+    /// Creates a table on shard 0's leader.
+    pub(super) async fn create_here(&self, wish: CreateAsk) -> Result<Created> {
+        let build = |directory: &Directory| -> Result<Creation> {
+            let living: Vec<NodeId> =
+                directory.nodes().map(|row| row.id).filter(|&node| self.node.hears(node)).collect();
+            let replication =
+                wish.replication.unwrap_or_else(|| REPLICATION_DEFAULT.min(living.len().max(1) as u32));
+            let new = change::NewTable {
+                name: wish.name.clone(),
+                partitioning: wish.partitioning.clone(),
+                shards: wish.shards,
+                split_points: wish.split_points.iter().map(|point| Bytes::copy_from_slice(point)).collect(),
+                replication,
+                history_ms: wish.history_ms,
+            };
+            change::create_table(directory, &new, |shards| place(directory, &living, shards, replication))
+        };
+        if wish.dry_run {
+            let Creation { table, shards, .. } = build(&self.node.directory())?;
+            return Ok(Created { table, shards, revision: Timestamp::ZERO });
+        }
+        let created = self
+            .change(|directory| {
+                let Creation { table, shards, write } = build(directory)?;
+                Ok(Some(((table, shards), write)))
+            })
+            .await?;
+        let (table, shards) = created.ok_or_else(|| Error::internal("a new table is always a change"))?;
+        tracing::info!(table = %table.id, shards = shards.len(), "created a table");
+        Ok(Created { table, shards, revision: self.node.directory().revision() })
+    }
+
+    async fn wait_until_served(
+        &self,
+        shards: &[ShardDescriptor],
+        revision: Timestamp,
+        details: &mut TableDetails,
+    ) -> Result<()> {
+        let deadline: Instant = self.node.clock().now() + LEADERS_TIMEOUT;
+        self.node.wait_for_revision(revision).await;
+        let mut missing: BTreeSet<ShardId> = shards.iter().map(|shard| shard.id).collect();
+        loop {
+            let nodes: Vec<NodeId> =
+                self.node.directory().nodes().map(|row| row.id).filter(|&node| self.node.hears(node)).collect();
+            let reports: Vec<Option<NodeReport>> = join_all(nodes.iter().map(|&node| self.report_of(node))).await;
+            for report in reports.iter().flatten() {
+                for shard in report.shards.iter().filter(|shard| shard.part == "leader") {
+                    missing.remove(&shard.shard);
+                    if let Some(known) = details.shards.iter_mut().find(|known| known.id == shard.shard) {
+                        known.leader = Some(report.node);
+                    }
+                }
+            }
+            let all_know = reports.iter().flatten().all(|report| report.revision >= revision);
+            if missing.is_empty() && all_know {
+                return Ok(());
+            }
+            if self.node.clock().now() >= deadline {
+                return Err(Error::new(
+                    Reason::NoQuorum,
+                    "the table was created, but not all of its shards have elected leaders yet; see `trivet shard list`",
+                ));
+            }
+            sleep(LOOK_WAIT).await;
+        }
+    }
+
+    /// Drops a table and all its data; returns its id, which is never used again.
+    pub async fn drop_table(&self, name: &str, dry_run: bool) -> Result<TableId> {
+        let question = DropAsk { name: name.to_owned(), dry_run };
+        let (id, revision): (TableId, Timestamp) =
+            self.node.ask_system_leader_for(DROP_TABLE, &question, VERB_TIMEOUT).await?;
+        if !dry_run {
+            self.node.wait_for_revision(revision).await;
+        }
+        Ok(id)
+    }
+
+    /// Drops a table on shard 0's leader. Nodes destroy the replicas when they see it; the rows go later.
+    pub(super) async fn drop_here(&self, wish: DropAsk) -> Result<(TableId, Timestamp)> {
+        if wish.dry_run {
+            let (id, _) = change::drop_table(&self.node.directory(), &wish.name)?;
+            return Ok((id, Timestamp::ZERO));
+        }
+        let dropped = self.change(|directory| change::drop_table(directory, &wish.name).map(Some)).await?;
+        let id = dropped.ok_or_else(|| Error::internal("dropping a table is always a change"))?;
+        tracing::info!(table = %id, "dropping a table");
+        Ok((id, self.node.directory().revision()))
+    }
+
+    /// A table with its shards, their leaders included as far as this node knows them.
+    pub fn describe_table(&self, name: &str) -> Result<TableDetails> {
+        let directory = self.node.directory();
+        let entry = directory.table_by_name(name).ok_or_else(|| {
+            Error::new(Reason::UnknownTable, format!("there is no table '{name}'; `trivet table list` shows them"))
+        })?;
+        Ok(self.table_details(entry))
+    }
+
+    /// All tables that serve.
+    pub fn tables(&self) -> Vec<TableDetails> {
+        self.node.directory().tables().map(|entry| self.table_details(entry)).collect()
+    }
+
+    fn table_details(&self, entry: &crate::catalog::TableEntry) -> TableDetails {
+        TableDetails {
+            table: entry.descriptor.clone(),
+            shards: entry.shards.iter().map(|shard| self.details_of(shard)).collect(),
+        }
+    }
+
+    /// A node's report, if it answers.
+    pub(super) async fn report_of(&self, node: NodeId) -> Option<NodeReport> {
+        self.node.ask(node, ask::REPORT, &()).await.ok()
+    }
+}
+
+/// Chooses nodes for the replicas of new shards.
+fn place(directory: &Directory, living: &[NodeId], shards: &[ShardId], replication: u32) -> Result<Vec<Vec<NodeId>>> {
+    let loads = directory.loads();
+    let candidates: Vec<Candidate> = (directory.nodes())
+        .filter(|row| living.contains(&row.id))
+        .map(|row| {
+            let load = loads.get(&row.id).copied().unwrap_or_default();
+            Candidate {
+                node: row.id,
+                zone: row.zone.clone(),
+                capacity: 1,
+                load: load.replicas,
+                leaders: load.leaders,
+            }
+        })
+        .collect();
+    placement::place(&candidates, shards, replication as usize, IMBALANCE)
+}

@@ -1,0 +1,405 @@
+//! The machine against its promises, on the memory engine.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::checksum;
+use super::command::{Command, Proposal};
+use super::machine::ShardMachine;
+use super::state::{REQUEST_RETENTION_MS, State};
+use crate::raft::{Entry, Machine};
+use crate::runtime::Clock;
+use crate::storage::mvcc;
+use crate::storage::{Engine, Lookup, Memory, Tier};
+use crate::types::{
+    Action, Condition, Epoch, Operation, Outcome, Outcomes, Reason, RequestId, Result, ShardId, TableId, Test,
+    Timestamp, Write,
+};
+
+const SHARD: ShardId = ShardId(7);
+const NOW_MS: u64 = 1_700_000_000_000;
+
+/// One replica, fed by hand.
+struct Replica {
+    engine: Arc<dyn Engine>,
+    machine: ShardMachine,
+    index: u64,
+}
+
+impl Replica {
+    fn new() -> Replica {
+        let engine: Arc<dyn Engine> = Memory::new();
+        Replica { machine: open(&engine), engine, index: 0 }
+    }
+
+    fn reopen(&mut self) {
+        self.machine = open(&self.engine);
+    }
+
+    fn apply(&mut self, proposals: &[Proposal]) -> Vec<Outcomes> {
+        let entries = proposals.iter().map(|proposal| {
+            self.index += 1;
+            Entry { index: self.index, payload: Some(proposal.encode()) }
+        });
+        let entries: Vec<Entry> = entries.collect();
+        let mark = Bytes::from(format!("mark {}", self.index));
+        self.machine.apply(entries, mark).expect("storage works")
+    }
+
+    fn run(&mut self, write: Write) -> Result<Outcome> {
+        self.run_at(NOW_MS, write)
+    }
+
+    fn run_at(&mut self, stamped_ms: u64, write: Write) -> Result<Outcome> {
+        let commands = vec![Command { epoch: Epoch(1), write }];
+        let proposal = Proposal { stamped: Timestamp::from_millis(stamped_ms), commands, ..Proposal::default() };
+        self.apply(&[proposal]).remove(0).remove(0)
+    }
+
+    fn get(&self, key: &str) -> Option<String> {
+        let state = self.machine.shared().state.load_full();
+        match mvcc::newest(&*self.engine, &encoded(key), Timestamp::MAX, Tier::Disk).expect("storage works") {
+            Lookup::Found(version) if version.lives_at(state.last_timestamp.millis()) => {
+                version.value.map(|value| String::from_utf8(value.to_vec()).expect("text"))
+            }
+            _ => None,
+        }
+    }
+
+    fn checksum(&mut self) -> (u32, u64) {
+        self.apply(&[Proposal { stamped: Timestamp::ZERO, checksum: Some(self.index), ..Proposal::default() }]);
+        let shared = self.machine.shared();
+        let mark = shared.marks.lock().last().cloned().expect("just noted");
+        let sum = checksum::of(&mark).expect("storage works");
+        shared.marks.lock().clear();
+        (sum.checksum, sum.versions)
+    }
+}
+
+fn open(engine: &Arc<dyn Engine>) -> ShardMachine {
+    let fresh = State::fresh(TableId(1), encoded("a"), encoded("z"), Epoch(1));
+    ShardMachine::open(SHARD, engine.clone(), fresh, Clock::system()).expect("the state can be read")
+}
+
+fn encoded(key: &str) -> Bytes {
+    let range = crate::types::Partitioning::Range { group_delimiter: None };
+    crate::keyspace::Layout { table: TableId(1), partitioning: range }.encode(key.as_bytes())
+}
+
+fn operation(key: &str, action: Action) -> Operation {
+    Operation { key: encoded(key), action }
+}
+
+fn put(key: &str, value: &str) -> Write {
+    let action = Action::Put { value: Bytes::copy_from_slice(value.as_bytes()), ttl_ms: None };
+    Write { operations: vec![operation(key, action)], ..Write::default() }
+}
+
+fn increment(key: &str, delta: i64) -> Write {
+    Write { operations: vec![operation(key, Action::Increment { delta })], ..Write::default() }
+}
+
+fn with_id(mut write: Write, client: u64, sequence: u64, issued_ms: u64) -> Write {
+    write.request = Some(RequestId { client, sequence, issued_ms });
+    write
+}
+
+fn when(mut write: Write, key: &str, test: Test) -> Write {
+    write.conditions.push(Condition { key: encoded(key), test });
+    write
+}
+
+#[test]
+fn timestamps_grow_whatever_the_clocks_do() {
+    let mut replica = Replica::new();
+    let first = replica.run_at(NOW_MS, put("k", "1")).unwrap().timestamp;
+    let second = replica.run_at(NOW_MS - 60_000, put("k", "2")).unwrap().timestamp;
+    assert_eq!(second, first.next());
+    assert_eq!(replica.get("k").as_deref(), Some("2"));
+}
+
+#[test]
+fn a_failed_condition_is_an_answer_that_shows_what_it_saw() {
+    let mut replica = Replica::new();
+    let version = replica.run(put("k", "old")).unwrap().timestamp;
+    for (test, holds) in [
+        (Test::Absent, false),
+        (Test::Present, true),
+        (Test::Version(version), true),
+        (Test::Version(version.next()), false),
+        (Test::Value("old".into()), true),
+        (Test::Value("new".into()), false),
+    ] {
+        let outcome = replica.run(when(put("other", "x"), "k", test)).unwrap();
+        assert_eq!(outcome.applied, holds);
+        if !holds {
+            let seen = outcome.observed.expect("what it saw").current.expect("a value");
+            assert_eq!((seen.timestamp, &seen.value[..]), (version, &b"old"[..]));
+        }
+    }
+    let outcome = replica.run(when(put("k", "x"), "nothing", Test::Present)).unwrap();
+    assert_eq!(outcome.observed.expect("what it saw").current, None);
+}
+
+#[test]
+fn operations_of_a_batch_see_the_earlier_ones_and_happen_together_or_not_at_all() {
+    let mut replica = Replica::new();
+    let batch = Write {
+        operations: vec![
+            operation("n", Action::Put { value: "5".into(), ttl_ms: None }),
+            operation("n", Action::Increment { delta: 3 }),
+            operation("m", Action::Increment { delta: -1 }),
+        ],
+        ..Write::default()
+    };
+    let outcome = replica.run(batch).unwrap();
+    assert_eq!(outcome.integers, vec![None, Some(8), Some(-1)]);
+    assert_eq!((replica.get("n").as_deref(), replica.get("m").as_deref()), (Some("8"), Some("-1")));
+
+    replica.run(put("text", "no number")).unwrap();
+    let batch = Write {
+        operations: vec![operation("n", Action::Delete), operation("text", Action::Increment { delta: 1 })],
+        ..Write::default()
+    };
+    assert_eq!(replica.run(batch).unwrap_err().reason, Reason::NotAnInteger);
+    assert_eq!(replica.get("n").as_deref(), Some("8"));
+    replica.run(put("n", &i64::MAX.to_string())).unwrap();
+    assert_eq!(replica.run(increment("n", 1)).unwrap_err().reason, Reason::NotAnInteger);
+}
+
+#[test]
+fn deleting_nothing_makes_no_version() {
+    let mut replica = Replica::new();
+    let delete = Write { operations: vec![operation("k", Action::Delete)], ..Write::default() };
+    assert!(replica.run(delete.clone()).unwrap().applied);
+    assert_eq!(mvcc::history(&*replica.engine, &encoded("k"), Timestamp::MAX, 10).unwrap().len(), 0);
+    replica.run(put("k", "v")).unwrap();
+    replica.run(delete.clone()).unwrap();
+    replica.run(delete).unwrap();
+    assert_eq!(replica.get("k"), None);
+    assert_eq!(mvcc::history(&*replica.engine, &encoded("k"), Timestamp::MAX, 10).unwrap().len(), 2);
+}
+
+#[test]
+fn a_repeat_has_one_effect_and_one_answer() {
+    let mut replica = Replica::new();
+    let request = with_id(increment("n", 5), 1, 1, NOW_MS);
+    let first = replica.run(request.clone()).unwrap();
+    assert_eq!(replica.run(request.clone()).unwrap(), first);
+    // In one entry with itself, under another epoch's stamp, after other writes, after a restart.
+    let command = Command { epoch: Epoch(1), write: with_id(increment("n", 1), 1, 2, NOW_MS) };
+    let stamped = Timestamp::from_millis(NOW_MS);
+    let twice = Proposal { stamped, commands: vec![command.clone(), command], ..Proposal::default() };
+    let outcomes = replica.apply(&[twice.clone(), twice]).concat();
+    assert!(outcomes.iter().all(|outcome| outcome == &outcomes[0]));
+    replica.run(put("n", "100")).unwrap();
+    replica.reopen();
+    assert_eq!(replica.run(request.clone()).unwrap(), first);
+    assert_eq!(replica.get("n").as_deref(), Some("100"));
+
+    let mut other = request;
+    other.operations[0].action = Action::Increment { delta: 6 };
+    assert_eq!(replica.run(other).unwrap_err().reason, Reason::RequestMismatch);
+}
+
+#[test]
+fn a_refusal_and_a_failed_condition_are_repeated_too() {
+    let mut replica = Replica::new();
+    let failed = with_id(when(put("k", "x"), "k", Test::Present), 1, 1, NOW_MS);
+    let first = replica.run(failed.clone()).unwrap();
+    assert!(!first.applied);
+    replica.run(put("text", "no number")).unwrap();
+    let refused = with_id(increment("text", 1), 1, 2, NOW_MS);
+    assert_eq!(replica.run(refused.clone()).unwrap_err().reason, Reason::NotAnInteger);
+    replica.run(put("k", "now present")).unwrap();
+    replica.run(put("text", "7")).unwrap();
+    replica.reopen();
+    assert_eq!(replica.run(failed).unwrap(), first);
+    assert_eq!(replica.run(refused).unwrap_err().reason, Reason::NotAnInteger);
+    assert_eq!(replica.get("text").as_deref(), Some("7"));
+}
+
+#[test]
+fn an_expired_request_is_refused_and_never_run_again() {
+    let mut replica = Replica::new();
+    let request = with_id(increment("n", 5), 1, 1, NOW_MS);
+    replica.run(request.clone()).unwrap();
+    replica.run_at(NOW_MS + REQUEST_RETENTION_MS + 1, put("k", "v")).unwrap();
+    assert_eq!(replica.run_at(NOW_MS, request.clone()).unwrap_err().reason, Reason::RequestExpired);
+    replica.reopen();
+    assert_eq!(replica.run_at(NOW_MS, request).unwrap_err().reason, Reason::RequestExpired);
+    assert_eq!(replica.get("n").as_deref(), Some("5"));
+    let ahead = with_id(increment("n", 1), 1, 2, NOW_MS + 3 * REQUEST_RETENTION_MS);
+    assert_eq!(replica.run_at(NOW_MS, ahead).unwrap_err().reason, Reason::InvalidRequest);
+}
+
+#[test]
+fn a_command_for_another_epoch_or_range_leaves_no_trace() {
+    let mut replica = Replica::new();
+    replica.run(put("k", "v")).unwrap();
+    let before = replica.checksum();
+    let write = with_id(put("k", "w"), 1, 1, NOW_MS);
+    let stamped = Timestamp::from_millis(NOW_MS + 5);
+    let stale = Command { epoch: Epoch(2), write: write.clone() };
+    let outside = Command { epoch: Epoch(1), write: with_id(put("zzz", "w"), 1, 2, NOW_MS) };
+    let outcomes =
+        replica.apply(&[Proposal { stamped, commands: vec![stale, outside], ..Proposal::default() }]).concat();
+    assert!(outcomes.iter().all(|outcome| outcome.as_ref().unwrap_err().reason == Reason::WrongEpoch));
+    assert_eq!(replica.checksum(), before);
+    assert!(replica.run(write).unwrap().applied, "the refusal was not remembered");
+}
+
+#[test]
+fn rollback_makes_a_key_what_it_was() {
+    let mut replica = Replica::new();
+    let first = replica.run(put("k", "one")).unwrap().timestamp;
+    replica.run(put("k", "two")).unwrap();
+    let rollback = |to| Write { operations: vec![operation("k", Action::Rollback { to })], ..Write::default() };
+    let third = replica.run(rollback(first)).unwrap().timestamp;
+    assert_eq!(replica.get("k").as_deref(), Some("one"));
+    replica.run(rollback(first.previous())).unwrap();
+    assert_eq!(replica.get("k"), None);
+    assert_eq!(replica.run(rollback(Timestamp::MAX)).unwrap_err().reason, Reason::InvalidRequest);
+    let horizon = Proposal { stamped: third, horizon: Some(third), ..Proposal::default() };
+    replica.apply(&[horizon]);
+    assert_eq!(replica.run(rollback(first)).unwrap_err().reason, Reason::HistoryTrimmed);
+    replica.run(rollback(third)).unwrap();
+    assert_eq!(replica.get("k").as_deref(), Some("one"));
+}
+
+#[test]
+fn a_value_that_ran_out_is_absent_and_stays_so() {
+    let mut replica = Replica::new();
+    let action = Action::Put { value: "v".into(), ttl_ms: Some(1_000) };
+    let put_ttl = Write { operations: vec![operation("k", action)], ..Write::default() };
+    let version = replica.run_at(NOW_MS, put_ttl).unwrap().timestamp;
+    let absent = || when(put("seen", "absent"), "k", Test::Absent);
+    assert!(!replica.run_at(NOW_MS + 999, absent()).unwrap().applied);
+    assert!(replica.run_at(NOW_MS + 1_000, absent()).unwrap().applied);
+    assert!(replica.run_at(NOW_MS, absent()).unwrap().applied, "a clock that went back brings nothing back");
+    let rollback = Write { operations: vec![operation("k", Action::Rollback { to: version })], ..Write::default() };
+    replica.run_at(NOW_MS + 2_000, rollback).unwrap();
+    assert_eq!(replica.get("k"), None);
+}
+
+#[test]
+fn a_snapshot_carries_everything() {
+    let mut leader = Replica::new();
+    for number in 0..50 {
+        leader.run(with_id(put(&format!("k{number}"), "v"), 1, number, NOW_MS)).unwrap();
+        leader.run(put("k0", &number.to_string())).unwrap();
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut cut = leader.machine.cutter().cut(directory.path()).unwrap();
+    leader.run(put("later", "not in the cut")).unwrap();
+    let mut files = Vec::new();
+    while let Some(file) = cut.next_file().unwrap() {
+        files.push(file);
+    }
+    let mut follower = Replica::new();
+    follower.run(put("leftover", "of an older life")).unwrap();
+    follower.machine.install("test", files).unwrap();
+    assert_eq!(follower.machine.mark(), Some(cut.mark().clone()));
+    assert_eq!(follower.get("leftover"), None);
+    assert_eq!(follower.get("later"), None);
+    follower.run(put("later", "not in the cut")).unwrap();
+    assert_eq!(follower.checksum(), leader.checksum());
+    // Outcomes travelled too.
+    let repeat = follower.run(with_id(put("k3", "v"), 1, 3, NOW_MS)).unwrap();
+    assert_eq!(repeat, leader.run(with_id(put("k3", "v"), 1, 3, NOW_MS)).unwrap());
+}
+
+fn any_write() -> impl Strategy<Value = Write> {
+    let key = prop::sample::select(vec!["b", "c", "d", "e"]);
+    let action = prop_oneof![
+        (0..20u32, prop::option::of(1..5_000u64))
+            .prop_map(|(value, ttl_ms)| Action::Put { value: value.to_string().into(), ttl_ms }),
+        Just(Action::Put { value: "text".into(), ttl_ms: None }),
+        Just(Action::Delete),
+        (-5..5i64).prop_map(|delta| Action::Increment { delta }),
+        (0..4_000u64).prop_map(|back| Action::Rollback { to: Timestamp::from_millis(NOW_MS + back) }),
+    ];
+    let test = prop_oneof![
+        Just(Test::Absent),
+        Just(Test::Present),
+        (0..20u32).prop_map(|value| Test::Value(value.to_string().into())),
+    ];
+    let operations = prop::collection::vec((key.clone(), action).prop_map(|(key, a)| operation(key, a)), 1..4);
+    let conditions =
+        prop::collection::vec((key, test).prop_map(|(key, test)| Condition { key: encoded(key), test }), 0..2);
+    let request = prop::option::weighted(0.7, (0..3u64, 0..6u64));
+    (request, conditions, operations).prop_map(|(request, conditions, operations)| {
+        let request = request.map(|(client, sequence)| RequestId { client, sequence, issued_ms: NOW_MS + sequence });
+        Write { request, conditions, operations }
+    })
+}
+
+fn any_proposal() -> impl Strategy<Value = Proposal> {
+    let command =
+        (any_write(), 0..10u64).prop_map(|(write, epoch)| Command { epoch: Epoch(u64::from(epoch > 0)), write });
+    (0..4_000u64, prop::collection::vec(command, 0..4), prop::option::weighted(0.1, 0..3_000u64)).prop_map(
+        |(ahead, commands, horizon)| Proposal {
+            stamped: Timestamp::from_millis(NOW_MS + ahead),
+            commands,
+            horizon: horizon.map(|ahead| Timestamp::from_millis(NOW_MS + ahead)),
+            checksum: None,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// However the entries are batched, and however often a replica restarts between them, the answers and the
+    /// content are the same; and no request id ever has a second effect.
+    #[test]
+    fn replicas_never_diverge(
+        proposals in prop::collection::vec(any_proposal(), 1..24),
+        cuts in prop::collection::vec((1..5usize, any::<bool>()), 24),
+    ) {
+        let mut one = Replica::new();
+        let mut other = Replica::new();
+        let mut answers = Vec::new();
+        for proposal in &proposals {
+            answers.extend(one.apply(std::slice::from_ref(proposal)));
+        }
+        let mut rest = &proposals[..];
+        let mut same = Vec::new();
+        for (size, restart) in cuts {
+            let (now, later) = rest.split_at(size.min(rest.len()));
+            if !now.is_empty() {
+                same.extend(other.apply(now));
+            }
+            if restart {
+                other.reopen();
+            }
+            rest = later;
+        }
+        if !rest.is_empty() {
+            same.extend(other.apply(rest));
+        }
+        prop_assert_eq!(&answers, &same);
+        prop_assert_eq!(one.checksum(), other.checksum());
+
+        let mut first: BTreeMap<(u64, u64), (Command, Result<Outcome>)> = BTreeMap::new();
+        for (command, answer) in proposals.iter().flat_map(|p| &p.commands).zip(answers.concat()) {
+            let Some(request) = command.write.request else { continue };
+            let refused = |reason: Reason| answer.as_ref().is_err_and(|error| error.reason == reason);
+            if refused(Reason::WrongEpoch) || refused(Reason::RequestExpired) {
+                continue;
+            }
+            match first.get(&(request.client, request.sequence)) {
+                None => {
+                    first.insert((request.client, request.sequence), (command.clone(), answer.clone()));
+                }
+                Some((before, seen)) if before.fingerprint() == command.fingerprint() => {
+                    prop_assert_eq!(seen, &answer);
+                }
+                Some(_) => prop_assert!(refused(Reason::RequestMismatch)),
+            }
+        }
+    }
+}
