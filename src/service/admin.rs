@@ -1,0 +1,177 @@
+//! `trivet.v1.Table` and `trivet.v1.Cluster`: what is asked of the cluster itself.
+//!
+//! Everything goes to `control`, which finds whoever can answer; what is told from this node's own picture of the
+//! catalog (topology, tables) costs nothing and every node tells it. A change that is not confirmed in time may or may
+//! not be made; its caller looks before asking again, since these calls carry no request id.
+
+use std::time::Duration;
+
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use super::deadline;
+use super::edge::Edge;
+use super::metrics::Method;
+use crate::control::Control;
+use crate::runtime::timeout_at;
+use crate::types::{Error, NodeId, Reason, Result, ShardId};
+use crate::wire::admin::NewTable;
+use crate::wire::proto::v1::{self, cluster_server, table_server};
+use crate::wire::to_status;
+
+/// For callers that name no deadline: changes wait for every shard of a table to have a leader.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(30);
+
+/// The implementation behind `TableServer`.
+pub struct Table {
+    edge: Edge,
+}
+
+/// The implementation behind `ClusterServer`.
+pub struct Cluster {
+    edge: Edge,
+}
+
+impl Table {
+    /// Serves what stands behind this edge.
+    pub fn new(edge: Edge) -> Table {
+        Table { edge }
+    }
+}
+
+impl Cluster {
+    /// Serves what stands behind this edge.
+    pub fn new(edge: Edge) -> Cluster {
+        Cluster { edge }
+    }
+}
+
+/// What becomes of a call that is not answered in time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    None,
+    Change,
+}
+
+impl Effect {
+    fn too_late(self) -> Error {
+        match self {
+            Effect::None => Error::new(Reason::DeadlineExceeded, "the cluster did not answer in time"),
+            Effect::Change => Error::new(
+                Reason::ResultUndetermined,
+                "the change was not confirmed in time: look whether it was made before asking again",
+            ),
+        }
+    }
+}
+
+impl Edge {
+    /// Runs one administrative call: admitted, bounded in time, counted.
+    async fn administer<T, A>(
+        &self,
+        metadata: &MetadataMap,
+        effect: Effect,
+        work: impl AsyncFnOnce(&Control) -> Result<A>,
+    ) -> Result<Response<T>, Status>
+    where
+        T: From<A>,
+    {
+        let started = self.clock().now();
+        let asked = deadline::asked(metadata).unwrap_or(DEADLINE_DEFAULT);
+        let by = started + deadline::granted(Some(asked));
+        let result = async {
+            let _place = self.admit()?;
+            let Some((_, control)) = self.door().node() else {
+                return Err(Error::new(Reason::NotReady, "there is no node behind this port"));
+            };
+            timeout_at(by, work(control)).await.unwrap_or_else(|| Err(effect.too_late()))
+        }
+        .await;
+        self.answered(Method::Administration, started);
+        result.map(|answer| Response::new(answer.into())).map_err(|error| {
+            self.meters().failed(&error);
+            to_status(&error)
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl table_server::Table for Table {
+    async fn create(&self, request: Request<v1::CreateTableRequest>) -> Result<Response<v1::TableInfo>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        let edge = &self.edge;
+        edge.administer(&metadata, Effect::Change, async |control| {
+            control.create_table(NewTable::decode(wish, edge.limits())?).await
+        })
+        .await
+    }
+
+    async fn drop(&self, request: Request<v1::DropTableRequest>) -> Result<Response<v1::DropTableResponse>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        self.edge
+            .administer(&metadata, Effect::Change, async |control| {
+                let id = control.drop_table(&wish.name, wish.dry_run).await?;
+                Ok(v1::DropTableResponse { id: id.0 })
+            })
+            .await
+    }
+
+    async fn describe(&self, request: Request<v1::DescribeTableRequest>) -> Result<Response<v1::TableInfo>, Status> {
+        let (metadata, _, question) = request.into_parts();
+        self.edge.administer(&metadata, Effect::None, async |control| control.describe_table(&question.name)).await
+    }
+
+    async fn list(&self, request: Request<v1::ListTablesRequest>) -> Result<Response<v1::ListTablesResponse>, Status> {
+        self.edge
+            .administer(request.metadata(), Effect::None, async |control| {
+                Ok(v1::ListTablesResponse { tables: control.tables().into_iter().map(Into::into).collect() })
+            })
+            .await
+    }
+}
+
+#[tonic::async_trait]
+impl cluster_server::Cluster for Cluster {
+    async fn topology(&self, request: Request<v1::TopologyRequest>) -> Result<Response<v1::TopologyResponse>, Status> {
+        self.edge.administer(request.metadata(), Effect::None, async |control| Ok(control.topology())).await
+    }
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        self.edge.administer(request.metadata(), Effect::None, async |control| Ok(control.status().await)).await
+    }
+
+    async fn describe_shard(
+        &self,
+        request: Request<v1::DescribeShardRequest>,
+    ) -> Result<Response<v1::ShardInfo>, Status> {
+        let (metadata, _, question) = request.into_parts();
+        let shard = ShardId(question.shard);
+        self.edge.administer(&metadata, Effect::None, async |control| control.describe_shard(shard).await).await
+    }
+
+    async fn checksum(&self, request: Request<v1::ChecksumRequest>) -> Result<Response<v1::ChecksumResponse>, Status> {
+        let (metadata, _, question) = request.into_parts();
+        let shard = ShardId(question.shard);
+        self.edge
+            .administer(&metadata, Effect::None, async |control| {
+                if question.local_at.is_some() {
+                    return Err(Error::invalid("local_at is not for clients: leave it out to compare all replicas"));
+                }
+                control.checksum(shard).await
+            })
+            .await
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        let (shard, to) = (ShardId(wish.shard), NodeId(wish.to_node));
+        self.edge
+            .administer(&metadata, Effect::Change, async |control| {
+                control.transfer_leader(shard, to).await.map(|()| v1::TransferLeaderResponse {})
+            })
+            .await
+    }
+}
