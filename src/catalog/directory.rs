@@ -13,7 +13,7 @@ use crate::types::{
 };
 
 /// An immutable picture of the catalog: all rows, the version of each, and what follows from them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Directory {
     revision: Timestamp,
     cluster: Option<Stored<ClusterRow>>,
@@ -47,7 +47,7 @@ pub struct Load {
     pub leaders: u32,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Stored<T> {
     version: Timestamp,
     row: T,

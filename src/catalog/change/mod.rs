@@ -10,6 +10,8 @@
 mod nodes;
 mod replicas;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
