@@ -79,9 +79,7 @@ impl Link {
                 State::Connecting => Err(Error::internal("a settled connection is still connecting")),
             },
             Some(Err(_)) => Err(Error::internal("the connection has lost its state")),
-            None => {
-                Err(Error::new(Reason::DeadlineExceeded, format!("no connection to {} in time", self.address)))
-            }
+            None => Err(Error::new(Reason::DeadlineExceeded, format!("no connection to {} in time", self.address))),
         }
     }
 

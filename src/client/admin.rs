@@ -1,0 +1,151 @@
+//! The verbs that concern the cluster as a whole. Any node takes them; a healthy one is asked, and another one when it
+//! fails without effect.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::backoff::Backoff;
+use super::core::Core;
+use super::{Connection, metrics};
+use crate::runtime::{self, Instant};
+use crate::types::{Error, Kind, NodeId, Reason, Result, ShardId};
+use crate::wire::admin::{ChecksumReport, ClusterStatus, NewTable, ShardDetails, TableDetails, Topology};
+
+/// Pauses between rounds over all nodes.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_LONGEST: Duration = Duration::from_millis(500);
+/// Longest wait for one node with a question that any other answers as well.
+const QUESTION_MAX: Duration = Duration::from_secs(2);
+/// Longest wait until this client itself knows of a table that it created or dropped.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
+
+/// A handle on the cluster's own verbs.
+#[derive(Clone)]
+pub struct Admin {
+    core: Arc<Core>,
+    patience: Duration,
+}
+
+impl Admin {
+    pub(super) fn new(core: Arc<Core>) -> Admin {
+        let patience = core.options.admin_deadline;
+        Admin { core, patience }
+    }
+
+    /// The same verbs with this much time for each.
+    pub fn within(&self, patience: Duration) -> Admin {
+        Admin { patience, ..self.clone() }
+    }
+
+    /// All that is needed for routing, as some node knows it now.
+    pub async fn topology(&self) -> Result<Topology> {
+        self.ask(Some(QUESTION_MAX), |node, until| async move { node.topology(until).await }).await
+    }
+
+    /// The state of the cluster as some node sees it.
+    pub async fn status(&self) -> Result<ClusterStatus> {
+        self.ask(Some(QUESTION_MAX), |node, until| async move { node.status(until).await }).await
+    }
+
+    /// All tables with their shards.
+    pub async fn tables(&self) -> Result<Vec<TableDetails>> {
+        self.ask(Some(QUESTION_MAX), |node, until| async move { node.list_tables(until).await }).await
+    }
+
+    /// A table with its shards.
+    pub async fn table(&self, name: &str) -> Result<TableDetails> {
+        self.ask(Some(QUESTION_MAX), |node, until| async move { node.describe_table(name, until).await }).await
+    }
+
+    /// A shard as its leader sees it.
+    pub async fn shard(&self, shard: ShardId) -> Result<ShardDetails> {
+        self.ask(Some(QUESTION_MAX), |node, until| async move { node.describe_shard(shard, until).await }).await
+    }
+
+    /// The checksums of a shard's content on all its replicas at one applied position.
+    pub async fn checksum(&self, shard: ShardId) -> Result<ChecksumReport> {
+        self.ask(None, |node, until| async move { node.checksum(shard, None, until).await }).await
+    }
+
+    /// Creates a table and returns when every shard has a leader and this client knows the table.
+    ///
+    /// Errors: `TABLE_EXISTS`, `NOT_ENOUGH_NODES`, `INVALID_REQUEST`, and `RESULT_UNDETERMINED` when the node went
+    /// away over it: then ask [`Admin::table`].
+    pub async fn create_table(&self, table: NewTable) -> Result<TableDetails> {
+        let asked = &table;
+        let created = self
+            .ask(None, |node, until| {
+                let table = asked.clone();
+                async move { node.create_table(table, until).await }
+            })
+            .await?;
+        if !table.dry_run {
+            self.settle(&table.name, true).await;
+        }
+        Ok(created)
+    }
+
+    /// Drops a table and all its data.
+    pub async fn drop_table(&self, name: &str, dry_run: bool) -> Result<()> {
+        self.ask(None, |node, until| async move { node.drop_table(name, dry_run, until).await }).await?;
+        if !dry_run {
+            self.settle(name, false).await;
+        }
+        Ok(())
+    }
+
+    /// Hands a shard's leadership to the voter on node `to`.
+    pub async fn transfer_leader(&self, shard: ShardId, to: NodeId) -> Result<()> {
+        self.ask(None, |node, until| async move { node.transfer_leader(shard, to, until).await }).await
+    }
+
+    /// Asks the nodes in turn until one answers, or refuses for a reason that another node would give as well. With
+    /// `attempt_max` a node that does not answer in that time is left for another; such questions change nothing.
+    async fn ask<T, F, Fut>(&self, attempt_max: Option<Duration>, question: F) -> Result<T>
+    where
+        F: Fn(Connection, Instant) -> Fut,
+        Fut: Future<Output = Result<T>>,
+    {
+        let deadline = self.core.clock.now() + self.patience;
+        let mut pauses = Backoff::new(PAUSE_FIRST, PAUSE_LONGEST);
+        let mut last: Option<Error> = None;
+        loop {
+            for node in self.core.topologies.connections() {
+                let now = self.core.clock.now();
+                if now >= deadline {
+                    break;
+                }
+                let until = attempt_max.map_or(deadline, |max| deadline.min(now + max));
+                match question(node, until).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => match error.kind() {
+                        Kind::Redirect | Kind::Refresh | Kind::BackOff | Kind::Unavailable => last = Some(error),
+                        _ => return Err(error),
+                    },
+                }
+                ::metrics::counter!(metrics::RETRIES).increment(1);
+            }
+            let pause = pauses.next();
+            if self.core.clock.now() + pause >= deadline {
+                return Err(
+                    last.unwrap_or_else(|| Error::new(Reason::DeadlineExceeded, "no time was left to ask: allow more"))
+                );
+            }
+            runtime::sleep(pause).await;
+        }
+    }
+
+    /// Waits until this client's own map has the table, or has it no more.
+    async fn settle(&self, name: &str, there: bool) {
+        let topologies = &self.core.topologies;
+        let deadline = self.core.clock.now() + SETTLE_MAX;
+        while self.core.clock.now() < deadline {
+            if topologies.current().as_ref().is_some_and(|map| map.table(name).is_some() == there) {
+                return;
+            }
+            let seen = topologies.ended();
+            topologies.newer(seen, deadline).await;
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! One call from its first attempt to its answer: where to ask, and again until the deadline.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::future::{Either, select};
+use parking_lot::Mutex;
+
+use super::map::{Anchor, Map, ShardState};
+use super::retry::{Next, Trouble};
+use super::topologies::Topologies;
+use super::{Connection, Options, metrics};
+use crate::limits::RetryBudget;
+use crate::runtime::{self, Clock, Instant, random_u64};
+use crate::types::{
+    Epoch, Error, Header, Kind, NodeId, ReadLevel, Reason, Request, RequestId, Response, Result, Role, ShardDescriptor,
+    ShardId,
+};
+
+/// Retries allowed per call in the long run, in percent: a cluster in trouble is not asked much more than one that is
+/// well.
+const RETRY_PERCENT: f64 = 10.0;
+/// Retries allowed at once beyond that, and a second. Callers beyond it retry slowly, and are woken when one of the
+/// quick ones has found the shard's leader.
+const RETRY_BURST: f64 = 300.0;
+
+/// What the handles of one client share.
+pub(super) struct Core {
+    pub(super) topologies: Arc<Topologies>,
+    pub(super) options: Options,
+    pub(super) clock: Clock,
+    client: u64,
+    sequence: AtomicU64,
+    budget: Mutex<RetryBudget>,
+}
+
+/// Where an attempt goes.
+struct Target {
+    node: NodeId,
+    connection: Connection,
+    state: Arc<ShardState>,
+    shard: ShardId,
+    /// How many fetches of the topology had ended when this was chosen.
+    seen: u64,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.topologies.closed.cancel();
+    }
+}
+
+impl Core {
+    pub(super) fn new(topologies: Arc<Topologies>, options: Options, clock: Clock) -> Core {
+        let budget = Mutex::new(RetryBudget::new(RETRY_PERCENT / 100.0, RETRY_BURST, clock.now()));
+        Core { topologies, options, clock, client: random_u64(), sequence: AtomicU64::new(1), budget }
+    }
+
+    /// An id that no other write has. Its time is this machine's wall clock: a shard forgets outcomes by it, so it
+    /// should be right to some minutes.
+    pub(super) fn request_id(&self) -> RequestId {
+        RequestId {
+            client: self.client,
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
+            issued_ms: self.clock.wall_ms(),
+        }
+    }
+
+    /// The shard that a key belongs to by the newest map, and the epoch it has there.
+    pub(super) fn shard_of(&self, table: &str, key: &[u8]) -> Option<(ShardId, Epoch)> {
+        let map = self.topologies.current();
+        let entry = map.as_ref()?.table(table)?;
+        let (shard, _) = entry.locate(Anchor::Key(key)).ok()?;
+        Some((shard.id, shard.epoch))
+    }
+
+    /// The node that leads the key's shard, as far as is known.
+    pub(super) fn leader_of(&self, table: &str, key: &[u8]) -> Option<NodeId> {
+        let map = self.topologies.current();
+        let (_, state) = map.as_ref()?.table(table)?.locate(Anchor::Key(key)).ok()?;
+        state.leader()
+    }
+
+    /// Runs a call to its end. The request goes out unchanged in every attempt, its request id included.
+    pub(super) async fn execute(
+        &self,
+        table: &str,
+        request: &Request,
+        anchor: Anchor<'_>,
+        deadline: Instant,
+    ) -> Result<Response> {
+        let (level, repeatable) = match request {
+            Request::Read(read) => (read.level, true),
+            Request::Scan(scan) => (scan.level, true),
+            Request::History { .. } => (ReadLevel::Linearizable, true),
+            Request::Write(write) => (ReadLevel::Linearizable, write.request.is_some()),
+        };
+        self.budget.lock().earn(self.clock.now());
+        let mut trouble = Trouble::new(repeatable);
+        loop {
+            let target = match self.target(table, anchor, level, &trouble)? {
+                Some(target) => target,
+                None => self.target_of_new_table(table, anchor, level, &trouble, deadline).await?,
+            };
+            let now = self.clock.now();
+            let until = trouble.attempt_until(now, deadline);
+            let result = if self.options.pipelined {
+                target.connection.call(table, request, until, false).await
+            } else {
+                target.connection.call_unary(table, request, until).await
+            };
+            let error = match result {
+                Ok(response) => {
+                    target.learn(&response);
+                    return Ok(response);
+                }
+                Err(error) => error,
+            };
+            self.note(&error, &target);
+            match trouble.judge(error, target.node, self.clock.now(), deadline) {
+                Next::Fail(error) => return Err(error),
+                Next::Again => self.spend(&mut trouble, &target, deadline).await,
+                Next::Refresh => {
+                    self.topologies.newer(target.seen, deadline).await;
+                    self.spend(&mut trouble, &target, deadline).await;
+                }
+                Next::Pause(pause) => {
+                    target.pause(pause).await;
+                    self.spend(&mut trouble, &target, deadline).await;
+                }
+            }
+            if self.clock.now() >= deadline {
+                return Err(trouble.give_up());
+            }
+            ::metrics::counter!(metrics::RETRIES).increment(1);
+        }
+    }
+
+    /// Where to ask next by the newest map; none if the map does not have the table.
+    fn target(&self, table: &str, anchor: Anchor<'_>, level: ReadLevel, trouble: &Trouble) -> Result<Option<Target>> {
+        let seen = self.topologies.ended();
+        let current = self.topologies.current();
+        let map = current.as_ref().ok_or_else(|| Error::internal("a client without a map"))?;
+        let Some(entry) = map.table(table) else { return Ok(None) };
+        let (shard, state) = entry.locate(anchor)?;
+        let (node, connection) = choose(map, shard, state, level, trouble)
+            .ok_or_else(|| Error::new(Reason::NotReady, "the cluster's topology names no node: ask it again later"))?;
+        Ok(Some(Target { node, connection, state: state.clone(), shard: shard.id, seen }))
+    }
+
+    /// The same for a table that the map does not have (yet): another node may know more.
+    async fn target_of_new_table(
+        &self,
+        table: &str,
+        anchor: Anchor<'_>,
+        level: ReadLevel,
+        trouble: &Trouble,
+        deadline: Instant,
+    ) -> Result<Target> {
+        /// Nodes asked whether they know the table: one may lag behind.
+        const NODES: usize = 2;
+        for _ in 0..NODES {
+            let seen = self.topologies.ended();
+            self.topologies.newer(seen, deadline).await;
+            if let Some(target) = self.target(table, anchor, level, trouble)? {
+                return Ok(target);
+            }
+        }
+        Err(trouble.no_such_table(table))
+    }
+
+    /// Learns from a failure for all callers.
+    fn note(&self, error: &Error, target: &Target) {
+        match error.kind() {
+            Kind::Redirect if error.reason == Reason::NotLeader => match error.leader {
+                Some(leader) if leader != target.node => {
+                    target.state.set_leader(Some(leader));
+                    let known = self.topologies.current().as_ref().is_some_and(|map| map.nodes.contains_key(&leader));
+                    if !known {
+                        self.topologies.want();
+                    }
+                }
+                _ => target.state.doubt(target.node),
+            },
+            Kind::Unavailable | Kind::Undetermined | Kind::Corrupt => {
+                target.state.doubt(target.node);
+                self.topologies.want();
+            }
+            _ => {}
+        }
+    }
+
+    /// Pays for a retry; waits a while first when the budget is spent, so that retries become slow, not impossible.
+    async fn spend(&self, trouble: &mut Trouble, target: &Target, deadline: Instant) {
+        let now = self.clock.now();
+        if !self.budget.lock().try_spend(now) {
+            ::metrics::counter!(metrics::THROTTLED).increment(1);
+            target.pause(trouble.throttled().min(deadline.saturating_duration_since(now))).await;
+        }
+    }
+}
+
+impl Target {
+    /// Learns from an answer.
+    fn learn(&self, response: &Response) {
+        let header: Option<&Header> = match response {
+            Response::Values(values) => values.first().map(|answer| &answer.header),
+            Response::Written(answer) => Some(&answer.header),
+            Response::Page(answer) => Some(&answer.header),
+        };
+        if let Some(header) = header
+            && header.role == Role::Leader
+            && header.shard == self.shard
+        {
+            self.state.set_leader(Some(header.node));
+            self.state.recover();
+        }
+    }
+
+    /// Waits, but not once the shard's leader has answered somebody else.
+    async fn pause(&self, pause: std::time::Duration) {
+        struct Pausing<'a>(&'a ShardState);
+        impl Drop for Pausing<'_> {
+            fn drop(&mut self) {
+                self.0.pausing.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.state.pausing.fetch_add(1, Ordering::Relaxed);
+        let _counted = Pausing(&self.state);
+        let sleep = std::pin::pin!(runtime::sleep(pause));
+        let recovered = std::pin::pin!(self.state.recovered.notified());
+        match select(sleep, recovered).await {
+            Either::Left(_) | Either::Right(_) => {}
+        }
+    }
+}
+
+/// The node to ask: the leader where only it will do or nothing speaks against it, else a replica's node, else any
+/// node (it forwards). Healthy ones before others, and the one that has just failed last of all.
+fn choose(
+    map: &Map,
+    shard: &ShardDescriptor,
+    state: &ShardState,
+    level: ReadLevel,
+    trouble: &Trouble,
+) -> Option<(NodeId, Connection)> {
+    let named = |node: NodeId| map.nodes.get(&node).map(|connection| (node, connection.clone()));
+    let wanted = |target: &(NodeId, Connection)| trouble.avoid != Some(target.0) && target.1.is_healthy();
+    // Any copy may answer such reads: they are spread over all of them.
+    let spread = matches!(level, ReadLevel::Any | ReadLevel::MaxAge(_)) && !trouble.leader_only;
+    let leader = state.leader().and_then(named);
+    if !spread && let Some(leader) = leader.clone().filter(wanted) {
+        return Some(leader);
+    }
+    let count = shard.replicas.len();
+    let turn = if count == 0 { 0 } else { state.turn.fetch_add(1, Ordering::Relaxed) % count };
+    let replicas = || shard.replicas.iter().cycle().skip(turn).take(count).filter_map(|replica| named(replica.node));
+    if let Some(replica) = replicas().find(wanted) {
+        return Some(replica);
+    }
+    let nodes = || map.nodes.iter().map(|(&node, connection)| (node, connection.clone()));
+    nodes()
+        .find(wanted)
+        // Nobody else is well: even the one that failed, and then those that were down.
+        .or_else(|| nodes().find(|target| target.1.is_healthy()))
+        .or_else(|| replicas().find(|target| trouble.avoid != Some(target.0)))
+        .or(leader)
+        .or_else(|| nodes().next())
+}
