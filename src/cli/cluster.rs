@@ -1,0 +1,221 @@
+//! The verbs on the cluster itself: its shards, its nodes, its state.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use trivet::client::Client;
+use trivet::runtime::{Clock, sleep};
+use trivet::types::{Error, NodeId, Reason, ShardId, TableDescriptor};
+use trivet::wire::admin::{ClusterStatus, TableDetails};
+
+use super::exit::{Ended, Exit, Stop};
+use super::{Global, render, time};
+
+/// Time between two looks while `cluster status --wait` waits.
+const WAIT_STEP: Duration = Duration::from_millis(200);
+
+/// List, describe and check shards; move leaderships.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Shard {
+    List(ShardList),
+    Describe(ShardDescribe),
+    Checksum(ShardChecksum),
+    Transfer(ShardTransfer),
+}
+
+/// Lists shards with what they own, who leads them and where their replicas are.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  trivet shard list\n  trivet shard list orders")]
+pub struct ShardList {
+    /// Only this table's
+    table: Option<String>,
+}
+
+/// Shows one shard as its leader sees it.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example:\n  trivet shard describe 3")]
+pub struct ShardDescribe {
+    /// Its id, as `shard list` shows it
+    id: u64,
+}
+
+/// Compares the content of all replicas of a shard at one applied position.
+///
+/// Exits with 6 if they differ. With --all it checks every shard of every table, and the catalog's.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  trivet shard checksum 3\n  trivet shard checksum --all")]
+pub struct ShardChecksum {
+    /// Its id, as `shard list` shows it
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    id: Option<u64>,
+    /// Every shard
+    #[arg(long)]
+    all: bool,
+}
+
+/// Hands the leadership of a shard to another voter.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example:\n  trivet shard transfer 3 --to 2")]
+pub struct ShardTransfer {
+    /// Its id, as `shard list` shows it
+    id: u64,
+    /// The node that is to lead it
+    #[arg(long, value_name = "NODE")]
+    to: u64,
+    /// Say what would be done and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// List nodes.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Node {
+    List(NodeList),
+}
+
+/// Lists the nodes and whether they are alive.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example:\n  trivet node list")]
+pub struct NodeList {}
+
+/// Show the state of the cluster.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Cluster {
+    Status(Status),
+}
+
+/// Shows nodes, tables and what is wrong, if anything. Exits with 5 if the cluster is not healthy.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  trivet cluster status\n  trivet cluster status --wait 60s")]
+pub struct Status {
+    /// Wait up to this long until the cluster is healthy
+    #[arg(long, value_name = "DURATION", value_parser = time::parse_duration)]
+    wait: Option<Duration>,
+}
+
+/// Runs a shard verb.
+pub async fn shard(verb: Shard, global: &Global) -> Ended {
+    let client = global.connect().await?;
+    match verb {
+        Shard::List(args) => {
+            let tables = match &args.table {
+                Some(name) => vec![client.admin().table(name).await?],
+                None => client.admin().tables().await?,
+            };
+            if global.json() {
+                let of = |table: &TableDetails| -> Vec<_> {
+                    table.shards.iter().map(|shard| render::shard_json(Some(&table.table), shard)).collect()
+                };
+                say!("{}", serde_json::Value::from(tables.iter().flat_map(of).collect::<Vec<_>>()));
+            } else {
+                say_text!("{}", render::shards(&tables));
+            }
+        }
+        Shard::Describe(args) => {
+            let shard = client.admin().shard(ShardId(args.id)).await?;
+            let table = table_of(&client, &shard.table).await?;
+            if global.json() {
+                say!("{}", render::shard_json(table.as_ref(), &shard));
+            } else {
+                say_text!("{}", render::shard(table.as_ref(), &shard));
+            }
+        }
+        Shard::Checksum(args) => return checksum(&args, &client, global).await,
+        Shard::Transfer(args) => {
+            let (shard, to) = (ShardId(args.id), NodeId(args.to));
+            let before = client.admin().shard(shard).await?;
+            if !before.replicas.iter().any(|replica| replica.node == to && replica.voter) {
+                return Err(Stop::error(format!("{to} has no voter of shard {}", args.id)));
+            }
+            if !args.dry_run {
+                client.admin().transfer_leader(shard, to).await?;
+            }
+            if global.json() {
+                let from = before.leader.map(|node| node.0);
+                say!("{}", serde_json::json!({"shard": args.id, "from": from, "to": args.to, "dry_run": args.dry_run}));
+            } else {
+                let from = before.leader.map_or_else(|| "nobody".to_owned(), |node| node.to_string());
+                let said = if args.dry_run { "would go" } else { "went" };
+                say!("the leadership of shard {} {said} from {from} to {to}", args.id);
+            }
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+async fn table_of(client: &Client, id: &trivet::types::TableId) -> Ended<Option<TableDescriptor>> {
+    let tables = client.admin().tables().await?;
+    Ok(tables.into_iter().map(|details| details.table).find(|table| table.id == *id))
+}
+
+async fn checksum(args: &ShardChecksum, client: &Client, global: &Global) -> Ended {
+    let ids = match args.id {
+        Some(id) => vec![ShardId(id)],
+        None => {
+            let tables = client.admin().tables().await?;
+            let shards = tables.iter().flat_map(|table| table.shards.iter().map(|shard| shard.id));
+            std::iter::once(ShardId::SYSTEM).chain(shards).collect()
+        }
+    };
+    let mut exit = Exit::Ok;
+    for id in ids {
+        let report = client.admin().checksum(id).await?;
+        if global.json() {
+            say!("{}", render::checksum_json(&report));
+        } else {
+            say_text!("{}", render::checksum(&report));
+        }
+        // A replica that did not answer is no mismatch, but no proof of equality either.
+        let contents: Vec<_> = report.replicas.iter().filter_map(|replica| replica.content.as_ref().ok()).collect();
+        let differ = contents.windows(2).any(|pair| pair[0] != pair[1]);
+        if differ {
+            exit = Exit::Mismatch;
+        } else if !report.equal && exit == Exit::Ok {
+            exit = Exit::Unavailable;
+        }
+    }
+    Ok(exit)
+}
+
+/// Runs a node verb.
+pub async fn node(verb: Node, global: &Global) -> Ended {
+    let Node::List(NodeList {}) = verb;
+    let status = global.connect().await?.admin().within(global.deadline).status().await?;
+    if global.json() {
+        say!("{}", serde_json::Value::from(status.nodes.iter().map(render::node_json).collect::<Vec<_>>()));
+    } else {
+        say_text!("{}", render::nodes(&status.nodes));
+    }
+    Ok(Exit::Ok)
+}
+
+/// Runs a cluster verb.
+pub async fn cluster(verb: Cluster, global: &Global) -> Ended {
+    let Cluster::Status(args) = verb;
+    let clock = Clock::system();
+    let until = clock.now() + args.wait.unwrap_or_default();
+    let seen = loop {
+        let seen = look(global).await;
+        let healthy = seen.as_ref().is_ok_and(|status| status.healthy);
+        // While waiting, nodes that do not answer yet are what is waited for; a wrong command line is not.
+        let hopeless = seen.as_ref().is_err_and(|stop| !matches!(stop.exit, Exit::Unavailable));
+        if healthy || hopeless || clock.now() >= until {
+            break seen?;
+        }
+        sleep(WAIT_STEP).await;
+    };
+    if global.json() {
+        say!("{}", render::status_json(&seen));
+    } else {
+        say_text!("{}", render::status(&seen));
+    }
+    Ok(if seen.healthy { Exit::Ok } else { Exit::Unhealthy })
+}
+
+async fn look(global: &Global) -> Ended<ClusterStatus> {
+    let status = global.connect().await?.admin().within(global.deadline).status().await?;
+    if status.nodes.is_empty() {
+        return Err(Error::new(Reason::NotReady, "the node knows no cluster yet").into());
+    }
+    Ok(status)
+}

@@ -1,0 +1,566 @@
+//! What the cluster and its data look like on a terminal: plain tables without lines, one idea a row.
+//!
+//! Everything here is a pure function from values to text or JSON. Versions are numbers of 64 bits, more than a JSON
+//! number holds everywhere, so in JSON they are text.
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{ContentArrangement, Table as Grid};
+use serde_json::{Map, Value, json};
+use trivet::keyspace::Layout;
+use trivet::types::{Answer, Header, Outcome, Partitioning, Role, Row, TableDescriptor, Timestamp, Versioned};
+use trivet::wire::admin::{ChecksumReport, ClusterStatus, NodeDetails, ShardDetails, TableDetails};
+
+use super::text;
+use super::time::{show_duration_ms, show_time_ms};
+
+/// Rows under a header, the columns as wide as their widest cell.
+pub struct Table {
+    grid: Grid,
+}
+
+impl Table {
+    /// A table with this header.
+    pub fn new(header: &[&str]) -> Table {
+        let mut grid = Grid::new();
+        grid.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
+        if !header.is_empty() {
+            grid.set_header(header.iter().map(|name| name.to_uppercase()).collect::<Vec<_>>());
+        }
+        Table { grid }
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: Vec<String>) {
+        self.grid.add_row(cells);
+    }
+
+    /// The text, each line without blanks at its ends.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        for line in self.grid.lines() {
+            text.push_str(line.strip_prefix(' ').unwrap_or(&line).trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Leader => "leader",
+        Role::Follower => "follower",
+        Role::Learner => "learner",
+    }
+}
+
+/// Where an answer came from and how old it can be.
+pub fn header_json(header: &Header) -> Value {
+    json!({
+        "cluster": header.cluster.to_string(),
+        "node": header.node.0,
+        "shard": header.shard.0,
+        "epoch": header.epoch.0,
+        "role": role(header.role),
+        "as_of": header.as_of.to_string(),
+        "age_ms": header.age.map(|age| age.as_micros() as f64 / 1_000.0),
+        "degraded": header.degraded,
+    })
+}
+
+fn insert_version(object: &mut Map<String, Value>, timestamp: Timestamp) {
+    object.insert("version".to_owned(), timestamp.to_string().into());
+    object.insert("time".to_owned(), show_time_ms(timestamp.millis()).into());
+}
+
+fn insert_versioned(object: &mut Map<String, Value>, found: &Versioned) {
+    insert_version(object, found.timestamp);
+    text::insert(object, "value", &found.value);
+    if let Some(expires_ms) = found.expires_ms {
+        object.insert("expires".to_owned(), show_time_ms(expires_ms).into());
+    }
+}
+
+/// The answer of `get`.
+pub fn get_json(key: &[u8], answer: &Answer<Option<Versioned>>) -> Value {
+    let mut object = Map::new();
+    text::insert(&mut object, "key", key);
+    object.insert("found".to_owned(), answer.body.is_some().into());
+    if let Some(found) = &answer.body {
+        insert_versioned(&mut object, found);
+    }
+    object.insert("header".to_owned(), header_json(&answer.header));
+    object.into()
+}
+
+/// The answer of a write.
+pub fn outcome_json(answer: &Answer<Outcome>) -> Value {
+    let outcome = &answer.body;
+    let mut object = Map::new();
+    object.insert("applied".to_owned(), outcome.applied.into());
+    insert_version(&mut object, outcome.timestamp);
+    if outcome.integers.iter().any(Option::is_some) {
+        object.insert("integers".to_owned(), json!(outcome.integers));
+    }
+    if let Some(observed) = &outcome.observed {
+        let mut seen = Map::new();
+        seen.insert("condition".to_owned(), observed.condition.into());
+        seen.insert("found".to_owned(), observed.current.is_some().into());
+        if let Some(current) = &observed.current {
+            insert_versioned(&mut seen, current);
+        }
+        object.insert("observed".to_owned(), seen.into());
+    }
+    object.insert("header".to_owned(), header_json(&answer.header));
+    object.into()
+}
+
+/// Why a write whose conditions did not hold changed nothing.
+pub fn not_applied(outcome: &Outcome) -> String {
+    let Some(observed) = &outcome.observed else { return "not applied: a condition did not hold".to_owned() };
+    let seen = match &observed.current {
+        Some(current) => {
+            format!("has version {} and value {}", current.timestamp, text::show_within(&current.value, Some(100)))
+        }
+        None => "is absent".to_owned(),
+    };
+    format!("not applied: condition {} does not hold; its key {seen}", observed.condition + 1)
+}
+
+/// One row of a scan, history or export.
+pub fn row_json(row: &Row) -> Value {
+    let mut object = Map::new();
+    text::insert(&mut object, "key", &row.key);
+    insert_version(&mut object, row.timestamp);
+    match &row.value {
+        Some(value) => text::insert(&mut object, "value", value),
+        None => {
+            object.insert("deleted".to_owned(), true.into());
+        }
+    }
+    if let Some(expires_ms) = row.expires_ms {
+        object.insert("expires".to_owned(), show_time_ms(expires_ms).into());
+    }
+    object.into()
+}
+
+/// One page of a scan; `first` pages have the header. Values are cut to `width` characters.
+pub fn scan_table(rows: &[Row], first: bool, width: Option<usize>) -> String {
+    let mut table = Table::new(if first { &["key", "version", "value"] } else { &[] });
+    for row in rows {
+        let value = row.value.as_deref().unwrap_or_default();
+        table.row(vec![text::show(&row.key), row.timestamp.to_string(), text::show_within(value, width)]);
+    }
+    table.render()
+}
+
+/// One page of a history, newest first.
+pub fn history_table(rows: &[Row], first: bool, width: Option<usize>) -> String {
+    let mut table = Table::new(if first { &["version", "time", "value"] } else { &[] });
+    for row in rows {
+        let value = match &row.value {
+            Some(value) => text::show_within(value, width),
+            None => "(deleted)".to_owned(),
+        };
+        table.row(vec![row.timestamp.to_string(), show_time_ms(row.timestamp.millis()), value]);
+    }
+    table.render()
+}
+
+fn partitioning(table: &TableDescriptor) -> String {
+    match &table.partitioning {
+        Partitioning::Hash => "hash".to_owned(),
+        Partitioning::Range { group_delimiter: None } => "range".to_owned(),
+        Partitioning::Range { group_delimiter: Some(delimiter) } => format!("range, groups by '{delimiter}'"),
+    }
+}
+
+/// What a shard owns, in the user's terms: slots of a hash table, keys of a range table.
+pub fn owned(table: &TableDescriptor, shard: &ShardDetails) -> String {
+    Layout::of(table).describe(&shard.start, &shard.end)
+}
+
+fn node_list(shard: &ShardDetails) -> String {
+    let names: Vec<String> = shard
+        .replicas
+        .iter()
+        .map(|replica| format!("{}{}", replica.node, if replica.voter { "" } else { " (learner)" }))
+        .collect();
+    names.join(" ")
+}
+
+fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// A shard as JSON.
+pub fn shard_json(table: Option<&TableDescriptor>, shard: &ShardDetails) -> Value {
+    let replicas: Vec<Value> = shard
+        .replicas
+        .iter()
+        .map(|replica| json!({"id": replica.id.0, "node": replica.node.0, "voter": replica.voter}))
+        .collect();
+    json!({
+        "id": shard.id.0,
+        "table": table.map(|table| table.name.clone()),
+        "owns": table.map(|table| owned(table, shard)),
+        "start_hex": text::hex(&shard.start),
+        "end_hex": text::hex(&shard.end),
+        "epoch": shard.epoch.0,
+        "leader": shard.leader.map(|node| node.0),
+        "term": shard.term,
+        "last_log": shard.last_log,
+        "applied": shard.applied,
+        "replicas": replicas,
+    })
+}
+
+/// A table as JSON.
+pub fn table_json(details: &TableDetails) -> Value {
+    let table = &details.table;
+    let delimiter = match &table.partitioning {
+        Partitioning::Range { group_delimiter } => group_delimiter.clone(),
+        Partitioning::Hash => None,
+    };
+    json!({
+        "id": table.id.0,
+        "name": table.name,
+        "partitioning": if matches!(table.partitioning, Partitioning::Hash) { "hash" } else { "range" },
+        "group_delimiter": delimiter,
+        "replication": table.replication,
+        "history_ms": table.history_ms,
+        "shards": details.shards.iter().map(|shard| shard_json(Some(table), shard)).collect::<Vec<_>>(),
+    })
+}
+
+/// The list of tables.
+pub fn tables(list: &[TableDetails]) -> String {
+    let mut table = Table::new(&["name", "id", "keys", "shards", "replication", "history"]);
+    for details in list {
+        table.row(vec![
+            details.table.name.clone(),
+            details.table.id.0.to_string(),
+            partitioning(&details.table),
+            details.shards.len().to_string(),
+            details.table.replication.to_string(),
+            show_duration_ms(details.table.history_ms),
+        ]);
+    }
+    table.render()
+}
+
+/// One table with its shards.
+pub fn table(details: &TableDetails) -> String {
+    let table = &details.table;
+    format!(
+        "table {} (id {}): {}, {} shards, {} voters each, history {}\n\n{}",
+        table.name,
+        table.id.0,
+        partitioning(table),
+        details.shards.len(),
+        table.replication,
+        show_duration_ms(table.history_ms),
+        shards(std::slice::from_ref(details))
+    )
+}
+
+/// The shards of some tables.
+pub fn shards(list: &[TableDetails]) -> String {
+    let mut table = Table::new(&["shard", "table", "owns", "epoch", "leader", "replicas"]);
+    for details in list {
+        for shard in &details.shards {
+            table.row(vec![
+                shard.id.0.to_string(),
+                details.table.name.clone(),
+                owned(&details.table, shard),
+                shard.epoch.0.to_string(),
+                or_dash(shard.leader),
+                node_list(shard),
+            ]);
+        }
+    }
+    table.render()
+}
+
+/// One shard as its leader sees it.
+pub fn shard(of: Option<&TableDescriptor>, shard: &ShardDetails) -> String {
+    let mut table = Table::new(&[]);
+    let mut line = |name: &str, value: String| table.row(vec![name.to_owned(), value]);
+    line("shard", shard.id.0.to_string());
+    line("table", of.map_or_else(|| "(system)".to_owned(), |table| table.name.clone()));
+    line("owns", of.map_or_else(|| "the catalog".to_owned(), |table| owned(table, shard)));
+    line("epoch", shard.epoch.0.to_string());
+    line("leader", or_dash(shard.leader));
+    line("term", or_dash(shard.term));
+    line("last log", or_dash(shard.last_log));
+    line("applied", or_dash(shard.applied));
+    for replica in &shard.replicas {
+        let part = if replica.voter { "voter" } else { "learner" };
+        line("replica", format!("{} on {}, {part}", replica.id, replica.node));
+    }
+    table.render()
+}
+
+/// The checksums of a shard's replicas.
+pub fn checksum(report: &ChecksumReport) -> String {
+    let mut table = Table::new(&["replica", "node", "applied", "versions", "checksum"]);
+    for replica in &report.replicas {
+        let (applied, versions, checksum) = match &replica.content {
+            Ok(content) => {
+                (content.applied.to_string(), content.versions.to_string(), format!("{:08x}", content.checksum))
+            }
+            Err(error) => ("-".to_owned(), "-".to_owned(), error.to_string()),
+        };
+        table.row(vec![replica.replica.to_string(), replica.node.to_string(), applied, versions, checksum]);
+    }
+    let verdict = if report.equal { "all replicas hold the same" } else { "the replicas DIFFER or did not all answer" };
+    format!("shard {}: {verdict}\n{}", report.shard.0, table.render())
+}
+
+/// The checksums of a shard's replicas as JSON.
+pub fn checksum_json(report: &ChecksumReport) -> Value {
+    let replicas: Vec<Value> = report
+        .replicas
+        .iter()
+        .map(|replica| match &replica.content {
+            Ok(content) => json!({
+                "replica": replica.replica.0, "node": replica.node.0, "applied": content.applied,
+                "versions": content.versions, "checksum": format!("{:08x}", content.checksum),
+            }),
+            Err(error) => json!({"replica": replica.replica.0, "node": replica.node.0, "error": error.to_string()}),
+        })
+        .collect();
+    json!({"shard": report.shard.0, "equal": report.equal, "replicas": replicas})
+}
+
+/// A node as JSON.
+pub fn node_json(node: &NodeDetails) -> Value {
+    json!({
+        "id": node.id.0, "address": node.address, "http_address": node.http_address, "zone": node.zone,
+        "alive": node.alive, "version": node.version, "incarnation": node.incarnation.to_string(),
+    })
+}
+
+/// The list of nodes.
+pub fn nodes(list: &[NodeDetails]) -> String {
+    let mut table = Table::new(&["node", "state", "address", "http", "zone", "version"]);
+    for node in list {
+        let dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+        table.row(vec![
+            node.id.0.to_string(),
+            if node.alive { "alive" } else { "DOWN" }.to_owned(),
+            node.address.clone(),
+            dash(&node.http_address),
+            dash(&node.zone),
+            dash(&node.version),
+        ]);
+    }
+    table.render()
+}
+
+/// The state of the cluster.
+pub fn status(status: &ClusterStatus) -> String {
+    let shards: usize = status.tables.iter().map(|table| table.shards.len()).sum();
+    let alive = status.nodes.iter().filter(|node| node.alive).count();
+    let mut text = format!(
+        "cluster {}: {}, as {} sees it\n{alive} of {} nodes alive, {} tables, {shards} shards, catalog led by {}\n",
+        status.cluster,
+        if status.healthy { "healthy" } else { "NOT HEALTHY" },
+        status.node,
+        status.nodes.len(),
+        status.tables.len(),
+        or_dash(status.system.as_ref().and_then(|shard| shard.leader)),
+    );
+    for problem in &status.problems {
+        text.push_str(&format!("  problem: {problem}\n"));
+    }
+    text.push('\n');
+    text.push_str(&nodes(&status.nodes));
+    if !status.tables.is_empty() {
+        text.push('\n');
+        text.push_str(&tables(&status.tables));
+    }
+    text
+}
+
+/// The state of the cluster as JSON.
+pub fn status_json(status: &ClusterStatus) -> Value {
+    json!({
+        "cluster": status.cluster.to_string(),
+        "node": status.node.0,
+        "healthy": status.healthy,
+        "problems": status.problems,
+        "nodes": status.nodes.iter().map(node_json).collect::<Vec<_>>(),
+        "tables": status.tables.iter().map(table_json).collect::<Vec<_>>(),
+        "system": status.system.as_ref().map(|shard| shard_json(None, shard)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use trivet::types::{
+        ClusterId, Epoch, Error, Incarnation, NodeId, Observed, Reason, ReplicaId, ShardId, TableId, TableState,
+    };
+    use trivet::wire::admin::{Content, ReplicaChecksum, ReplicaDetails};
+
+    use super::*;
+    use crate::cli::golden;
+
+    const AT: Timestamp = Timestamp(1_795_000_000_123 << 16 | 7);
+
+    fn table_details(id: u32, name: &str, partitioning: Partitioning, cuts: &[Bytes]) -> TableDetails {
+        let table = TableDescriptor {
+            id: TableId(id),
+            name: name.to_owned(),
+            partitioning,
+            replication: 3,
+            history_ms: 3_600_000,
+            state: TableState::Ready,
+        };
+        let shards = u32::try_from(cuts.len() + 1).expect("few");
+        let layout = Layout::of(&table);
+        let (shards, cuts) =
+            if matches!(table.partitioning, Partitioning::Hash) { (4, &[][..]) } else { (shards, cuts) };
+        let ranges = layout.initial_ranges(shards, cuts).expect("ranges");
+        let shard = |(at, (start, end)): (usize, (Bytes, Bytes))| ShardDetails {
+            id: ShardId(u64::from(id) * 10 + at as u64),
+            table: table.id,
+            start,
+            end,
+            epoch: Epoch(1),
+            replicas: (1..=3)
+                .map(|n| ReplicaDetails { id: ReplicaId(n), node: NodeId(n), voter: n < 3 || at > 0 })
+                .collect(),
+            leader: (at != 2).then_some(NodeId(1 + at as u64 % 3)),
+            term: (at == 0).then_some(4),
+            last_log: (at == 0).then_some(1_208),
+            applied: (at == 0).then_some(1_207),
+        };
+        let shards = ranges.into_iter().enumerate().map(shard).collect();
+        TableDetails { table, shards }
+    }
+
+    fn all_tables() -> Vec<TableDetails> {
+        let groups = Partitioning::Range { group_delimiter: Some("/".to_owned()) };
+        let plain = Partitioning::Range { group_delimiter: None };
+        vec![
+            table_details(1, "orders", Partitioning::Hash, &[]),
+            table_details(2, "names", plain, &["g".into(), Bytes::from_static(b"p\0\xff")]),
+            table_details(3, "events", groups, &[]),
+        ]
+    }
+
+    fn cluster(healthy: bool) -> ClusterStatus {
+        let node = |id: u64| NodeDetails {
+            id: NodeId(id),
+            address: format!("127.0.0.1:740{id}"),
+            http_address: if id == 2 { String::new() } else { format!("127.0.0.1:750{id}") },
+            zone: if id == 2 { String::new() } else { "zone-a".to_owned() },
+            incarnation: Incarnation(0xfeed + id),
+            alive: healthy || id != 3,
+            version: "0.1.0".to_owned(),
+        };
+        ClusterStatus {
+            cluster: ClusterId(0xabc),
+            node: NodeId(1),
+            healthy,
+            problems: if healthy { vec![] } else { vec!["node n3 has not been heard from for 12 s".to_owned()] },
+            nodes: (1..=3).map(node).collect(),
+            tables: if healthy { all_tables() } else { vec![] },
+            system: all_tables().remove(0).shards.into_iter().next(),
+        }
+    }
+
+    fn header() -> Header {
+        Header {
+            cluster: ClusterId(0xabc),
+            node: NodeId(2),
+            shard: ShardId(11),
+            epoch: Epoch(1),
+            role: Role::Follower,
+            as_of: AT,
+            age: Some(Duration::from_micros(1_250)),
+            degraded: false,
+        }
+    }
+
+    fn pretty(value: &Value) -> String {
+        serde_json::to_string_pretty(value).expect("JSON") + "\n"
+    }
+
+    #[test]
+    fn the_cluster_is_shown() {
+        let tables_of = all_tables();
+        let first = &tables_of[0].shards[0];
+        let text = [
+            status(&cluster(true)),
+            status(&cluster(false)),
+            table(&tables_of[0]),
+            table(&tables_of[1]),
+            shards(&tables_of),
+            shard(Some(&tables_of[0].table), first),
+            shard(None, first),
+        ];
+        golden::check("cluster", &text.join("----\n"));
+        let json = [status_json(&cluster(false)), table_json(&tables_of[2])];
+        golden::check("cluster_json", &json.iter().map(pretty).collect::<String>());
+    }
+
+    #[test]
+    fn checksums_are_shown() {
+        let replica = |id, content| ReplicaChecksum { replica: ReplicaId(id), node: NodeId(id), content };
+        let good = Ok(Content { applied: 77, checksum: 0x1234_abcd, versions: 69_659 });
+        let mut report = ChecksumReport {
+            shard: ShardId(3),
+            equal: true,
+            replicas: vec![replica(1, good.clone()), replica(2, good)],
+        };
+        let mut text = checksum(&report);
+        report.replicas.push(replica(3, Err(Error::new(Reason::NotReady, "the node is stopping"))));
+        report.equal = false;
+        text.push_str(&checksum(&report));
+        text.push_str(&pretty(&checksum_json(&report)));
+        golden::check("checksum", &text);
+    }
+
+    #[test]
+    fn data_is_shown() {
+        let row = |key: &'static [u8], value: Option<&'static [u8]>, expires_ms| Row {
+            key: key.into(),
+            timestamp: AT,
+            value: value.map(Bytes::from_static),
+            expires_ms,
+        };
+        let rows = [
+            row(b"o-1", Some(b"{\"amount\":1177,\"note\":\"a long one that does not fit\"}"), None),
+            row(b"\xff\x00", Some(b"\x1b[2J\n"), Some(AT.millis() + 5_000)),
+            row("größe".as_bytes(), Some(b""), None),
+            row(b"gone", None, None),
+        ];
+        let mut text = scan_table(&rows[..3], true, Some(40)) + &scan_table(&rows[..1], false, None);
+        text.push_str(&history_table(&rows, true, Some(40)));
+        for row in &rows {
+            text.push_str(&format!("{}\n", row_json(row)));
+        }
+        let current = Versioned { timestamp: AT, value: "open".into(), expires_ms: None };
+        let found = |body| Answer { header: header(), body };
+        text.push_str(&pretty(&get_json(b"o-1", &found(Some(current.clone())))));
+        text.push_str(&pretty(&get_json(b"o-2", &found(None))));
+        let applied = Outcome { applied: true, timestamp: AT, integers: vec![None, Some(-3)], observed: None };
+        let refused = |current| Outcome {
+            applied: false,
+            timestamp: AT,
+            integers: vec![],
+            observed: Some(Observed { condition: 1, current }),
+        };
+        for outcome in [applied, refused(Some(current)), refused(None)] {
+            if !outcome.applied {
+                text.push_str(&format!("{}\n", not_applied(&outcome)));
+            }
+            text.push_str(&pretty(&outcome_json(&Answer { header: header(), body: outcome })));
+        }
+        golden::check("data", &text);
+    }
+}
