@@ -76,6 +76,7 @@ pub async fn run(node: Arc<Node>) {
                 Err(error) => return node.fail(error),
             }
         }
+        found_system(&node).await;
         announce(&node).await;
     };
     tokio::select! {
@@ -164,6 +165,17 @@ async fn found(node: &Arc<Node>) -> Result<()> {
     };
     tracing::info!(%cluster, node = %node.id(), "founding a cluster");
     member(node, cluster, &record).await
+}
+
+/// Makes the founder's replica of shard 0 a group of one. Again at every start, since a crash may have come between
+/// the identity and this; a group that stands already stays as it is.
+async fn found_system(node: &Arc<Node>) {
+    let Ok(system) = node.system_shard() else { return };
+    if system.replica() == FIRST_REPLICA
+        && let Err(error) = system.group().found(BTreeMap::from([(FIRST_REPLICA, node.id())])).await
+    {
+        tracing::error!(%error, "cannot found shard 0");
+    }
 }
 
 /// Stores the identity and the replica of shard 0, then starts it.
