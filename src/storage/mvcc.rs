@@ -160,7 +160,7 @@ struct Page {
 impl Page {
     fn is_full(&self) -> bool {
         self.result.count >= self.limits.rows_max.max(1) as u64
-            || (!self.limits.count_only && self.bytes >= self.limits.bytes_max)
+            || (!self.result.rows.is_empty() && self.bytes >= self.limits.bytes_max)
             || self.steps >= SCAN_STEPS_MAX
     }
 

@@ -58,7 +58,9 @@ impl Directory {
             }
             // Both are ours to overwrite and to empty only in a directory of ours.
             if !Mark::exists(path) && (database.exists() || path.join("staging").exists()) {
-                return Err(foreign("it holds files that are not of a store of ours; use an empty directory".to_owned()));
+                return Err(foreign(
+                    "it holds files that are not of a store of ours; use an empty directory".to_owned(),
+                ));
             }
             Mark::create(path)?
         } else {

@@ -106,6 +106,14 @@ impl Rocks {
         options::data_tables(&self.database.cache)
     }
 
+    /// Puts what is in memory into files and waits for the compactions that follow.
+    #[cfg(test)]
+    pub(super) fn flush_for_test(&self) {
+        self.sync().expect("a sync in a test");
+        self.db().flush_cf(self.database.family(Family::Data)).expect("a flush in a test");
+        self.db().wait_for_compact(&rocksdb::WaitForCompactOptions::default()).expect("compactions in a test");
+    }
+
     /// Files that delete the ranges when ingested, one per range.
     fn write_deletions(&self, name: &str, ranges: &Ranges) -> Result<Vec<PathBuf>> {
         let options = self.table_options();
