@@ -130,7 +130,8 @@ mod tests {
     fn a_map_must_be_total() {
         let good = three();
         assert_eq!(ShardMap::new(good.clone(), &layout(false)).expect("total").len(), 3);
-        let edits: [(&str, fn(&mut Vec<ShardDescriptor>)); 7] = [
+        type Edit = fn(&mut Vec<ShardDescriptor>);
+        let edits: [(&str, Edit); 7] = [
             ("gap before", |shards| drop(shards.remove(0))),
             ("gap before", |shards| drop(shards.remove(1))),
             ("does not end", |shards| drop(shards.remove(2))),

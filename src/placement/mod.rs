@@ -4,13 +4,13 @@
 //!
 //! 1. *Distinct nodes, distinct zones.* A shard's replicas lie on distinct nodes, and in distinct zones as far as
 //!    there are zones; with fewer zones than replicas they are spread over the zones evenly.
-//! 2. *Bounded load.* Each node has a fair share by its capacity ([`share`]), counting what it already holds. No node
+//! 2. *Bounded load.* Each node has a fair share by its capacity (`share`), counting what it already holds. No node
 //!    gets above `1 + epsilon` of its fair share. (With fewer zones than replicas this gives way to the first force.)
-//! 3. *The ring.* Within these bounds, the consistent-hash ring ([`ring`]) with virtual nodes by capacity gives each
+//! 3. *The ring.* Within these bounds, the consistent-hash ring (`ring`) with virtual nodes by capacity gives each
 //!    shard its own order of nodes; the first that are allowed are taken. So a node that comes or goes changes the
 //!    answer for few shards, and nodes share the work of one that is gone.
 //!
-//! Leaders are chosen last ([`leaders`]), from the replicas, as evenly as those allow.
+//! Leaders are chosen last (`leaders`), from the replicas, as evenly as those allow.
 //!
 //! Invariants: the answer depends on the arguments alone, not on the order of the nodes; each list holds exactly
 //! `replication` distinct nodes; a node of capacity 0 (one that is being drained) gets nothing.
@@ -33,7 +33,7 @@ use share::Bounds;
 /// lets the ring decide for nearly all shards.
 pub const EPSILON: f64 = 0.1;
 
-/// Largest capacity that counts; more is taken as this. Bounds the ring at this many times [`ring::VIRTUAL_NODES`]
+/// Largest capacity that counts; more is taken as this. Bounds the ring at this many times `ring::VIRTUAL_NODES`
 /// points per node.
 pub const CAPACITY_MAX: u32 = 64;
 
