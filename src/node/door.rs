@@ -372,7 +372,8 @@ impl Node {
             if ranges[0].0 >= ranges[0].1 {
                 ranges.remove(0);
             }
-            if page.count > 0 {
+            // Who was forwarded to answers for the shard it was asked about; the next one may be led elsewhere.
+            if page.count > 0 || context.forwarded {
                 break;
             }
         }
