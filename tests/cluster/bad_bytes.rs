@@ -9,7 +9,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
 
-use crate::harness::{Cluster, get, put};
+use crate::harness::{Cluster, get, http, put};
 
 /// Bytes as they are, in place of a protobuf message.
 #[derive(Default)]
@@ -117,17 +117,4 @@ async fn a_client_of_the_http_port_gets_health_and_metrics() {
         assert!(body.contains(expected), "{path}: {body}");
     }
     assert_eq!(http(cluster.node(1).http, "/nothing").await.0, 404);
-}
-
-/// The status and body of a GET.
-async fn http(port: u16, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("the HTTP port is open");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("written");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("an answer");
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head in {answer}"));
-    let status =
-        head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("no status in {head}"));
-    (status, body.to_owned())
 }

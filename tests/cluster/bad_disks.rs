@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::harness::{Cluster, get_any, put};
 use crate::load::Load;
-use crate::rejoining::fill;
+use crate::rejoining::{fill, fill_until_trimmed, write_large};
 
 /// Room for a node with little data, and little more.
-const SMALL_DISK: &str = "size=192m";
+const SMALL_DISK: &str = "size=384m";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_loses_nothing() {
@@ -26,28 +26,33 @@ async fn a_full_disk_loses_nothing() {
     }
     cluster.healthy().await;
     cluster.create_hash_table("t", 8).await;
+    cluster.create_hash_table("large", 1).await;
     let load = Load::start(&cluster, "t", 8).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
 
     disk.fill();
-    // The others go on; the full node may refuse writes or end, in words.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    // The others go on, with more than the files made in advance on the full disk can take.
+    write_large(&cluster, "large").await;
     disk.free();
-    if let Some(code) = cluster.node_mut(3).ended(Duration::from_secs(1)) {
-        let log = cluster.node(3).log_tail(40);
-        assert!(log.contains("No space left") || log.contains("disk is full"), "ended with {code} and said: {log}");
+    if cluster.node_mut(3).ended(Duration::from_secs(1)).is_some() {
         cluster.start(3);
     }
+    let log = cluster.node(3).log_tail(400);
+    assert!(log.contains("No space left") || log.contains("disk is full"), "the full disk went unnoticed: {log}");
+    assert!(!log.contains("panicked"), "{log}");
     cluster.healthy().await;
     load.finish().await.assert_flawless(200);
     cluster.checksums_equal("t").await;
+    cluster.checksums_equal("large").await;
     cluster.kill(3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn flipped_bits_in_a_table_file_are_found_and_never_served() {
-    let mut cluster = Cluster::with_table(3).await;
-    fill(&cluster, "t", 2_000).await;
+    let mut cluster = Cluster::of(3).await;
+    cluster.create_hash_table("t", 1).await;
+    fill(&cluster, "t", 200).await;
+    fill_until_trimmed(&cluster, "t").await;
     // A replica that came by snapshot has its data in table files.
     cluster.wipe(3);
     cluster.start(3);

@@ -83,7 +83,7 @@ async fn a_directory_of_another_node_or_cluster_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_is_not_ours_is_left_alone() {
-    for (file, text) in [("db/CURRENT", "MANIFEST-000001\n"), ("staging/thesis.txt", "years of work")] {
+    for (file, text) in [("store/db/CURRENT", "MANIFEST-000001\n"), ("store/staging/thesis.txt", "years of work")] {
         let cluster = Cluster::unstarted(1);
         let node = cluster.node(1);
         let path = node.directory.join(file);
@@ -98,7 +98,7 @@ async fn a_directory_that_is_not_ours_is_left_alone() {
 async fn a_directory_of_another_format_is_refused_by_name() {
     let mut cluster = Cluster::of(1).await;
     cluster.stop(1);
-    let format = cluster.node(1).directory.join("FORMAT");
+    let format = cluster.node(1).directory.join("store/FORMAT");
     std::fs::write(&format, "trivet storage 99\n").expect("written");
     refused_start(&cluster.node(1).start_refused(), &["trivet storage 99"]);
     std::fs::remove_file(&format).expect("removed");
@@ -115,7 +115,7 @@ async fn settings_that_do_not_exist_are_refused_by_name() {
     };
     refused_start(&check("id = 1\ncolour = \"red\"\n"), &["colour"]);
     refused_start(&check("id = \"one\"\n"), &["id"]);
-    refused_start(&check("id = \n"), &["line 1"]);
+    refused_start(&check("id = \n"), &["trivet.toml:1"]);
     let good = format!(
         "id = 1\ndata = \"{}\"\nlisten = \"127.0.0.1:7401\"\nhttp = \"127.0.0.1:7501\"\nfound = [\"1=127.0.0.1:7401\"]\n",
         directory.path().join("node").display()

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use trivet::wire::proto::v1::{GetRequest, ReadLevel, read_level};
+use trivet::wire::proto::v1::{CreateTableRequest, GetRequest, Partitioning, ReadLevel, RollbackRequest, read_level};
 
-use crate::harness::{Cluster, eventually, get, put, refused};
+use crate::harness::{Cluster, eventually, fresh_id, get, put, reason, refused};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_past_can_be_read_and_restored() {
@@ -38,11 +38,35 @@ async fn the_past_can_be_read_and_restored() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn before_the_window_is_refused_and_not_guessed() {
-    let cluster = Cluster::with_table(3).await;
-    cluster.kv(1).put(put("t", "k", "v")).await.expect("written");
-    // The first millisecond of 1970.
-    let level = Some(ReadLevel { level: Some(read_level::Level::AsOf(1 << 16)) });
-    refused(cluster.kv(1).get(GetRequest { level, ..get("t", "k") }).await, "HISTORY_TRIMMED");
+    let cluster = Cluster::of(3).await;
+    let request = CreateTableRequest {
+        name: "t".into(),
+        partitioning: Partitioning::Hash as i32,
+        shards: 1,
+        history_ms: Some(1_000),
+        ..CreateTableRequest::default()
+    };
+    cluster.tables(1).create(request).await.expect("the table is made");
+    let mut kv = cluster.kv(1);
+    let first = kv.put(put("t", "k", "old")).await.expect("written").into_inner().version;
+    kv.put(put("t", "k", "new")).await.expect("written");
+    let as_of = |version| ReadLevel { level: Some(read_level::Level::AsOf(version)) };
+    let past = GetRequest { level: Some(as_of(first)), ..get("t", "k") };
+    let found = kv.get(past.clone()).await.expect("within the window").into_inner().found.expect("it was there");
+    assert_eq!(found.value, "old");
+
+    // The window moves on; what lies before it is refused, not answered with what happens to be left.
+    let refusal = eventually("the window has moved on", || async {
+        match cluster.kv(2).get(past.clone()).await {
+            Ok(answer) => Err(format!("{answer:?}")),
+            Err(status) => Ok(status),
+        }
+    })
+    .await;
+    assert_eq!(reason(&refusal), "HISTORY_TRIMMED", "{refusal:?}");
+    let rollback = RollbackRequest { table: "t".into(), key: "k".into(), to: first, request: Some(fresh_id()) };
+    refused(kv.rollback(rollback).await, "HISTORY_TRIMMED");
+    assert_eq!(kv.get(get("t", "k")).await.expect("a read").into_inner().found.expect("kept").value, "new");
 }
 
 #[tokio::test(flavor = "multi_thread")]

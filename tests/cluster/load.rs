@@ -69,7 +69,7 @@ impl Load {
     /// Stops the workers and compares what is stored with what was promised.
     pub async fn finish(self) -> Report {
         self.stopping.store(true, Ordering::Relaxed);
-        let table = self.client.table(&self.table);
+        let table = self.client.table(self.table.as_str());
         let mut report = Report { calls: 0, failures: Vec::new(), wrong: Vec::new(), longest_call: Duration::ZERO };
         for worker in self.workers {
             let worker = worker.await.expect("a worker does not panic");
@@ -128,7 +128,7 @@ fn number_in(value: &[u8]) -> u64 {
 }
 
 async fn work(client: Client, table: String, number: usize, stopping: Arc<AtomicBool>) -> Worker {
-    let table = client.table(&table);
+    let table = client.table(table.as_str());
     let mut worker = Worker {
         number,
         calls: 0,

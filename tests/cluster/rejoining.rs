@@ -7,13 +7,17 @@ use trivet::wire::proto::v1::StatusRequest;
 use crate::harness::{Cluster, batch, eventually, get_any, put, rounds, set};
 use crate::load::Load;
 
-/// Rows of a kibibyte that a catching-up replica must fetch; enough for several snapshot chunks.
-const ROWS: u32 = 4_000;
+/// Rows of a kibibyte that a catching-up replica must fetch.
+const ROWS: u32 = 2_000;
+/// More than a shard's log is allowed to grow to: then it is trimmed, and who is new needs a snapshot.
+const TRIMMING_MIB: u32 = 72;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wiped_node_rejoins_as_a_new_replica_while_writes_go_on() {
     let mut cluster = Cluster::with_table(3).await;
     fill(&cluster, "t", ROWS).await;
+    cluster.create_hash_table("large", 1).await;
+    fill_until_trimmed(&cluster, "large").await;
     let load = Load::start(&cluster, "t", 8).await;
     for round in 0..rounds(1) {
         let victim = u64::from(round % 3) + 1;
@@ -27,8 +31,11 @@ async fn a_wiped_node_rejoins_as_a_new_replica_while_writes_go_on() {
             if after.len() == before.len() { Ok(after) } else { Err(after) }
         })
         .await;
+        let installed = cluster.metric(victim, "trivet_raft_snapshots_installed_total").await;
+        assert!(installed >= 1.0, "the trimmed shard came by snapshot");
         assert!(before.iter().all(|id| !after.contains(id)), "replica ids are not reused: {before:?} {after:?}");
         cluster.checksums_equal("t").await;
+        cluster.checksums_equal("large").await;
     }
     load.finish().await.assert_flawless(200);
     let sums = cluster.checksums_equal("t").await;
@@ -96,6 +103,37 @@ pub async fn fill(cluster: &Cluster, table: &str, rows: u32) {
         let request = batch(table, Vec::new(), operations);
         eventually("a batch is written", || async { kv.clone().batch(request.clone()).await }).await;
     }
+}
+
+/// Writes more to a table of one shard than its log may hold.
+pub async fn write_large(cluster: &Cluster, table: &str) {
+    let value: Vec<u8> = (0..256_u32 << 10).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    for part in 0..TRIMMING_MIB / 3 {
+        let operations = (0..12).map(|n| set(format!("{{a}}{part}-{n}"), &value)).collect();
+        let request = batch(table, Vec::new(), operations);
+        // Any node of a majority will do; the first may be the one in trouble.
+        eventually("a large batch is written", || async {
+            let mut answer = cluster.kv(1).batch(request.clone()).await;
+            if answer.is_err() {
+                answer = cluster.kv(2).batch(request.clone()).await;
+            }
+            answer
+        })
+        .await;
+    }
+}
+
+/// Writes to a table of one shard until its log is trimmed.
+pub async fn fill_until_trimmed(cluster: &Cluster, table: &str) {
+    write_large(cluster, table).await;
+    eventually("the log is trimmed", || async {
+        let mut trimmed = 0.0;
+        for id in cluster.ids() {
+            trimmed += cluster.metric(id, "trivet_raft_log_trimmed_total").await;
+        }
+        if trimmed > 0.0 { Ok(()) } else { Err(trimmed) }
+    })
+    .await;
 }
 
 async fn replicas_on(cluster: &Cluster, node: u64) -> Vec<u64> {

@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 use trivet::wire::proto::v1::cluster_client::ClusterClient;
 use trivet::wire::proto::v1::kv_client::KvClient;
@@ -236,6 +238,13 @@ impl Cluster {
         self.channel(id)
     }
 
+    /// The sum of a metric of one node over all its labels; 0 if it was never counted.
+    pub async fn metric(&self, id: u64, name: &str) -> f64 {
+        let (_, text) = http(self.node(id).http, "/metrics").await;
+        let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+        text.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
     /// Any node that runs.
     pub fn some_node(&self) -> u64 {
         self.nodes.values().find(|node| node.is_running()).expect("some node runs").id
@@ -388,4 +397,17 @@ where
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
+}
+
+/// The status and body of a GET.
+pub async fn http(port: u16, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("the HTTP port is open");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head in {answer}"));
+    let status =
+        head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("no status in {head}"));
+    (status, body.to_owned())
 }
