@@ -123,8 +123,9 @@ async fn settings_that_do_not_exist_are_refused_by_name() {
     check(&good).ok();
     assert!(!directory.path().join("node").exists(), "checking makes nothing");
 
-    let unknown = finish(binary().args(["serve", "--check-config", "--config"]).arg(&file).env("TRIVET_COLOUR", "red"));
-    refused_start(&unknown, &["TRIVET_COLOUR"]);
+    let by_environment =
+        finish(binary().args(["serve", "--check-config", "--config"]).arg(&file).env("TRIVET_LISTEN", "x"));
+    refused_start(&by_environment, &["TRIVET_LISTEN"]);
     refused_start(&finish(binary().args(["serve", "--colour", "red"])), &["--colour"]);
     refused_start(&finish(binary().args(["serve", "--config", "/no/such/file.toml"])), &["/no/such/file.toml"]);
 }
