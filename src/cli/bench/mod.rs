@@ -266,7 +266,7 @@ async fn peers(args: &Args, mix: &Mix, connections: usize, deadline: Duration) -
         Peer::Etcd | Peer::EtcdLeader => {
             lacks(&[Kind::Incr], "etcd")?;
             let leader_only = args.target == Peer::EtcdLeader;
-            let etcd = etcd::connect(&endpoints(7411..=7413), connections, leader_only, deadline).await;
+            let etcd = etcd::connect(&endpoints(7611..=7613), connections, leader_only, deadline).await;
             etcd.map_err(unavailable)?.into_iter().map(Target::Etcd).collect()
         }
         Peer::RedisCluster => {
@@ -278,7 +278,7 @@ async fn peers(args: &Args, mix: &Mix, connections: usize, deadline: Duration) -
             };
             // A connection that waits for replicas serves nobody else meanwhile.
             let connections = if wait == redis::Wait::No { connections } else { args.concurrency as usize };
-            let redis = redis::connect(&endpoints(7421..=7426), connections, wait, deadline).await;
+            let redis = redis::connect(&endpoints(7631..=7636), connections, wait, deadline).await;
             redis.map_err(unavailable)?.into_iter().map(Target::Redis).collect()
         }
     };
