@@ -16,8 +16,8 @@ use crate::types::{
     ScanRequest, ShardId, Test, Timestamp, Versioned, Write,
 };
 
-/// Most keys asked of one shard in one call: with values of a mebibyte, an answer of at most 64 MiB.
-const KEYS_PER_CALL: usize = 64;
+/// Most keys asked of one shard in one call: with values of a mebibyte, the answer is half of what fits.
+const KEYS_PER_CALL: usize = 32;
 
 /// A handle on one table. Cheap to clone and to change: [`Table::within`] and [`Table::at`] make another handle.
 #[derive(Clone)]

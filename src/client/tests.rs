@@ -430,7 +430,7 @@ async fn answers_of_a_batch_read_come_in_the_order_asked() {
     assert_eq!(values, keys);
     assert!(answers.iter().map(|answer| answer.header.node).collect::<HashSet<_>>().len() == 2);
     let calls = all.map(|node| node.seen().len());
-    assert!(calls[0] + calls[1] < 10, "{calls:?} calls");
+    assert!(calls[0] + calls[1] <= 12, "{calls:?} calls");
     assert_eq!(client.table("t").batch_get(&[]).await, Ok(vec![]));
 }
 

@@ -158,7 +158,11 @@ fn reason_of_code(code: Code, write: bool) -> Reason {
 }
 
 fn clip(text: &str) -> &str {
-    &text[..text.floor_char_boundary(FOREIGN_MESSAGE_BYTES_MAX.min(text.len()))]
+    let mut end = text.len().min(FOREIGN_MESSAGE_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 #[cfg(test)]

@@ -180,8 +180,6 @@ fn operation(operation: v1::Operation) -> Result<Operation> {
     Ok(Operation { key: operation.key, action })
 }
 
-// The way out: what a client sends.
-
 pub(super) fn encode_level(level: ReadLevel) -> Option<v1::ReadLevel> {
     let level = match level {
         // The default, and the shortest.

@@ -28,7 +28,7 @@ const IN_FLIGHT_MAX: usize = 8_192;
 const QUEUE_BYTES_MAX: usize = 32 << 20;
 /// Most calls in one message: a node starts to answer when it has decoded one, so messages must stay small.
 const FLUSH_CALLS_MAX: usize = 512;
-/// Bytes after which no call is added to a message, for the same reason.
+/// Most bytes of a message of several calls, for the same reason.
 const FLUSH_BYTES_MAX: usize = 256 << 10;
 /// How long a silent node is avoided before it is tried again.
 const SILENT_FOR: Duration = Duration::from_secs(1);
@@ -394,7 +394,8 @@ impl Stream for Calls {
         let mut calls = Vec::with_capacity(state.queue.len().min(FLUSH_CALLS_MAX));
         let mut bytes = 0;
         while calls.len() < FLUSH_CALLS_MAX
-            && bytes < FLUSH_BYTES_MAX
+            && let Some(next) = state.queue.front()
+            && (calls.is_empty() || bytes + next.weight <= FLUSH_BYTES_MAX)
             && let Some(queued) = state.queue.pop_front()
         {
             state.queue_bytes -= queued.weight;
@@ -563,6 +564,19 @@ mod tests {
         let mut calls = flight.open();
         let one = submit(&flight, &clock, false, 1_000);
         assert_eq!(take(&mut calls), Some(vec![one.id]));
+    }
+
+    #[test]
+    fn a_message_is_bounded_in_bytes_but_a_large_call_leaves_alone() {
+        let (flight, clock) = flight();
+        let deadline = clock.now() + Duration::from_secs(1);
+        let held = [FLUSH_BYTES_MAX / 2, FLUSH_BYTES_MAX / 2, 1, 3 * FLUSH_BYTES_MAX, 1]
+            .map(|weight| flight.submit(v1::Call::default(), weight, true, deadline).expect("accepted"));
+        let mut calls = flight.open();
+        for expected in [2, 1, 1, 1] {
+            assert_eq!(take(&mut calls).map(|ids| ids.len()), Some(expected));
+        }
+        drop(held);
     }
 
     #[test]

@@ -18,9 +18,9 @@ use crate::client::backoff::Backoff;
 use crate::client::metrics;
 use crate::runtime::{self, Clock, Instant};
 use crate::types::{Error, Reason, Result};
+use crate::wire::RESPONSE_BYTES_MAX;
 use crate::wire::proto::v1;
 use crate::wire::proto::v1::kv_client::KvClient;
-use crate::wire::{REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX};
 
 /// Longest wait for a connection and its stream: a node that takes longer is better left for another.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
@@ -180,5 +180,5 @@ pub(super) fn start(link: &Arc<Link>) {
 
 /// A client that takes messages as large as ours get.
 pub(super) fn sized(client: KvClient<Channel>) -> KvClient<Channel> {
-    client.max_decoding_message_size(RESPONSE_BYTES_MAX).max_encoding_message_size(REQUEST_BYTES_MAX)
+    client.max_decoding_message_size(RESPONSE_BYTES_MAX)
 }

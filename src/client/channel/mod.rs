@@ -31,12 +31,16 @@ use std::time::Duration;
 use link::Link;
 
 use crate::runtime::{Clock, Instant};
-use crate::types::{Action, Error, Reason, Request, Response, Result, Test};
-use crate::wire;
+use crate::types::{Action, Error, Reason, Request, Response, Result, ScanBounds, Test};
+use crate::wire::{self, REQUEST_BYTES_MAX};
 
 /// How often overdue calls are looked for while any are in flight: late by at most this, at a cost of some
 /// microseconds a hundred times a second.
 pub const SWEEP: Duration = Duration::from_millis(10);
+
+/// Most bytes of one call. A server ends the whole stream over a message that is longer than it takes, so a call that
+/// long must not leave; what it takes above its own limits is left for what stands around the bytes counted.
+const CALL_BYTES_MAX: usize = REQUEST_BYTES_MAX - (1 << 20);
 
 /// A connection to one node, shared by its clones; closed when the last of them is dropped.
 #[derive(Clone)]
@@ -85,9 +89,10 @@ impl Connection {
         if patience.is_zero() {
             return Err(late(link));
         }
+        let weight = weigh(request)?;
         let write = matches!(request, Request::Write(_));
         let call = wire::encode_call(0, table, request, patience, forwarded);
-        let waiting = link.flight.submit(call, weight(request), write, deadline)?;
+        let waiting = link.flight.submit(call, weight, write, deadline)?;
         let answer = waiting.await?;
         wire::decode_answer(answer, write)
     }
@@ -111,11 +116,11 @@ fn late(link: &Link) -> Error {
     Error::new(Reason::DeadlineExceeded, format!("no time was left to ask {}", link.address))
 }
 
-/// About how many bytes a request takes on the wire.
-fn weight(request: &Request) -> usize {
-    /// Ids, tags and lengths around one key.
-    const AROUND: usize = 16;
-    match request {
+/// About how many bytes a request takes on the wire (rather too many than too few); refused if no server takes it.
+fn weigh(request: &Request) -> Result<usize> {
+    /// Tags, lengths and numbers around one key and its value, at the most.
+    const AROUND: usize = 48;
+    let weight = match request {
         Request::Read(read) => read.keys.iter().map(|key| key.len() + AROUND).sum(),
         Request::Write(write) => {
             let conditions = write.conditions.iter().map(|condition| {
@@ -128,6 +133,19 @@ fn weight(request: &Request) -> usize {
             });
             conditions.sum::<usize>() + operations.sum::<usize>()
         }
-        Request::Scan(_) | Request::History { .. } => 4 * AROUND,
+        Request::Scan(scan) => {
+            let bounds = match &scan.bounds {
+                ScanBounds::All => 0,
+                ScanBounds::Tag(key) | ScanBounds::Prefix(key) => key.len(),
+                ScanBounds::Range(from, to) => [from, to].into_iter().flatten().map(|key| key.len()).sum(),
+            };
+            bounds + scan.cursor.as_ref().map_or(0, |cursor| cursor.len()) + AROUND
+        }
+        Request::History { key, .. } => key.len() + AROUND,
+    };
+    if weight > CALL_BYTES_MAX {
+        let text = format!("the request has {weight} bytes; no server takes more than {CALL_BYTES_MAX}");
+        return Err(Error::new(Reason::BatchTooLarge, text));
     }
+    Ok(weight)
 }

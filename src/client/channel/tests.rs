@@ -205,11 +205,7 @@ async fn an_address_that_is_none_is_a_failure_not_a_panic() {
 async fn a_quick_answer_overtakes_a_slow_one() {
     let node = FakeNode::start(|seen| {
         let answer = Ok(plain_answer(header(1, 1), &seen.request));
-        if seen.request == get("slow") {
-            Act::Later(Duration::from_millis(300), answer)
-        } else {
-            Act::Answer(answer)
-        }
+        if seen.request == get("slow") { Act::Later(Duration::from_millis(300), answer) } else { Act::Answer(answer) }
     });
     let (connection, clock) = connect(&node);
     let begun = clock.now();
@@ -222,4 +218,20 @@ async fn a_quick_answer_overtakes_a_slow_one() {
     };
     let (slow, quick) = tokio::join!(took("slow"), took("quick"));
     assert!(quick < Duration::from_millis(250) && slow >= Duration::from_millis(300), "{quick:?} {slow:?}");
+}
+
+#[tokio::test]
+async fn a_call_that_no_server_takes_never_leaves() {
+    let node = willing();
+    let (connection, clock) = connect(&node);
+    let action = Action::Put { value: vec![0; 17 << 20].into(), ttl_ms: None };
+    let huge = Request::Write(Write { operations: vec![Operation { key: "k".into(), action }], ..Write::default() });
+    for _ in 0..2 {
+        let error = connection.call("t", &huge, within(&clock, 5_000), false).await.expect_err("too large");
+        assert_eq!(error.reason, Reason::BatchTooLarge);
+        let error = connection.call_unary("t", &huge, within(&clock, 5_000)).await.expect_err("too large");
+        assert_eq!(error.reason, Reason::BatchTooLarge);
+    }
+    connection.call("t", &put("k"), within(&clock, 5_000), false).await.expect("answered");
+    assert_eq!(node.seen().len(), 1);
 }

@@ -6,7 +6,7 @@ use tonic::transport::Channel;
 use tonic::{ConnectError, Request as Message, Response as Reply, Status};
 
 use super::link::sized;
-use super::{Connection, late};
+use super::{Connection, late, weigh};
 use crate::client::metrics;
 use crate::runtime::Instant;
 use crate::types::{Error, NodeId, Request, Response, Result, ShardId};
@@ -20,6 +20,7 @@ impl Connection {
     /// Asks `request` of `table` as a unary call; errors as for [`Connection::call`], but an overdue call is told from
     /// an undetermined one less finely.
     pub async fn call_unary(&self, table: &str, request: &Request, deadline: Instant) -> Result<Response> {
+        weigh(request)?;
         let (channel, patience) = self.channel(deadline).await?;
         let write = matches!(request, Request::Write(_));
         let call = encode_call(0, table, request, patience, false).call;
