@@ -8,6 +8,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("proto");
     println!("cargo:rerun-if-changed={}", root.display());
     let out = PathBuf::from(env::var("OUT_DIR")?);
+    // RocksDB's debug information is half a gigabyte in each binary; names of functions, for backtraces, stay.
+    println!("cargo:rustc-link-arg=-Wl,--strip-debug");
 
     let public = ["trivet/v1/kv.proto", "trivet/v1/admin.proto", "trivet/v1/errors.proto"];
     let internal = ["trivet/internal/log.proto", "trivet/internal/peer.proto"];

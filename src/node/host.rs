@@ -386,5 +386,6 @@ impl Node {
         }
         *self.handler.write() = None;
         self.connections.write().clear();
+        self.links.close();
     }
 }

@@ -31,7 +31,7 @@ struct Replica {
 
 impl Replica {
     fn new() -> Replica {
-        let engine: Arc<dyn Engine> = Memory::new();
+        let engine: Arc<dyn Engine> = Memory::new().expect("a temporary directory");
         Replica { machine: open(&engine), engine, index: 0 }
     }
 

@@ -122,6 +122,11 @@ impl Links {
         heard.is_some_and(|heard| self.clock.now().saturating_duration_since(heard) < ALIVE_WITHIN)
     }
 
+    /// Ends all links.
+    pub fn close(&self) {
+        self.links.write().clear();
+    }
+
     fn link(self: &Arc<Links>, to: NodeId) -> Arc<Link> {
         if let Some(link) = self.links.read().get(&to) {
             return link.clone();
