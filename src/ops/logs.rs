@@ -22,7 +22,7 @@ pub enum Format {
 }
 
 /// Libraries whose own news are only noise at `info`.
-const QUIET: &str = "h2=warn,hyper=warn,tonic=warn,tower=warn,openraft=warn";
+const QUIET: &str = "h2=warn,hyper=warn,tonic=warn,tower=warn,openraft=error";
 
 /// Whether `level` can be understood; if not, why.
 pub fn check(level: &str) -> Result<(), String> {

@@ -21,6 +21,8 @@ mod layers;
 pub mod metrics;
 mod running;
 mod signals;
+#[cfg(test)]
+mod tests;
 
 pub use config::{Config, Log, Timers};
 pub use flags::Flags;
