@@ -8,11 +8,12 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 type Test = dyn Fn() -> Result<(), String> + Send + Sync;
+type Named = Vec<(&'static str, Arc<Test>)>;
 
 /// A growing list of named checks; clones share it.
 #[derive(Clone, Default)]
 pub struct Checks {
-    named: Arc<RwLock<Vec<(&'static str, Arc<Test>)>>>,
+    named: Arc<RwLock<Named>>,
 }
 
 /// What one check said.

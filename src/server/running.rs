@@ -21,6 +21,8 @@ use crate::storage::{self, Engine, LogWriter, Rocks};
 const STORE: &str = "store";
 /// How often grpc.health.v1 is brought in line with /readyz.
 const READINESS_INTERVAL: Duration = Duration::from_millis(100);
+/// How often what storage says of itself is noted.
+const STORAGE_INTERVAL: Duration = Duration::from_secs(5);
 /// How long connections may take to end by themselves once all calls are answered: what is left then are streams that
 /// never end, such as those of the other nodes.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -132,7 +134,7 @@ pub async fn start_on(config: Config, listeners: Listeners) -> Result<Running, E
     let grpc = Grpc::serve(grpc, door, config.limits, clock.clone())
         .await
         .map_err(system("the gRPC port cannot be served"))?;
-    let watching = runtime::spawn(watch(recorder, ready.clone(), grpc.health()));
+    let watching = runtime::spawn(watch(recorder, ready.clone(), grpc.health(), storage.clone()));
     tracing::info!(node = config.id.0, grpc = %grpc_addr, http = %http_addr, data = %config.data.display(), "serving");
     Ok(Running { config, clock, ready, http, grpc, node, writer, storage, watching })
 }
@@ -279,8 +281,8 @@ fn check_node(live: &Checks, ready: &Checks, node: &Arc<Node>) {
     });
 }
 
-/// Keeps grpc.health.v1 saying what /readyz says, and the metrics folded.
-async fn watch(recorder: Recorder, ready: Checks, health: Health) {
+/// Keeps grpc.health.v1 saying what /readyz says, the metrics folded and those of storage up to date.
+async fn watch(recorder: Recorder, ready: Checks, health: Health, storage: Weak<Rocks>) {
     let follow = async {
         let mut told = false;
         loop {
@@ -292,5 +294,16 @@ async fn watch(recorder: Recorder, ready: Checks, health: Health) {
             runtime::sleep(READINESS_INTERVAL).await;
         }
     };
-    tokio::join!(follow, recorder.upkeep());
+    let note = async {
+        // Off this thread, since it asks the file system.
+        while let Some(engine) = storage.upgrade()
+            && let Ok(gauges) = runtime::spawn_blocking(move || engine.gauges()).await
+        {
+            for (name, value) in gauges {
+                ::metrics::gauge!(name).set(value);
+            }
+            runtime::sleep(STORAGE_INTERVAL).await;
+        }
+    };
+    tokio::join!(follow, note, recorder.upkeep());
 }

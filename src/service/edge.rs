@@ -59,7 +59,7 @@ impl Edge {
             stopping: CancellationToken::new(),
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
-            meters: Meters::new(),
+            meters: Meters::look_up(),
         };
         Edge { shared: Arc::new(shared) }
     }

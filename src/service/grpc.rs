@@ -101,7 +101,7 @@ impl Grpc {
 
     /// Closes the port: connections are told to end, and broken off at `deadline`.
     pub async fn close(self, deadline: Instant) {
-        let _ = self.edge.stopping().cancel();
+        self.edge.stopping().cancel();
         self.closing.cancel();
         let stop = self.served.abort_handle();
         let mut served = self.served;

@@ -101,7 +101,7 @@ pub struct Meters {
 
 impl Meters {
     /// Looks the handles up in the recorder in place.
-    pub fn new() -> Meters {
+    pub fn look_up() -> Meters {
         let handles = |method: &Method| {
             let label = method.label();
             (counter!(CALLS, "method" => label), histogram!(SECONDS, "method" => label))
