@@ -21,7 +21,7 @@ use rocksdb::CompactionDecision;
 use rocksdb::compaction_filter::CompactionFilter;
 use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
 
-use super::horizons::{Horizons, Spans};
+use super::horizons::{Horizons, Trimmable};
 use super::mvcc;
 use crate::keyspace::{side, version};
 use crate::types::TableId;
@@ -35,18 +35,17 @@ pub(super) enum Fate {
 
 /// Judges the entries of one pass.
 pub(super) struct Trimmer {
-    spans: Arc<Spans>,
+    trimmable: Trimmable,
     /// Whether the pass sees every entry of the keys it sees.
     whole: bool,
-    hint: usize,
     /// The key whose newest version at or below the horizon was seen last.
     settled: Vec<u8>,
     any_settled: bool,
 }
 
 impl Trimmer {
-    pub(super) fn new(spans: Arc<Spans>, whole: bool) -> Trimmer {
-        Trimmer { spans, whole, hint: 0, settled: Vec::new(), any_settled: false }
+    pub(super) fn new(trimmable: Trimmable, whole: bool) -> Trimmer {
+        Trimmer { trimmable, whole, settled: Vec::new(), any_settled: false }
     }
 
     pub(super) fn judge(&mut self, key: &[u8], value: &[u8]) -> Fate {
@@ -64,11 +63,11 @@ impl Trimmer {
                 return None;
             }
             let (anchor, _, _) = side::outcome_split(key)?;
-            let horizon = self.spans.find(anchor, &mut self.hint)?.horizon;
+            let horizon = self.trimmable.horizon(anchor)?;
             return Some(issued_ms(value)? < horizon.outcomes_before_ms);
         }
         let (encoded, timestamp) = version::split(key)?;
-        let horizon = self.spans.find(encoded, &mut self.hint)?.horizon;
+        let horizon = self.trimmable.horizon(encoded)?;
         if timestamp > horizon.history {
             return None;
         }
@@ -111,7 +110,7 @@ impl CompactionFilterFactory for Factory {
     type Filter = Filter;
 
     fn create(&mut self, context: CompactionFilterContext) -> Filter {
-        Filter(Trimmer::new(self.horizons.effective(), context.is_full_compaction))
+        Filter(Trimmer::new(self.horizons.trimmable(), context.is_full_compaction))
     }
 
     fn name(&self) -> &CStr {

@@ -3,6 +3,10 @@
 //! A shard tells its horizon after it has written the state that carries it; the horizon takes effect when that
 //! writing is durable (the next `sync`). Otherwise a crash could bring back an older state that still promises history
 //! which compaction has already dropped.
+//!
+//! A snapshot held by a reader (a cut for another replica, a checksum under way) promises the history of its own
+//! moment, but compaction does not look at snapshots. So a snapshot pins the horizons in effect when it was taken, and
+//! what may be trimmed is the least of the horizons in effect and all that are pinned ([`Trimmable`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -67,6 +71,44 @@ pub struct Horizons {
     told: Mutex<Told>,
     changed: AtomicBool,
     effective: ArcSwap<Spans>,
+    /// The pictures that snapshots hold, each with the number of its holders.
+    pinned: Mutex<Vec<(Arc<Spans>, usize)>>,
+}
+
+/// Holds the horizons of one moment back; see [`Horizons::pin`].
+pub(super) struct Pin {
+    horizons: Arc<Horizons>,
+    spans: Arc<Spans>,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pinned = self.horizons.pinned.lock();
+        if let Some(at) = pinned.iter().position(|(spans, _)| Arc::ptr_eq(spans, &self.spans)) {
+            pinned[at].1 -= 1;
+            if pinned[at].1 == 0 {
+                pinned.swap_remove(at);
+            }
+        }
+    }
+}
+
+/// What may be trimmed now: of each key, the least horizon of several pictures.
+pub(super) struct Trimmable(Vec<(Arc<Spans>, usize)>);
+
+impl Trimmable {
+    /// The horizon of a key, if every picture has one. Cheapest when asked in key order.
+    pub(super) fn horizon(&mut self, encoded: &[u8]) -> Option<Horizon> {
+        let mut least: Option<Horizon> = None;
+        for (spans, hint) in &mut self.0 {
+            let horizon = spans.find(encoded, hint)?.horizon;
+            least = Some(least.map_or(horizon, |least| Horizon {
+                history: least.history.min(horizon.history),
+                outcomes_before_ms: least.outcomes_before_ms.min(horizon.outcomes_before_ms),
+            }));
+        }
+        least
+    }
 }
 
 type Ranges = BTreeMap<Bytes, (Bytes, Horizon)>;
@@ -128,6 +170,29 @@ impl Horizons {
     /// The horizons in effect now.
     pub fn effective(&self) -> Arc<Spans> {
         self.effective.load_full()
+    }
+
+    /// Holds back what is in effect now, until the pin is dropped.
+    pub(super) fn pin(self: &Arc<Horizons>) -> Pin {
+        let mut pinned = self.pinned.lock();
+        // Loaded under the lock: whoever asks what may be trimmed sees either the pin or a picture no newer than it.
+        let spans = self.effective();
+        match pinned.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &spans)) {
+            Some((_, holders)) => *holders += 1,
+            None => pinned.push((spans.clone(), 1)),
+        }
+        drop(pinned);
+        Pin { horizons: self.clone(), spans }
+    }
+
+    /// What may be trimmed now.
+    pub(super) fn trimmable(&self) -> Trimmable {
+        let pinned = self.pinned.lock();
+        let current = self.effective();
+        let older = pinned.iter().map(|(spans, _)| spans).filter(|spans| !Arc::ptr_eq(spans, &current));
+        let mut pictures: Vec<_> = older.map(|spans| (spans.clone(), 0)).collect();
+        pictures.push((current, 0));
+        Trimmable(pictures)
     }
 
     /// Called before a sync: what the sync will bring into effect, if anything changed.
@@ -250,6 +315,29 @@ mod tests {
         horizons.clear(b"a", b"z");
         horizons.after_sync(pending);
         assert_eq!(shown(&horizons), "");
+    }
+
+    #[test]
+    fn a_pin_holds_back_what_may_be_trimmed() {
+        let horizons = Arc::new(Horizons::new());
+        horizons.set(b"a", b"m", Timestamp(5), 50);
+        sync(&horizons);
+        let may = |key: &[u8]| {
+            horizons.trimmable().horizon(key).map(|horizon| (horizon.history.0, horizon.outcomes_before_ms))
+        };
+        let pin = horizons.pin();
+        let same = horizons.pin();
+        horizons.set(b"a", b"m", Timestamp(7), 70);
+        horizons.set(b"m", b"z", Timestamp(3), 30);
+        sync(&horizons);
+        assert_eq!((may(b"b"), may(b"n")), (Some((5, 50)), None));
+        let later = horizons.pin();
+        drop(pin);
+        assert_eq!((may(b"b"), may(b"n")), (Some((5, 50)), None), "another holder");
+        drop(same);
+        assert_eq!((may(b"b"), may(b"n")), (Some((7, 70)), Some((3, 30))));
+        drop(later);
+        assert!(horizons.pinned.lock().is_empty());
     }
 
     #[test]

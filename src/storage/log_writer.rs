@@ -89,9 +89,16 @@ pub struct LogOp {
 #[derive(Debug, Default)]
 pub struct Written {
     index: AtomicU64,
-    /// Counts truncations submitted: an append from before one must not be published after it.
-    generation: Mutex<u64>,
+    submitted: Mutex<Submitted>,
     changed: Notify,
+}
+
+/// Where a group's log will be when everything submitted is written.
+#[derive(Debug, Default)]
+struct Submitted {
+    last: u64,
+    /// Counts truncations: an append from before one must not be published after it.
+    generation: u64,
 }
 
 impl Written {
@@ -112,19 +119,32 @@ impl Written {
         }
     }
 
-    /// A truncation was submitted: what lies behind it no longer counts, though it may still be queued.
-    fn truncate(&self, from: u64) -> u64 {
-        let mut generation = self.generation.lock();
-        *generation += 1;
-        self.index.fetch_min(from.saturating_sub(1), Ordering::AcqRel);
-        *generation
+    /// An operation is queued: its generation, and how far the log will reach once it is written. What lies behind a
+    /// truncation no longer counts from now on, though it may still be queued.
+    fn submit(&self, change: &LogChange) -> (u64, u64) {
+        let mut submitted = self.submitted.lock();
+        match change {
+            LogChange::Append(entries) => {
+                if let Some((last, _)) = entries.last() {
+                    submitted.last = *last;
+                }
+            }
+            LogChange::Truncate { from } => {
+                submitted.generation += 1;
+                submitted.last = submitted.last.min(from.saturating_sub(1));
+                self.index.fetch_min(submitted.last, Ordering::AcqRel);
+            }
+            LogChange::Purge { upto, .. } => submitted.last = submitted.last.max(*upto),
+            LogChange::Vote(_) | LogChange::Committed(_) | LogChange::Barrier => {}
+        }
+        (submitted.generation, submitted.last)
     }
 
     /// An operation of this generation was written and the log now reaches this far.
-    fn publish(&self, generation: u64, index: u64) {
-        let current = self.generation.lock();
-        if *current == generation && self.index.fetch_max(index, Ordering::AcqRel) < index {
-            drop(current);
+    fn publish(&self, generation: u64, reaches: u64) {
+        let submitted = self.submitted.lock();
+        if submitted.generation == generation && self.index.fetch_max(reaches, Ordering::AcqRel) < reaches {
+            drop(submitted);
             self.changed.notify_waiters();
         }
     }
@@ -134,6 +154,8 @@ struct Queued {
     op: LogOp,
     written: Arc<Written>,
     generation: u64,
+    /// The group's last index once this is written.
+    reaches: u64,
     bytes: usize,
 }
 
@@ -231,12 +253,9 @@ impl LogWriter {
                 written
             }
         };
-        let generation = match op.change {
-            LogChange::Truncate { from } => written.truncate(from),
-            _ => *written.generation.lock(),
-        };
+        let (generation, reaches) = written.submit(&op.change);
         self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
-        queue.ops.push_back(Queued { op, written, generation, bytes });
+        queue.ops.push_back(Queued { op, written, generation, reaches, bytes });
         if queue.asleep {
             queue.asleep = false;
             drop(queue);
@@ -250,7 +269,8 @@ impl LogWriter {
             return written.clone();
         }
         let last = last_index(&*self.shared.engine, group);
-        let fresh = Written { index: AtomicU64::new(last), ..Written::default() };
+        let submitted = Mutex::new(Submitted { last, generation: 0 });
+        let fresh = Written { index: AtomicU64::new(last), submitted, changed: Notify::new() };
         self.shared.queue.lock().groups.entry(group).or_insert_with(|| Arc::new(fresh)).clone()
     }
 
@@ -346,15 +366,7 @@ impl Worker {
         let left = self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
         self.metrics.queue_bytes.set(left as f64);
         for queued in &ops {
-            let reaches = match &queued.op.change {
-                LogChange::Append(entries) => entries.last().map(|(index, _)| *index),
-                LogChange::Truncate { from } => Some(from.saturating_sub(1)),
-                LogChange::Purge { upto, .. } => Some(*upto),
-                LogChange::Vote(_) | LogChange::Committed(_) | LogChange::Barrier => None,
-            };
-            if let Some(index) = reaches {
-                queued.written.publish(queued.generation, index);
-            }
+            queued.written.publish(queued.generation, queued.reaches);
         }
         let written = self.clock.now();
         self.metrics.write_seconds.record(written.duration_since(begun));

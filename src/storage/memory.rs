@@ -208,7 +208,7 @@ impl Engine for Memory {
     fn compact(&self, start: &[u8], end: &[u8]) -> Result<()> {
         self.sync()?;
         let mut state = self.state.write();
-        let mut trimmer = Trimmer::new(self.horizons.effective(), true);
+        let mut trimmer = Trimmer::new(self.horizons.trimmable(), true);
         let doomed: Vec<Bytes> = range(state.current.of(Family::Data), start, end)
             .filter(|(key, value)| trimmer.judge(key, value) == Fate::Drop)
             .map(|(key, _)| key.clone())

@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 
+use super::horizons::Trimmable;
 use super::{Batch, Engine, Error, Family, Horizons, Result, mvcc};
 use crate::keyspace::version;
 
@@ -18,71 +19,70 @@ const SINGLE_DELETIONS_MAX: usize = 32;
 
 /// Sweeps the versions of `[start, end)`; returns how many keys were removed.
 pub(super) fn sweep(engine: &dyn Engine, horizons: &Horizons, start: &[u8], end: &[u8]) -> Result<u64> {
-    let spans = horizons.effective();
     let mut removed = 0;
-    for span in spans.iter() {
+    for span in horizons.effective().iter() {
         let from = span.start.as_ref().max(start);
         let to = span.end.as_ref().min(end);
-        if from >= to {
-            continue;
+        if from < to {
+            removed += sweep_span(engine, horizons.trimmable(), from, to)?;
         }
-        let horizon = span.horizon.history;
-        let mut batch = Batch::new();
-        let mut cursor = engine.cursor(Family::Data, from, to);
-        // The key under the cursor, whether its newest version at the horizon was seen, and its versions to delete.
-        let mut key_in_hand: Option<Vec<u8>> = None;
-        let mut doomed: Vec<Bytes> = Vec::new();
-        let mut dies = false;
-        cursor.seek_first();
-        loop {
-            let entry = match cursor.entry() {
-                Some((key, stored)) => {
-                    let (encoded, timestamp) =
-                        version::split(key).ok_or_else(|| Error::corruption("a key in the data has no version"))?;
-                    Some((key, stored, encoded, timestamp))
-                }
-                None => None,
-            };
-            let same = matches!((&entry, &key_in_hand), (Some((_, _, encoded, _)), Some(hand)) if hand == encoded);
-            if !same {
-                if dies {
-                    removed += 1;
-                    delete(&mut batch, &doomed);
-                }
-                if batch.changes.len() >= BATCH_CHANGES_MAX {
-                    engine.write(std::mem::take(&mut batch))?;
-                }
-                dies = false;
-                doomed.clear();
-                key_in_hand = None;
-            }
-            let Some((key, stored, encoded, timestamp)) = entry else { break };
-            if timestamp <= horizon {
-                if key_in_hand.is_none() {
-                    key_in_hand = Some(encoded.to_vec());
-                    dies = mvcc::lives_at(stored, horizon) == Some(false);
-                }
-                if dies {
-                    doomed.push(Bytes::copy_from_slice(key));
-                }
-            }
-            cursor.next();
-        }
-        cursor.status()?;
-        drop(cursor);
-        engine.write(batch)?;
     }
     Ok(removed)
 }
 
-/// Deletes the versions of one key, newest first, in this batch.
-fn delete(batch: &mut Batch, versions: &[Bytes]) {
-    match versions {
-        [newest, .., oldest] if versions.len() > SINGLE_DELETIONS_MAX => {
-            let mut after = oldest.to_vec();
-            after.push(0);
-            batch.delete_range(Family::Data, newest.clone(), after);
+fn sweep_span(engine: &dyn Engine, mut trimmable: Trimmable, start: &[u8], end: &[u8]) -> Result<u64> {
+    let mut removed = 0;
+    let mut batch = Batch::new();
+    // The key whose newest version at the horizon was seen last, and, if it dies, its versions to delete.
+    let mut key_in_hand: Option<Vec<u8>> = None;
+    let mut doomed: Vec<Bytes> = Vec::new();
+    let mut cursor = engine.cursor(Family::Data, start, end);
+    cursor.seek_first();
+    while let Some((key, stored)) = cursor.entry() {
+        let (encoded, timestamp) =
+            version::split(key).ok_or_else(|| Error::corruption("a key in the data has no version"))?;
+        let is_older = key_in_hand.as_deref() == Some(encoded);
+        if !is_older {
+            removed += u64::from(delete(&mut batch, &mut doomed));
+            if batch.changes.len() >= BATCH_CHANGES_MAX {
+                engine.write(std::mem::take(&mut batch))?;
+            }
         }
-        _ => versions.iter().for_each(|version| batch.delete(Family::Data, version.clone())),
+        if let Some(horizon) = trimmable.horizon(encoded)
+            && timestamp <= horizon.history
+        {
+            let dies = if is_older {
+                !doomed.is_empty()
+            } else {
+                key_in_hand = Some(encoded.to_vec());
+                mvcc::lives_at(stored, horizon.history) == Some(false)
+            };
+            if dies {
+                doomed.push(Bytes::copy_from_slice(key));
+            }
+        }
+        cursor.next();
     }
+    cursor.status()?;
+    drop(cursor);
+    removed += u64::from(delete(&mut batch, &mut doomed));
+    engine.write(batch)?;
+    Ok(removed)
+}
+
+/// Adds the deletion of one key's versions (newest first) to the batch, all of them to this one.
+fn delete(batch: &mut Batch, versions: &mut Vec<Bytes>) -> bool {
+    let any = !versions.is_empty();
+    if let [newest, .., oldest] = &versions[..]
+        && versions.len() > SINGLE_DELETIONS_MAX
+    {
+        let mut after = oldest.to_vec();
+        after.push(0);
+        batch.delete_range(Family::Data, newest.clone(), after);
+        versions.clear();
+    }
+    for version in versions.drain(..) {
+        batch.delete(Family::Data, version);
+    }
+    any
 }

@@ -38,9 +38,11 @@ use crate::keyspace::side;
 /// Bytes of a write batch's own framing per change: sequence and type bytes, lengths.
 const CHANGE_OVERHEAD_BYTES: usize = 12;
 
-/// The open database with what must live as long.
+/// The open database with what must live as long: snapshots may keep it open after the engine is gone.
 struct Database {
+    // Closed before the directory's lock is released.
     db: DB,
+    directory: Mutex<Directory>,
     cache: Cache,
     horizons: Arc<Horizons>,
 }
@@ -58,8 +60,6 @@ pub struct Rocks {
     database: Arc<Database>,
     /// The newest sequence number a finished sync covered.
     synced: AtomicU64,
-    /// Also keeps the directory locked.
-    directory: Mutex<Directory>,
     path: PathBuf,
     /// One install at a time, and none while compaction sweeps.
     replacing: Mutex<()>,
@@ -90,9 +90,8 @@ impl Rocks {
         Ok(Arc::new(Rocks {
             reads: PointReads::new(None),
             writes,
-            database: Arc::new(Database { db, cache, horizons }),
+            database: Arc::new(Database { db, directory: Mutex::new(directory), cache, horizons }),
             synced: AtomicU64::new(synced),
-            directory: Mutex::new(directory),
             path,
             replacing: Mutex::new(()),
         }))
@@ -137,7 +136,7 @@ impl Rocks {
 impl Drop for Rocks {
     /// An orderly close: everything written becomes durable, and the mark with it.
     fn drop(&mut self) {
-        let closed = self.sync().and_then(|()| self.directory.lock().mark.sync());
+        let closed = self.sync().and_then(|()| self.database.directory.lock().mark.sync());
         if let Err(error) = closed {
             tracing::error!(%error, "storage was not closed in order; nothing acknowledged is lost");
         }
@@ -185,7 +184,7 @@ impl Engine for Rocks {
         let pending = self.database.horizons.before_sync();
         if sequence > self.synced.load(Ordering::Acquire) {
             self.db().flush_wal(true)?;
-            self.directory.lock().mark.raise(sequence)?;
+            self.database.directory.lock().mark.raise(sequence)?;
             self.synced.fetch_max(sequence, Ordering::AcqRel);
         }
         self.database.horizons.after_sync(pending);
@@ -233,14 +232,14 @@ impl Engine for Rocks {
     }
 
     fn staging(&self) -> PathBuf {
-        self.directory.lock().staging()
+        self.database.directory.lock().staging()
     }
 
     fn compact(&self, start: &[u8], end: &[u8]) -> Result<()> {
         self.sync()?;
         {
             let _not_while_replacing = self.replacing.lock();
-            sweep::sweep(self, &self.database.horizons, start, end)?;
+            sweep::sweep(self, self.horizons(), start, end)?;
         }
         let mut options = CompactOptions::default();
         options.set_exclusive_manual_compaction(false);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, ReadTier, Snapshot};
 
+use super::super::horizons::Pin;
 use super::super::{Cursor, Family, Lookup, Reader, Result, Tier};
 use super::Database;
 
@@ -166,16 +167,20 @@ pub(super) struct RocksSnapshot {
     // Dropped in this order: options and snapshot before the database they point into.
     reads: PointReads,
     snapshot: Snapshot<'static>,
+    /// Compaction keeps the history of this moment.
+    _pin: Pin,
     database: Arc<Database>,
 }
 
 impl RocksSnapshot {
     pub(super) fn new(database: Arc<Database>) -> RocksSnapshot {
+        // First the pin: whatever horizon is in effect from here on cannot reach behind the state seen.
+        let pin = database.horizons.pin();
         let snapshot = database.db.snapshot();
         // SAFETY: the snapshot borrows `database.db`, which lies behind an `Arc` that this value holds and that, by the
         // order of the fields, is released after the snapshot. The longer lifetime never leaves this struct.
         let snapshot = unsafe { std::mem::transmute::<Snapshot<'_>, Snapshot<'static>>(snapshot) };
-        RocksSnapshot { reads: PointReads::new(Some(&snapshot)), snapshot, database }
+        RocksSnapshot { reads: PointReads::new(Some(&snapshot)), snapshot, _pin: pin, database }
     }
 }
 

@@ -72,6 +72,9 @@ fn a_snapshot_may_outlive_its_engine() {
     put(&*store, Family::Data, b"a key of data", b"2");
     drop(store);
     assert_eq!(get(&*snapshot, Family::Data, b"a key of data").unwrap(), b"1"[..]);
+    assert_eq!(refusal(directory.path()), Error::Locked(directory.path().to_owned()), "it keeps the store open");
+    drop(snapshot);
+    open(directory.path()).unwrap();
 }
 
 #[test]
@@ -166,6 +169,89 @@ fn a_log_that_lost_synced_records_is_refused_for_good() {
             }
         }
     }
+}
+
+/// Whatever part of an install's last record reached the disk, the next open finds the old contents or the new.
+#[test]
+fn an_install_cut_off_anywhere_leaves_the_old_or_the_new() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let entries = |value: &'static [u8], keys: std::ops::Range<u8>| -> Vec<(Bytes, Bytes)> {
+        keys.map(|key| (Bytes::from(format!("range/{key:03}/version")), Bytes::from_static(value))).collect()
+    };
+    let outside = (Bytes::from_static(b"outside/version"), Bytes::from_static(b"stays"));
+    let with_outside = |mut entries: Vec<(Bytes, Bytes)>| {
+        entries.insert(0, outside.clone());
+        entries
+    };
+    let old = with_outside(entries(b"old", 0..100));
+    for (key, value) in &old {
+        put(&*store, Family::Data, key, value);
+    }
+    store.compact(b"", &[0xFF; 8]).unwrap();
+    // Part of the old lies in a file, part only in memory and in the log.
+    put(&*store, Family::Data, &old[50].0, &old[50].1);
+    put(&*store, Family::Data, &old[99].0, &old[99].1);
+    store.sync().unwrap();
+    let before = crash_copy(directory.path());
+
+    let new = with_outside(entries(b"new", 50..150));
+    let files = [super::table(&*store, "one.sst", &new[1..60]), super::table(&*store, "two.sst", &new[60..])];
+    let snapshot = store.snapshot();
+    store.install("test", &vec![(b"range/"[..].into(), b"range0"[..].into())], &files).unwrap();
+    assert_eq!(dump_all(&*store, Family::Data), new);
+    assert_eq!(dump_all(&*snapshot, Family::Data), old, "a reader from before still sees the old");
+    let after = crash_copy(directory.path());
+
+    let manifest = |directory: &Path| {
+        let current = fs::read_to_string(directory.join("db/CURRENT")).unwrap();
+        directory.join("db").join(current.trim_end())
+    };
+    let shorter = fs::metadata(manifest(before.path())).unwrap().len();
+    let longer = fs::metadata(manifest(after.path())).unwrap().len();
+    assert!(longer > shorter);
+    let (mut olds, mut news) = (0, 0);
+    for length in (shorter..longer).step_by(7).chain([longer]) {
+        let cut = crash_copy(after.path());
+        // Only a finished sync raises the mark, and the install's own had not finished.
+        fs::copy(before.path().join("SYNCED"), cut.path().join("SYNCED")).unwrap();
+        fs::File::options().write(true).open(manifest(cut.path())).unwrap().set_len(length).unwrap();
+        let found = dump_all(&*open(cut.path()).unwrap(), Family::Data);
+        if found == old {
+            olds += 1
+        } else {
+            news += 1
+        }
+        assert!(found == old || found == new, "cut at {length}");
+    }
+    assert!(olds > 0 && news > 0, "{olds} old, {news} new");
+    assert_eq!(dump_all(&*open(after.path()).unwrap(), Family::Data), new);
+}
+
+#[test]
+fn files_staged_before_a_crash_are_gone_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    super::table(&*store, "left.sst", &[(Bytes::from_static(b"key of data"), Bytes::new())]);
+    fs::create_dir(store.staging().join("cut")).unwrap();
+    fs::write(store.staging().join("cut/chunk"), "x").unwrap();
+    let copy = crash_copy(directory.path());
+    let store = open(copy.path()).unwrap();
+    assert_eq!(fs::read_dir(store.staging()).unwrap().count(), 0);
+    assert_eq!(dump_all(&*store, Family::Data), []);
+}
+
+#[test]
+fn an_install_that_fails_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    put(&*store, Family::Data, b"range/version", b"old");
+    let file = super::table(&*store, "damaged.sst", &[(b"range/version"[..].into(), b"new"[..].into())]);
+    let length = fs::metadata(&file).unwrap().len();
+    fs::File::options().write(true).open(&file).unwrap().set_len(length / 2).unwrap();
+    let ranges = vec![(b"range/"[..].into(), b"range0"[..].into())];
+    assert!(matches!(store.install("test", &ranges, &[file]), Err(Error::Corruption(_))));
+    assert_eq!(get(&*store, Family::Data, b"range/version").unwrap(), b"old"[..]);
 }
 
 #[test]

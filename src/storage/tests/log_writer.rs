@@ -246,6 +246,21 @@ fn an_index_truncated_is_not_written_until_it_is_written_anew() {
     assert_eq!(entry(&*engine, 1, 5), None);
 }
 
+#[test]
+fn a_truncation_behind_the_end_writes_nothing() {
+    let engine = Gated::new(usize::MAX / 2);
+    let writer = LogWriter::start_with(engine.clone(), no_fatality()).unwrap();
+    let (mut asker, answers) = Asker::new(&writer);
+    asker.ask(1, append(1..=5, "x"));
+    asker.ask(1, LogChange::Truncate { from: 100 });
+    asker.ask(2, LogChange::Purge { upto: 30, state: Bytes::new() });
+    for _ in 0..3 {
+        answers.recv().unwrap().1.unwrap();
+    }
+    assert_eq!(writer.written(ShardId(1)).index(), 5);
+    assert_eq!(writer.written(ShardId(2)).index(), 30, "what a snapshot covers need not be written");
+}
+
 #[tokio::test]
 async fn waiting_for_written_ends_when_it_is() {
     let engine = Gated::new(usize::MAX / 2);

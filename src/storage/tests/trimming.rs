@@ -165,6 +165,25 @@ fn a_partial_compaction_never_revives_what_was_deleted() {
     assert_eq!(page.rows, []);
 }
 
+#[test]
+fn a_snapshot_keeps_the_history_of_its_moment() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    for (key, version) in [(b'a', value(1, "a1")), (b'a', value(5, "a5")), (b'b', value(2, "b2")), (b'b', deletion(6))]
+    {
+        put(&*store, key, &version);
+    }
+    trim(&*store, 3);
+    let snapshot = store.snapshot();
+    let before = dump_all(&*snapshot, Family::Data);
+    trim(&*store, 10);
+    assert_eq!(dump_all(&*snapshot, Family::Data), before);
+    assert_eq!(left(&*store), ["a@5", "a@1", "b@6", "b@2"]);
+    drop(snapshot);
+    trim(&*store, 11);
+    assert_eq!(left(&*store), ["a@5"]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Put(u8, u8),
