@@ -1,5 +1,5 @@
 //! `trivet.v1.Kv`: each unary call is one question to the node; scans follow their pages; streams go to
-//! [`pipeline`].
+//! `pipeline`.
 
 use std::pin::Pin;
 use std::time::Duration;

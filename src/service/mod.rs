@@ -3,10 +3,10 @@
 //! Promise: nothing unchecked passes inwards, every call is answered or refused by its deadline, and what is refused
 //! at the edge has had no effect.
 //!
-//! How a call passes: [`listen`] lets a connection in that speaks HTTP/2; tonic decodes its messages; [`kv`] and
-//! [`pipeline`] turn each into a plain request (checked in `wire`) with a deadline ([`deadline`]); the [`edge`] admits
-//! it, up to a bound, and hands it through the [`door`] to the node, which answers from a replica of its own or asks
-//! the node that has one. Administration goes the same way to `control` ([`admin`]). Beside them the port serves
+//! How a call passes: `listen` lets a connection in that speaks HTTP/2; tonic decodes its messages; `kv` and
+//! `pipeline` turn each into a plain request (checked in `wire`) with a deadline (`deadline`); the `edge` admits
+//! it, up to a bound, and hands it through the `door` to the node, which answers from a replica of its own or asks
+//! the node that has one. Administration goes the same way to `control` (`admin`). Beside them the port serves
 //! grpc.health.v1, reflection, and the traffic between nodes, which is the node's own affair.
 //!
 //! Stopping: [`Grpc::drain`] refuses new calls one by one and waits for those in flight, then [`Grpc::close`] ends
