@@ -154,7 +154,8 @@ async fn checksum(args: &ShardChecksum, client: &Client, global: &Global) -> End
         None => {
             let tables = client.admin().tables().await?;
             let shards = tables.iter().flat_map(|table| table.shards.iter().map(|shard| shard.id));
-            std::iter::once(ShardId::SYSTEM).chain(shards).collect()
+            // The catalog's shard comes first, and once, whether or not it is listed among the tables.
+            std::iter::once(ShardId::SYSTEM).chain(shards.filter(|id| *id != ShardId::SYSTEM)).collect()
         }
     };
     let mut exit = Exit::Ok;
