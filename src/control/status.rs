@@ -40,8 +40,12 @@ impl Control {
     pub async fn status(&self) -> ClusterStatus {
         let directory = self.node.directory();
         let ids: Vec<NodeId> = directory.nodes().map(|row| row.id).collect();
-        let reports: BTreeMap<NodeId, NodeReport> =
-            join_all(ids.iter().map(|&node| self.report_of(node))).await.into_iter().flatten().map(|r| (r.node, r)).collect();
+        let reports: BTreeMap<NodeId, NodeReport> = join_all(ids.iter().map(|&node| self.report_of(node)))
+            .await
+            .into_iter()
+            .flatten()
+            .map(|r| (r.node, r))
+            .collect();
         let mut problems = Vec::new();
         if directory.cluster().is_none() {
             problems.push("the cluster is not founded yet".to_owned());
@@ -110,10 +114,8 @@ fn shard_status(
             ReplicaRole::Learner => reported.learners.contains(&wanted.id),
         };
         if !real {
-            problems.push(format!(
-                "shard {}: the replica on node {} is not a full member yet",
-                shard.id.0, wanted.node.0
-            ));
+            problems
+                .push(format!("shard {}: the replica on node {} is not a full member yet", shard.id.0, wanted.node.0));
         }
     }
     details

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use super::{CREATE_TABLE, Control, DROP_TABLE, VERB_TIMEOUT};
-use crate::catalog::change::{self, Creation};
 use crate::catalog::Directory;
+use crate::catalog::change::{self, Creation};
 use crate::node::{NodeReport, ask};
 use crate::placement::{self, Candidate};
 use crate::runtime::{Instant, sleep};
@@ -70,10 +70,8 @@ impl Control {
             dry_run,
         };
         let created: Created = self.node.ask_system_leader_for(CREATE_TABLE, &question, VERB_TIMEOUT).await?;
-        let mut details = TableDetails {
-            table: created.table,
-            shards: created.shards.iter().map(ShardDetails::of).collect(),
-        };
+        let mut details =
+            TableDetails { table: created.table, shards: created.shards.iter().map(ShardDetails::of).collect() };
         if dry_run {
             return Ok(details);
         }
@@ -86,8 +84,7 @@ impl Control {
         let build = |directory: &Directory| -> Result<Creation> {
             let living: Vec<NodeId> =
                 directory.nodes().map(|row| row.id).filter(|&node| self.node.hears(node)).collect();
-            let replication =
-                wish.replication.unwrap_or_else(|| REPLICATION_DEFAULT.min(living.len().max(1) as u32));
+            let replication = wish.replication.unwrap_or_else(|| REPLICATION_DEFAULT.min(living.len().max(1) as u32));
             let new = change::NewTable {
                 name: wish.name.clone(),
                 partitioning: wish.partitioning.clone(),
@@ -205,13 +202,7 @@ fn place(directory: &Directory, living: &[NodeId], shards: &[ShardId], replicati
         .filter(|row| living.contains(&row.id))
         .map(|row| {
             let load = loads.get(&row.id).copied().unwrap_or_default();
-            Candidate {
-                node: row.id,
-                zone: row.zone.clone(),
-                capacity: 1,
-                load: load.replicas,
-                leaders: load.leaders,
-            }
+            Candidate { node: row.id, zone: row.zone.clone(), capacity: 1, load: load.replicas, leaders: load.leaders }
         })
         .collect();
     placement::place(&candidates, shards, replication as usize, IMBALANCE)

@@ -87,9 +87,8 @@ impl Node {
         if let Some(entry) = self.directory().table_by_name(name) {
             return Ok(entry.clone());
         }
-        let unknown = || {
-            Error::new(Reason::UnknownTable, format!("there is no table '{name}'; `trivet table list` shows them"))
-        };
+        let unknown =
+            || Error::new(Reason::UnknownTable, format!("there is no table '{name}'; `trivet table list` shows them"));
         let now = self.clock().now();
         let asked_lately = {
             let mut tables = self.unknown_tables.lock();
@@ -138,9 +137,9 @@ impl Node {
         let layout = &entry.layout;
         let mut keys = (write.operations.iter().map(|operation| &operation.key))
             .chain(write.conditions.iter().map(|condition| &condition.key));
-        let first = keys.next().ok_or_else(|| {
-            Error::new(Reason::BatchTooLarge, "a batch needs at least one operation or condition")
-        })?;
+        let first = keys
+            .next()
+            .ok_or_else(|| Error::new(Reason::BatchTooLarge, "a batch needs at least one operation or condition"))?;
         let atom = layout.atom(first);
         if keys.any(|key| layout.atom(key) != atom) {
             return Err(Error::new(

@@ -55,7 +55,6 @@ async fn stopped(node: &Node) {
     let _ = stopped.wait_for(|&stopped| stopped).await;
 }
 
-
 /// Reads all rows as of `revision`.
 async fn read(node: &Arc<Node>, revision: Timestamp) -> Result<Directory> {
     let engine = node.engine().clone();

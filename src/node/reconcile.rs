@@ -134,13 +134,7 @@ fn preferred_founder(descriptor: &ShardDescriptor) -> Option<ReplicaId> {
 }
 
 /// Founds a group whose preferred founder has not done so, or finishes what a crash has cut short.
-async fn found(
-    node: &Node,
-    shard: &Arc<Shard>,
-    descriptor: &ShardDescriptor,
-    status: &Status,
-    memory: &mut Memory,
-) {
+async fn found(node: &Node, shard: &Arc<Shard>, descriptor: &ShardDescriptor, status: &Status, memory: &mut Memory) {
     let fresh = status.voters.is_empty() && status.learners.is_empty();
     if !fresh || !descriptor.founders.contains(&shard.replica()) {
         memory.leaderless.remove(&shard.id());
@@ -240,6 +234,8 @@ async fn destroy(node: &Arc<Node>, shard: &Arc<Shard>) -> Result<()> {
     if let Ok(result) = written.await {
         result?;
     }
+    // A later replica of this shard begins with an empty log; what was known of this one's must not count for it.
+    node.writer().forget(shard.id());
     node.engine().horizons().clear(&record.start, &record.end);
     record.destroy(&**node.engine())?;
     Ok(())

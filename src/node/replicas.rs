@@ -115,10 +115,7 @@ impl Record {
         tombstone.tombstone = true;
         let mut batch = Batch::new();
         batch.put(Family::Raft, log_keys::replica(self.shard), tombstone.encode());
-        for (start, end) in [
-            (self.start.clone(), self.end.clone()),
-            side::outcome_range(&self.start, &self.end),
-        ] {
+        for (start, end) in [(self.start.clone(), self.end.clone()), side::outcome_range(&self.start, &self.end)] {
             batch.delete_range(Family::Data, start, end);
         }
         batch.delete(Family::Data, side::applied(self.shard));

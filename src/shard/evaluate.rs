@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::outcomes::Verdict;
-use crate::storage::{self, Lookup, Reader, Tier, mvcc};
 use crate::storage::mvcc::Version;
+use crate::storage::{self, Lookup, Reader, Tier, mvcc};
 use crate::types::{Action, Error, Observed, Outcome, Reason, Test, Timestamp, Versioned, Write};
 
 /// The state as the commands of one batch see it: what earlier commands of the batch wrote, above what is stored.

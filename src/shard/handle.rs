@@ -28,6 +28,9 @@ use crate::types::{
 const CHECKSUM_MARK_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long writers are told to wait when a shard's queue is full.
 const OVERLOADED_RETRY: Duration = Duration::from_millis(50);
+/// Bytes waiting for the node's log writer beyond which new writes are refused: a disk that cannot keep up must be felt
+/// by clients, not by memory.
+const LOG_QUEUE_BYTES_MAX: usize = 64 << 20;
 /// The horizon moves in steps of at least this, so that an idle table costs no log entries.
 const HORIZON_STEP_MS: u64 = 30_000;
 
@@ -59,6 +62,7 @@ pub struct Shard {
     status: watch::Receiver<Status>,
     shared: Arc<Shared>,
     engine: Arc<dyn Engine>,
+    writer: LogWriter,
     clock: Clock,
     history_ms: AtomicU64,
     /// No version at or before this may be stamped any more: someone has read the state as of then.
@@ -127,7 +131,8 @@ impl Shard {
         let mut raft_options = crate::raft::Options::new(options.shard, options.replica, options.node);
         raft_options.timers = options.timers;
         let group =
-            Group::start(raft_options, engine.clone(), writer, Box::new(machine), transport, clock.clone()).await?;
+            Group::start(raft_options, engine.clone(), writer.clone(), Box::new(machine), transport, clock.clone())
+                .await?;
         let floor = Arc::new(AtomicU64::new(0));
         let (queue, queued) = mpsc::channel(proposer::QUEUE_COMMANDS_MAX);
         let (gate, waiting) = mpsc::channel(gate::QUEUE_READS_MAX);
@@ -140,6 +145,7 @@ impl Shard {
             group,
             shared,
             engine,
+            writer,
             clock,
             history_ms: AtomicU64::new(options.history_ms),
             floor,
@@ -220,6 +226,11 @@ impl Shard {
         if self.clock.now() >= deadline {
             return Err(Error::new(Reason::DeadlineExceeded, "the deadline had passed before anything was done"));
         }
+        if self.writer.queue_bytes() > LOG_QUEUE_BYTES_MAX {
+            ::metrics::counter!(metrics::OVERLOADED).increment(1);
+            return Err(Error::new(Reason::Overloaded, "the disk cannot keep up with the writes; slow down")
+                .with_retry_after(OVERLOADED_RETRY));
+        }
         let (answer, outcome) = oneshot::channel();
         self.queue.try_send(Pending { kind, bytes, answer }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
@@ -290,11 +301,8 @@ impl Shard {
         let (at, now_ms) = self.position(page.level, &state)?;
         let engine = self.engine.clone();
         let scanned = spawn_blocking(move || {
-            let limits = mvcc::ScanLimits {
-                rows_max: page.rows_max,
-                bytes_max: page.bytes_max,
-                count_only: page.count_only,
-            };
+            let limits =
+                mvcc::ScanLimits { rows_max: page.rows_max, bytes_max: page.bytes_max, count_only: page.count_only };
             mvcc::scan(&*engine, &page.start, &page.end, at, now_ms, page.reverse, limits)
         })
         .await

@@ -20,8 +20,8 @@ use super::outcomes::{RECENT_OUTCOMES_MAX, Recent, RecentOutcomes, Record, Verdi
 use super::snapshot::{self, ShardCutter};
 use super::state::{REQUEST_RETENTION_MS, State, requests_from};
 use crate::keyspace::{side, version};
-use crate::runtime::{Clock, Instant};
 use crate::raft::{Cutter, Entry, Machine};
+use crate::runtime::{Clock, Instant};
 use crate::storage::{self, Batch, Engine, Family, Lookup, Reader, Tier};
 use crate::types::{Error, Outcomes, Reason, RequestId, ShardId, Timestamp};
 
@@ -320,5 +320,3 @@ pub fn load(reader: &dyn Reader, shard: ShardId) -> storage::Result<Option<State
         Lookup::NeedsDisk => unreachable!("a read of the disk tier always knows"),
     }
 }
-
-

@@ -82,10 +82,9 @@ impl Record {
         let record = log::OutcomeRecord::decode(bytes)
             .map_err(|error| Error::new(Reason::Corruption, format!("an outcome record cannot be decoded: {error}")))?;
         let verdict = match record.reason {
-            Some(reason) => Err(Error::new(
-                Reason::parse(&reason).unwrap_or(Reason::Internal),
-                record.message.unwrap_or_default(),
-            )),
+            Some(reason) => {
+                Err(Error::new(Reason::parse(&reason).unwrap_or(Reason::Internal), record.message.unwrap_or_default()))
+            }
             None => Ok(Outcome {
                 applied: record.applied,
                 timestamp: Timestamp(record.timestamp),

@@ -156,7 +156,8 @@ impl Links {
             let channel = endpoint.connect().await.map_err(|error| {
                 Error::new(Reason::NotReady, format!("cannot reach the node at {address}: {}", root_cause(&error)))
             })?;
-            let answer = peer_client(channel).ask(request).await.map_err(|status| wire::error_of_status(&status, false))?;
+            let answer =
+                peer_client(channel).ask(request).await.map_err(|status| wire::error_of_status(&status, false))?;
             Ok(answer.into_inner().body)
         };
         timeout(patience, asked).await.unwrap_or_else(|| {
@@ -213,12 +214,7 @@ impl Transport for LinkTransport {
 }
 
 /// Keeps one link: connects when there is something to say, reconnects with a growing wait.
-async fn run(
-    links: std::sync::Weak<Links>,
-    to: NodeId,
-    heard: Arc<Heard>,
-    mut queue: mpsc::Receiver<Question>,
-) {
+async fn run(links: std::sync::Weak<Links>, to: NodeId, heard: Arc<Heard>, mut queue: mpsc::Receiver<Question>) {
     let mut wait = RECONNECT_WAIT.0;
     let mut first = None;
     loop {

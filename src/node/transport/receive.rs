@@ -77,10 +77,7 @@ impl Peer for PeerService {
         Ok(Response::new(ReceiverStream::new(outgoing)))
     }
 
-    async fn snapshot(
-        &self,
-        request: Request<Streaming<SnapshotChunk>>,
-    ) -> Result<Response<SnapshotDone>, Status> {
+    async fn snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Result<Response<SnapshotDone>, Status> {
         let mut chunks = request.into_inner();
         let header = snapshot::receive_header(&mut chunks).await?;
         self.check(header.cluster, None).map_err(|error| wire::to_status(&error))?;
@@ -180,16 +177,7 @@ impl PeerService {
                 Ok(Err(why)) => (Bytes::new(), Some(why)),
                 Err(_) => (Bytes::new(), Some("the replica stopped".to_owned())),
             };
-            Frame {
-                group,
-                from_replica: to.0,
-                to_replica: from,
-                kind,
-                correlation,
-                answer: true,
-                payload,
-                refused,
-            }
+            Frame { group, from_replica: to.0, to_replica: from, kind, correlation, answer: true, payload, refused }
         }
     }
 }

@@ -104,11 +104,7 @@ async fn push(chunks: &mpsc::Sender<SnapshotChunk>, part: Part) -> Result<(), St
     }
 }
 
-async fn send_file(
-    path: &Path,
-    file: u32,
-    chunks: &mpsc::Sender<SnapshotChunk>,
-) -> Result<(), String> {
+async fn send_file(path: &Path, file: u32, chunks: &mpsc::Sender<SnapshotChunk>) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
     let mut reader = tokio::fs::File::open(path).await.map_err(failed)?;
     let mut buffer = vec![0; CHUNK_BYTES];
