@@ -1,6 +1,7 @@
 //! The README's first command, as a newcomer runs it: cluster/up with the demo, twice, then cluster/down.
 
-use std::path::Path;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,29 +9,47 @@ use crate::harness::{Finished, finish};
 
 const ORDERS: &str = "69659";
 
-/// Ports apart from those of a cluster that somebody may be running, and below those the kernel draws.
-const GRPC_BASE: &str = "17400";
-const HTTP_BASE: &str = "17500";
+/// Bases for the ports of three nodes, gRPC and HTTP, that nobody listens on: apart from those of a cluster that somebody
+/// may be running, of the other tests, and of those the kernel draws.
+fn free_bases() -> (u16, u16) {
+    const FIRST: u16 = 12_000;
+    const TENS: u64 = 600;
+    let free = |base: u16| (1..=3).all(|n| TcpListener::bind(("127.0.0.1", base + n)).is_ok());
+    loop {
+        let base = FIRST + 10 * u16::try_from(trivet::runtime::random_u64() % TENS).expect("below TENS");
+        if free(base) && free(base + 5) {
+            return (base, base + 5);
+        }
+    }
+}
 
-fn script(name: &str, data: &Path, arguments: &[&str]) -> Finished {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster").join(name);
-    finish(
-        Command::new(path)
-            .arg("--data")
-            .arg(data)
-            .args(arguments)
-            .env("TRIVET_BIN", env!("CARGO_BIN_EXE_trivet"))
-            .env("CLUSTER_GRPC_BASE", GRPC_BASE)
-            .env("CLUSTER_HTTP_BASE", HTTP_BASE),
-    )
+/// Where a local cluster is made, by the project's own scripts.
+struct Local {
+    data: PathBuf,
+    bases: (u16, u16),
+}
+
+impl Local {
+    fn script(&self, name: &str, arguments: &[&str]) -> Finished {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster").join(name);
+        finish(
+            Command::new(path)
+                .arg("--data")
+                .arg(&self.data)
+                .args(arguments)
+                .env("TRIVET_BIN", env!("CARGO_BIN_EXE_trivet"))
+                .env("CLUSTER_GRPC_BASE", self.bases.0.to_string())
+                .env("CLUSTER_HTTP_BASE", self.bases.1.to_string()),
+        )
+    }
 }
 
 /// Takes the nodes down again, also when the test fails.
-struct Down<'a>(&'a Path);
-
-impl Drop for Down<'_> {
+impl Drop for Local {
     fn drop(&mut self) {
-        script("down", self.0, &[]);
+        if self.data.exists() {
+            self.script("down", &[]);
+        }
     }
 }
 
@@ -78,33 +97,31 @@ fn cpu_ticks(pid: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn up_loads_and_counts_the_demo() {
     let directory = tempfile::tempdir().expect("a directory");
-    let data = directory.path().join("data");
-    let down = Down(&data);
+    let local = Local { data: directory.path().join("data"), bases: free_bases() };
 
-    let up = script("up", &data, &[]);
+    let up = local.script("up", &[]);
     assert_eq!(up.code, 0, "{up:?}");
     assert!(up.err.contains(&format!("trivet scan orders --count: {ORDERS}")), "counted back: {}", up.err);
     assert!(up.out.contains("ord-"), "a sample is printed: {up:?}");
 
-    let again = script("up", &data, &[]);
+    let again = local.script("up", &[]);
     assert_eq!(again.code, 0, "{again:?}");
     assert!(again.err.contains("already running"), "{}", again.err);
     assert!(again.err.contains("already loaded"), "{}", again.err);
 
-    frugal(&data);
+    frugal(&local.data);
 
-    let stopped = script("down", &data, &[]);
+    let stopped = local.script("down", &[]);
     assert_eq!(stopped.code, 0, "{stopped:?}");
     assert_eq!(stopped.err.matches(" stopped").count(), 3, "all nodes end by themselves: {}", stopped.err);
 
-    let back = script("up", &data, &[]);
+    let back = local.script("up", &[]);
     assert_eq!(back.code, 0, "{back:?}");
     assert!(back.err.contains("already loaded"), "the orders are still there: {}", back.err);
 
-    let wiped = script("down", &data, &["--wipe"]);
+    let wiped = local.script("down", &["--wipe"]);
     assert_eq!(wiped.code, 0, "{wiped:?}");
-    assert!(!data.exists(), "nothing is left");
-    drop(down);
-    let nonsense = script("up", &data, &["--nodes", "many"]);
+    assert!(!local.data.exists(), "nothing is left");
+    let nonsense = local.script("up", &["--nodes", "many"]);
     assert_eq!(nonsense.code, 2, "{nonsense:?}");
 }

@@ -193,6 +193,9 @@ impl Cluster {
     /// What stands in the way of health, by the first node that sees something.
     pub async fn unhealthy(&self) -> Option<String> {
         let running: Vec<u64> = self.nodes.values().filter(|node| node.is_running()).map(|node| node.id).collect();
+        if running.is_empty() {
+            return Some("no node runs".to_owned());
+        }
         for &id in &running {
             match self.cluster(id).status(StatusRequest {}).await {
                 Err(status) => return Some(format!("node {id}: {status}")),

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 /// How a node comes into its cluster.
 #[derive(Clone, Debug)]
@@ -68,10 +68,9 @@ impl Node {
     }
 
     pub fn is_running(&self) -> bool {
-        self.pid().is_some_and(|pid| {
-            // A zombie has no command line.
-            std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| !line.is_empty())
-        })
+        // Looks without reaping, so that the exit code stays for `ended`.
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        self.pid().is_some_and(|pid| waitid(WaitId::Pid(pid), look).is_ok_and(|ended| ended.is_none()))
     }
 
     fn pid(&self) -> Option<Pid> {
