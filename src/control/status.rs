@@ -17,7 +17,7 @@ impl Control {
             cluster: self.node.try_identity().map(|identity| identity.cluster).unwrap_or_default(),
             revision: directory.revision().0,
             nodes: self.nodes(|node| self.node.hears(node)),
-            tables: self.tables(),
+            tables: self.tables(true),
         }
     }
 

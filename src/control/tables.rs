@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use super::{CREATE_TABLE, Control, DROP_TABLE, VERB_TIMEOUT};
-use crate::catalog::Directory;
+use crate::catalog::{Directory, TableEntry};
 use crate::catalog::change::{self, Creation};
 use crate::node::{NodeReport, ask};
 use crate::placement::{self, Candidate};
@@ -21,7 +21,7 @@ use crate::wire::admin::{NewTable, ShardDetails, TableDetails};
 const REPLICATION_DEFAULT: u32 = 3;
 /// How far above the mean a node's replicas may be: (1 + this) times it.
 const IMBALANCE: f64 = 0.1;
-/// How long a new table's shards may take to elect leaders before the creator is told to look later.
+/// How long the creator of a table waits for its shards to elect leaders.
 const LEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between looks.
 const LOOK_WAIT: Duration = Duration::from_millis(50);
@@ -54,10 +54,10 @@ pub(super) struct DropAsk {
 }
 
 impl Control {
-    /// Creates a table; returns when every shard has a leader and every living node knows the table.
+    /// Creates a table; returns when every shard has a leader and every living node knows the table. When the shards
+    /// are slow to elect leaders it returns all the same, after a while, naming the leaders there are.
     ///
-    /// Errors: `TABLE_EXISTS`, `NOT_ENOUGH_NODES`, `INVALID_REQUEST`. When the shards are slow to elect leaders the
-    /// table exists all the same, and `NO_QUORUM` says so.
+    /// Errors: `TABLE_EXISTS`, `NOT_ENOUGH_NODES`, `INVALID_REQUEST`.
     pub async fn create_table(&self, wish: NewTable) -> Result<TableDetails> {
         let dry_run = wish.dry_run;
         let question = CreateAsk {
@@ -75,7 +75,7 @@ impl Control {
         if dry_run {
             return Ok(details);
         }
-        self.wait_until_served(&created.shards, created.revision, &mut details).await?;
+        self.wait_until_served(&created.shards, created.revision, &mut details).await;
         Ok(details)
     }
 
@@ -115,7 +115,7 @@ impl Control {
         shards: &[ShardDescriptor],
         revision: Timestamp,
         details: &mut TableDetails,
-    ) -> Result<()> {
+    ) {
         let deadline: Instant = self.node.clock().now() + LEADERS_TIMEOUT;
         self.node.wait_for_revision(revision).await;
         let mut missing: BTreeSet<ShardId> = shards.iter().map(|shard| shard.id).collect();
@@ -133,13 +133,12 @@ impl Control {
             }
             let all_know = reports.iter().flatten().all(|report| report.revision >= revision);
             if missing.is_empty() && all_know {
-                return Ok(());
+                return;
             }
             if self.node.clock().now() >= deadline {
-                return Err(Error::new(
-                    Reason::NoQuorum,
-                    "the table was created, but not all of its shards have elected leaders yet; see `trivet shard list`",
-                ));
+                // The table exists; an error would have its creator try again and be told so.
+                tracing::warn!(?missing, "shards of a new table have not elected leaders yet");
+                return;
             }
             sleep(LOOK_WAIT).await;
         }
@@ -177,12 +176,14 @@ impl Control {
         Ok(self.table_details(entry))
     }
 
-    /// All tables that serve.
-    pub fn tables(&self) -> Vec<TableDetails> {
-        self.node.directory().tables().map(|entry| self.table_details(entry)).collect()
+    /// All tables that serve; the system table only for those who route.
+    pub fn tables(&self, with_system: bool) -> Vec<TableDetails> {
+        let directory = self.node.directory();
+        let wanted = |entry: &&std::sync::Arc<TableEntry>| with_system || entry.descriptor.id != TableId::SYSTEM;
+        directory.tables().filter(wanted).map(|entry| self.table_details(entry)).collect()
     }
 
-    fn table_details(&self, entry: &crate::catalog::TableEntry) -> TableDetails {
+    fn table_details(&self, entry: &TableEntry) -> TableDetails {
         TableDetails {
             table: entry.descriptor.clone(),
             shards: entry.shards.iter().map(|shard| self.details_of(shard)).collect(),

@@ -124,7 +124,7 @@ impl table_server::Table for Table {
     async fn list(&self, request: Request<v1::ListTablesRequest>) -> Result<Response<v1::ListTablesResponse>, Status> {
         self.edge
             .administer(request.metadata(), Effect::None, async |control| {
-                Ok(v1::ListTablesResponse { tables: control.tables().into_iter().map(Into::into).collect() })
+                Ok(v1::ListTablesResponse { tables: control.tables(false).into_iter().map(Into::into).collect() })
             })
             .await
     }
