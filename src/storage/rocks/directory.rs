@@ -108,7 +108,7 @@ impl Directory {
         let path = self.staging();
         let empty = || -> std::io::Result<()> {
             match fs::remove_dir_all(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
                 _ => fs::create_dir(&path),
             }
         };

@@ -113,6 +113,16 @@ impl Rocks {
         self.db().wait_for_compact(&rocksdb::WaitForCompactOptions::default()).expect("compactions in a test");
     }
 
+    /// Runs something while the files do not change by themselves.
+    #[cfg(test)]
+    pub(super) fn while_still_for_test<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.db().wait_for_compact(&rocksdb::WaitForCompactOptions::default()).expect("compactions in a test");
+        self.db().disable_file_deletions().expect("no deletions for a moment");
+        let result = work();
+        self.db().enable_file_deletions().expect("deletions again");
+        result
+    }
+
     /// Files that delete the ranges when ingested, one per range.
     fn write_deletions(&self, name: &str, ranges: &Ranges) -> Result<Vec<PathBuf>> {
         let options = self.table_options();

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 
 use bytes::Bytes;
 
-use super::{Engine, Family, Reader, crash_copy, dump_all, found, open};
+use super::{Engine, Family, Reader, copy_of, crash_copy, dump_all, found, open};
 use crate::storage::{Batch, Error, LogChange, LogOp, LogWriter, Lookup, Options, Rocks, Tier, log_keys};
 use crate::types::ShardId;
 
@@ -124,10 +124,10 @@ fn a_torn_tail_that_nobody_was_promised_is_accepted() {
     let store = open(directory.path()).unwrap();
     put(&*store, Family::Log, b"promised", b"1");
     store.sync().unwrap();
-    let before = crash_copy(directory.path());
+    let before = crash_copy(&store, directory.path());
     put(&*store, Family::Log, b"torn", &[7; 1000]);
     store.sync().unwrap();
-    let after = crash_copy(directory.path());
+    let after = crash_copy(&store, directory.path());
     // The mark of before, and half of what was written after it.
     fs::copy(before.path().join("SYNCED"), after.path().join("SYNCED")).unwrap();
     let [log] = &log_files(after.path())[..] else { panic!("one log file") };
@@ -147,7 +147,7 @@ fn a_log_that_lost_synced_records_is_refused_for_good() {
         put(&*store, Family::Log, &[number], &[number; 100]);
         store.sync().unwrap();
     }
-    let copies = [crash_copy(directory.path()), crash_copy(directory.path())];
+    let copies = [crash_copy(&store, directory.path()), crash_copy(&store, directory.path())];
     for (copy, damage) in copies.iter().zip(["truncated", "flipped"]) {
         let [log] = &log_files(copy.path())[..] else { panic!("one log file") };
         let mut bytes = fs::read(log).unwrap();
@@ -193,15 +193,18 @@ fn an_install_cut_off_anywhere_leaves_the_old_or_the_new() {
     put(&*store, Family::Data, &old[50].0, &old[50].1);
     put(&*store, Family::Data, &old[99].0, &old[99].1);
     store.sync().unwrap();
-    let before = crash_copy(directory.path());
+    let before = crash_copy(&store, directory.path());
 
     let new = with_outside(entries(b"new", 50..150));
     let files = [super::table(&*store, "one.sst", &new[1..60]), super::table(&*store, "two.sst", &new[60..])];
     let snapshot = store.snapshot();
-    store.install("test", &vec![(b"range/"[..].into(), b"range0"[..].into())], &files).unwrap();
+    // A crash at the first moment finds the old files still there; so must the copy.
+    let after = store.while_still_for_test(|| {
+        store.install("test", &vec![(b"range/"[..].into(), b"range0"[..].into())], &files).unwrap();
+        copy_of(directory.path())
+    });
     assert_eq!(dump_all(&*store, Family::Data), new);
     assert_eq!(dump_all(&*snapshot, Family::Data), old, "a reader from before still sees the old");
-    let after = crash_copy(directory.path());
 
     let manifest = |directory: &Path| {
         let current = fs::read_to_string(directory.join("db/CURRENT")).unwrap();
@@ -212,7 +215,7 @@ fn an_install_cut_off_anywhere_leaves_the_old_or_the_new() {
     assert!(longer > shorter);
     let (mut olds, mut news) = (0, 0);
     for length in (shorter..longer).step_by(7).chain([longer]) {
-        let cut = crash_copy(after.path());
+        let cut = copy_of(after.path());
         // Only a finished sync raises the mark, and the install's own had not finished.
         fs::copy(before.path().join("SYNCED"), cut.path().join("SYNCED")).unwrap();
         fs::File::options().write(true).open(manifest(cut.path())).unwrap().set_len(length).unwrap();
@@ -235,7 +238,7 @@ fn files_staged_before_a_crash_are_gone_after_it() {
     super::table(&*store, "left.sst", &[(Bytes::from_static(b"key of data"), Bytes::new())]);
     fs::create_dir(store.staging().join("cut")).unwrap();
     fs::write(store.staging().join("cut/chunk"), "x").unwrap();
-    let copy = crash_copy(directory.path());
+    let copy = crash_copy(&store, directory.path());
     let store = open(copy.path()).unwrap();
     assert_eq!(fs::read_dir(store.staging()).unwrap().count(), 0);
     assert_eq!(dump_all(&*store, Family::Data), []);
@@ -340,7 +343,7 @@ fn recycled_log_files_lose_and_revive_nothing() {
         }
         store.sync().unwrap();
         put(&*store, Family::Raft, b"unsynced", &round.to_be_bytes());
-        let copy = crash_copy(directory.path());
+        let copy = crash_copy(&store, directory.path());
         drop(store);
         directory = copy;
         store = Rocks::open(&small(directory.path())).unwrap();
@@ -463,7 +466,7 @@ fn a_full_disk_ends_the_writer_and_loses_nothing_acknowledged() {
     drop(writer);
     // A node's process would have ended here; the files are as they are.
     disk.resize("remount,size=96m");
-    let copy = crash_copy(&directory);
+    let copy = copy_of(&directory);
     drop(store);
     let store = open(copy.path()).unwrap();
     for index in 1..=acknowledged {

@@ -30,7 +30,12 @@ fn open(directory: &Path) -> super::Result<Arc<Rocks>> {
 
 /// What a crash of the process would leave now: the store is open and its files are copied as they are. What RocksDB
 /// still holds in the buffer of its log is not among them. Call it while nothing is written.
-fn crash_copy(from: &Path) -> tempfile::TempDir {
+fn crash_copy(store: &Rocks, directory: &Path) -> tempfile::TempDir {
+    store.while_still_for_test(|| copy_of(directory))
+}
+
+/// A copy of a directory in which nothing changes.
+fn copy_of(from: &Path) -> tempfile::TempDir {
     fn copy(from: &Path, to: &Path) {
         std::fs::create_dir_all(to).unwrap();
         for entry in std::fs::read_dir(from).unwrap() {
@@ -40,7 +45,7 @@ fn crash_copy(from: &Path) -> tempfile::TempDir {
                 copy(&entry.path(), &target);
             } else {
                 match std::fs::copy(entry.path(), target) {
-                    // RocksDB deletes files that it no longer needs whenever it likes.
+                    // Files given up before deletions were paused may still go; nothing refers to them.
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                     copied => assert!(copied.is_ok(), "{copied:?}"),
                 }

@@ -249,7 +249,7 @@ proptest! {
                 }
                 Step::Crash => {
                     store.sync().unwrap();
-                    let copy = crash_copy(directory.path());
+                    let copy = crash_copy(&store, directory.path());
                     drop(store);
                     directory = copy;
                     store = open(directory.path()).unwrap();

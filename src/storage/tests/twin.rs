@@ -184,7 +184,7 @@ impl Twins {
             Step::Crash => {
                 self.snapshots.clear();
                 self.memory.crash();
-                let copy = crash_copy(self.directory.path());
+                let copy = crash_copy(self.rocks(), self.directory.path());
                 self.rocks = None;
                 self.directory = copy;
                 self.rocks = Some(open(self.directory.path()).unwrap());
