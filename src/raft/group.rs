@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
@@ -24,10 +26,13 @@ use super::receive;
 use super::status::{Part, Status};
 use super::transport::{Kind, Transport};
 use super::types::{Command, Metrics, Raft, Snapshot, SnapshotMeta, TypeConfig};
-use crate::runtime::{Clock, Task};
+use crate::runtime::{self, Clock, Task};
 use crate::storage::{Engine, Family, LogWriter, Lookup, Tier, log_keys};
 use crate::types::{NodeId, Outcomes, ReplicaId, ShardId};
 use crate::wire::proto::internal as proto;
+
+/// How long a stopping replica may finish what it has begun to apply.
+const STOP_GRACE: Duration = Duration::from_secs(1);
 
 /// One replica of one group. Cloning gives another handle of the same.
 #[derive(Clone)]
@@ -69,6 +74,9 @@ impl Group {
         let raft = Raft::new(options.replica.0, config, network, log.clone(), applier)
             .await
             .map_err(|error| GroupError::Start(error.to_string()))?;
+        // The first report tells what was recovered; before it, the replica would look as if it had never been in use.
+        let mut report = raft.metrics();
+        report.changed().await.map_err(|_| GroupError::Start("it stopped at once".to_owned()))?;
         let status = watch::Sender::new(status_of(&options, &raft.metrics().borrow_watched()));
         let inner = Arc::new(Inner {
             options,
@@ -110,7 +118,9 @@ impl Group {
     /// one after the other are logged in that order, also when the earlier ones are still on their way. Dropping the
     /// future leaves the proposal where it is: undetermined.
     pub async fn propose(&self, payload: Bytes) -> Result<Outcomes, ProposeError> {
-        match self.inner.raft.client_write(Command(payload)).await {
+        // Unconstrained: to a task whose budget is used up, openraft's queue would seem full, and the next proposal
+        // could get there first.
+        match tokio::task::unconstrained(self.inner.raft.client_write(Command(payload))).await {
             Ok(written) => Ok(written.data),
             // The only definite failure: openraft says so before anything is appended.
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
@@ -231,10 +241,20 @@ impl Group {
         keeper::snapshot_and_purge(&self.inner).await;
     }
 
-    /// Stops the replica. Pending proposals end as [`ProposeError::Stopped`]. Hand leadership over first.
+    /// Stops the replica and waits until its machine is gone: nothing is written afterwards. Pending proposals end as
+    /// [`ProposeError::Stopped`]. Hand leadership over first; stop the log writer last.
     pub async fn stop(&self) {
-        // The error only says that the core's task was ended by force, which nobody does.
-        let _ = self.inner.raft.shutdown().await;
+        let mut applied = self.inner.applied.clone();
+        let mut ended = pin!(async {
+            let _ = self.inner.raft.shutdown().await;
+            // openraft's core does not wait for its machine; whoever removes the replica's data afterwards must.
+            while applied.changed().await.is_ok() {}
+        });
+        if runtime::timeout(STOP_GRACE, &mut ended).await.is_none() {
+            // The machine waits for an entry of a log writer that has stopped.
+            self.inner.log.close();
+            ended.await;
+        }
         let keeper = self.inner.keeper.lock().take();
         if let Some(keeper) = keeper {
             let _ = keeper.await;

@@ -8,14 +8,17 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::future::Either;
 use futures::{Stream, StreamExt};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::cache::{Cache, Sizes};
 use super::codec;
@@ -48,6 +51,7 @@ struct Shared {
     state: Mutex<State>,
     /// Told when there is more log than is to be kept.
     full: Notify,
+    closed: CancellationToken,
 }
 
 struct State {
@@ -90,7 +94,16 @@ impl LogStore {
         let state =
             State { vote, purged, last, cache: Cache::default(), sizes: Sizes::new(bounds.keep_bytes), told: false };
         let written = writer.written(group);
-        let shared = Shared { group, engine, writer, written, bounds, state: Mutex::new(state), full: Notify::new() };
+        let shared = Shared {
+            group,
+            engine,
+            writer,
+            written,
+            bounds,
+            state: Mutex::new(state),
+            full: Notify::new(),
+            closed: CancellationToken::new(),
+        };
         let log = LogStore { shared: Arc::new(shared) };
         log.estimate_sizes().map_err(|error| storage::Error::corruption(error.to_string()))?;
         Ok(log)
@@ -134,8 +147,16 @@ impl LogStore {
             // What an empty log has written is 0 as well.
             return self.barrier().await;
         }
-        self.shared.written.wait(index).await;
-        Ok(())
+        let closed = pin!(self.shared.closed.cancelled());
+        match futures::future::select(pin!(self.shared.written.wait(index)), closed).await {
+            Either::Left(_) => Ok(()),
+            Either::Right(_) => Err(io_error(storage::Error::Stopped)),
+        }
+    }
+
+    /// Ends those who wait for an entry that will never be written, because the replica or the log writer stopped.
+    pub fn close(&self) {
+        self.shared.closed.cancel();
     }
 
     /// Waits until everything queued so far is durable.
@@ -190,19 +211,19 @@ impl LogStore {
         let mut entries = runtime::spawn_blocking(move || log.read_stored(start, boundary.min(end), bytes_max))
             .await
             .map_err(io_error)??;
-        // A purge may have overtaken us and taken from the front; what is left must still be without a hole.
-        let complete = entries.last().is_some_and(|last| last.id.index + 1 == boundary);
-        if complete || entries.is_empty() && self.range().0 >= boundary {
+        // Nothing there: a purge has overtaken us, or the log begins later. Otherwise there must be no hole.
+        if entries.last().is_none_or(|last| last.id.index + 1 == boundary) {
             entries.extend(cached);
         }
         Ok(entries)
     }
 
-    /// Refuses what does not begin at `start`, unless the log ends there: a machine must never skip an entry.
-    fn complete(&self, start: u64, entries: Vec<LogEntry>) -> io::Result<Vec<LogEntry>> {
+    /// Refuses what does not begin at `start`, unless the log ends there: neither a machine nor a follower's log may
+    /// skip an entry.
+    fn complete(&self, start: u64, end: u64, entries: Vec<LogEntry>) -> io::Result<Vec<LogEntry>> {
         let begins = match entries.first() {
             Some(first) => first.id.index == start,
-            None => start >= self.range().1,
+            None => start >= end.min(self.range().1),
         };
         if begins { Ok(entries) } else { Err(io_error(format!("entry {start} of {} is missing", self.shared.group))) }
     }
@@ -279,7 +300,8 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<LogEntry>, io::Error> {
-        self.read(start, end, READ_BYTES_MAX).await
+        let entries = self.read(start, end, READ_BYTES_MAX).await?;
+        self.complete(start, end, entries)
     }
 
     async fn entries_stream<R: RangeBounds<u64> + Clone + Debug + OptionalSend>(
@@ -293,7 +315,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
             async move {
                 let start = next.filter(|&start| start < end)?;
                 let read = log.read(start, end, READ_BYTES_MAX).await;
-                let (chunk, next) = match read.and_then(|entries| log.complete(start, entries)) {
+                let (chunk, next) = match read.and_then(|entries| log.complete(start, end, entries)) {
                     Ok(entries) => {
                         let next = entries.last()?.id.index + 1;
                         (entries.into_iter().map(Ok).collect(), Some(next))
@@ -362,6 +384,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let from = after(last);
         {
             let mut state = self.shared.state.lock();
+            if from >= after(state.last) {
+                return Ok(());
+            }
             state.last = last.max(state.purged);
             state.cache.truncate(from);
             state.sizes.truncate(from);
