@@ -95,8 +95,9 @@ impl Core {
             Request::History { .. } => (ReadLevel::Linearizable, true),
             Request::Write(write) => (ReadLevel::Linearizable, write.request.is_some()),
         };
-        self.budget.lock().earn(self.clock.now());
-        let mut trouble = Trouble::new(repeatable);
+        let begun = self.clock.now();
+        self.budget.lock().earn(begun);
+        let mut trouble = Trouble::new(repeatable, begun, deadline);
         loop {
             let target = match self.target(table, anchor, level, &trouble)? {
                 Some(target) => target,
@@ -117,7 +118,7 @@ impl Core {
                 Err(error) => error,
             };
             self.note(&error, &target);
-            match trouble.judge(error, target.node, self.clock.now(), deadline) {
+            match trouble.judge(error, target.node, self.clock.now()) {
                 Next::Fail(error) => return Err(error),
                 Next::Again => self.spend(&mut trouble, &target, deadline).await,
                 Next::Refresh => {
@@ -129,7 +130,7 @@ impl Core {
                     self.spend(&mut trouble, &target, deadline).await;
                 }
             }
-            if self.clock.now() >= deadline {
+            if trouble.is_late(self.clock.now()) {
                 return Err(trouble.give_up());
             }
             ::metrics::counter!(metrics::RETRIES).increment(1);

@@ -21,6 +21,9 @@ const HOPS_MAX: u32 = 3;
 /// Pauses between attempts: an election takes one to two seconds and its end should not be missed by much.
 const PAUSE_FIRST: Duration = Duration::from_millis(20);
 const PAUSE_LONGEST: Duration = Duration::from_millis(100);
+/// Least time left for another attempt: with less, a write would hardly be answered any more, and a failure that is
+/// definite now would become undetermined. Of a short deadline no more than a tenth is kept for this.
+const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 /// The pause when the retry budget is spent.
 const PAUSE_THROTTLED: Duration = Duration::from_millis(500);
 /// Longest pause that a server can ask for.
@@ -53,6 +56,8 @@ pub(super) struct Trouble {
     undetermined: bool,
     /// Whether a repeat is safe then.
     repeatable: bool,
+    /// When it is too late for another attempt.
+    last_call: Instant,
     /// The node of the last attempt, if it is better not asked next.
     pub(super) avoid: Option<NodeId>,
     /// Whether the leader itself must be asked, whatever the read allows.
@@ -61,8 +66,9 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    /// Of a call that changes nothing, or whose repeat has no second effect, if `repeatable`.
-    pub(super) fn new(repeatable: bool) -> Trouble {
+    /// Of a call that begins `now` and changes nothing, or whose repeat has no second effect, if `repeatable`.
+    pub(super) fn new(repeatable: bool, now: Instant, deadline: Instant) -> Trouble {
+        let patience = deadline.saturating_duration_since(now);
         Trouble {
             pauses: Backoff::new(PAUSE_FIRST, PAUSE_LONGEST),
             hops: 0,
@@ -71,6 +77,7 @@ impl Trouble {
             attempts: 0,
             undetermined: false,
             repeatable,
+            last_call: now + patience.saturating_sub(ATTEMPT_MIN.min(patience / 10)),
             avoid: None,
             leader_only: false,
             last: None,
@@ -84,7 +91,7 @@ impl Trouble {
     }
 
     /// Takes note of an attempt at `node` that failed at `now` and says what to do.
-    pub(super) fn judge(&mut self, error: Error, node: NodeId, now: Instant, deadline: Instant) -> Next {
+    pub(super) fn judge(&mut self, error: Error, node: NodeId, now: Instant) -> Next {
         self.attempts += 1;
         self.avoid = None;
         let next = match error.kind() {
@@ -127,10 +134,15 @@ impl Trouble {
         self.last = Some(error);
         match next {
             Next::Fail(error) => Next::Fail(error),
-            _ if now >= deadline => Next::Fail(self.give_up()),
-            Next::Pause(pause) => Next::Pause(pause.min(deadline.saturating_duration_since(now))),
+            Next::Pause(pause) if now + pause >= self.last_call => Next::Fail(self.give_up()),
+            _ if self.is_late(now) => Next::Fail(self.give_up()),
             other => other,
         }
+    }
+
+    /// Whether it is too late for another attempt.
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        now >= self.last_call
     }
 
     /// The pause instead of a retry that the budget does not allow now.
@@ -197,11 +209,12 @@ mod tests {
 
     impl Case {
         fn new(repeatable: bool) -> Case {
-            Case { trouble: Trouble::new(repeatable), now: Clock::system().now() }
+            let now = Clock::system().now();
+            Case { trouble: Trouble::new(repeatable, now, now + Duration::from_secs(5)), now }
         }
 
         fn judge(&mut self, error: Error) -> Next {
-            self.trouble.judge(error, ONE, self.now, self.now + Duration::from_secs(5))
+            self.trouble.judge(error, ONE, self.now)
         }
     }
 
@@ -296,8 +309,23 @@ mod tests {
         let told = case.trouble.give_up();
         assert_eq!(told.reason, Reason::NotReady);
         assert!(told.message.contains("2 attempts"), "{told}");
-        let late = case.trouble.judge(error(Reason::NoQuorum), ONE, case.now, case.now);
-        assert!(matches!(late, Next::Fail(told) if told.reason == Reason::NoQuorum));
+    }
+
+    #[test]
+    fn no_attempt_begins_that_has_no_time_left() {
+        let mut case = Case::new(true);
+        let judge = |case: &mut Case, reason, millis| {
+            case.trouble.judge(error(reason), ONE, case.now + Duration::from_millis(millis))
+        };
+        assert_eq!(judge(&mut case, Reason::NotReady, 4_800), Next::Again);
+        assert!(is_pause(&judge(&mut case, Reason::NoQuorum, 4_800)));
+        let late = judge(&mut case, Reason::NotReady, 4_900);
+        assert!(matches!(late, Next::Fail(told) if told.reason == Reason::NotReady));
+        let too_late_after_the_pause = judge(&mut case, Reason::NoQuorum, 4_895);
+        assert!(matches!(too_late_after_the_pause, Next::Fail(told) if told.reason == Reason::NoQuorum));
+        let (now, short) = (case.now, Duration::from_millis(50));
+        assert!(!Trouble::new(true, now, now + short).is_late(now + Duration::from_millis(44)));
+        assert!(Trouble::new(true, now, now + short).is_late(now + Duration::from_millis(46)));
     }
 
     #[test]

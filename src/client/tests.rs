@@ -271,7 +271,9 @@ async fn retries_of_very_many_callers_are_held_down_by_the_budget() {
         spawn(async move { orders.put("k", "v").await.expect_err("no leader") })
     });
     for caller in callers.collect::<Vec<_>>() {
-        assert_eq!(caller.await.expect("no panic").reason, Reason::NoQuorum);
+        let error = caller.await.expect("no panic");
+        // On a slow machine the last attempt may be left unanswered.
+        assert!(matches!(error.reason, Reason::NoQuorum | Reason::ResultUndetermined), "{error}");
     }
     // 300 calls, 300 + 2 x 300 retries of the budget, and slow ones; unchecked it would be about 10,000.
     let asked = node.seen().len();
