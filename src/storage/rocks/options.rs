@@ -47,6 +47,9 @@ const RAFT_BUFFER_BYTES: usize = 1 << 20;
 const LOG_FILES_BYTES_MAX: u64 = 96 << 20;
 /// Old log files kept to be written over: overwriting allocated blocks makes an fsync 5 to 30% cheaper.
 const RECYCLED_LOG_FILES: usize = 2;
+/// New files of the log family that lie side by side before they are compacted: by then most of what is in them has been
+/// purged and need not be written again. Entries are read by scans of one group, so a few more files cost little.
+const LOG_FILES_BEFORE_COMPACTION: i32 = 8;
 /// Open table files; a file beyond that is opened again when it is read.
 const OPEN_FILES_MAX: i32 = 512;
 /// Table files are written back in steps, so that a flush never makes the log's fsync wait for its whole output.
@@ -103,6 +106,7 @@ pub(super) fn families(options: &Options, cache: &Cache, horizons: &Arc<Horizons
     // Entries live until the next purge, mostly in memory: not worth packing.
     let mut log = tables(cache, DBCompressionType::None, false);
     log.set_write_buffer_size(options.write_buffer_bytes / 2);
+    log.set_level_zero_file_num_compaction_trigger(LOG_FILES_BEFORE_COMPACTION);
 
     let mut raft = tables(cache, DBCompressionType::None, false);
     raft.set_write_buffer_size(RAFT_BUFFER_BYTES);
