@@ -21,8 +21,9 @@ pub enum Format {
     Json,
 }
 
-/// Libraries whose own news are only noise at `info`.
-const QUIET: &str = "h2=warn,hyper=warn,tonic=warn,tower=warn,openraft=error";
+/// Libraries whose own news are only noise at `info`. openraft warns once per election and peer while a node is down,
+/// and its handles complain of every message to a replica that has been stopped on purpose; both are told by `raft`.
+const QUIET: &str = "h2=warn,hyper=warn,tonic=warn,tower=warn,openraft=error,openraft::raft::raft_inner=off";
 
 /// Whether `level` can be understood; if not, why.
 pub fn check(level: &str) -> Result<(), String> {

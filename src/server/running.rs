@@ -79,7 +79,7 @@ pub struct Running {
     grpc: Grpc,
     node: Arc<Node>,
     writer: LogWriter,
-    storage: Weak<Rocks>,
+    storage: Arc<Rocks>,
     watching: Task<()>,
 }
 
@@ -112,7 +112,6 @@ pub async fn start_on(config: Config, listeners: Listeners) -> Result<Running, E
 
     let engine = open_storage(&config).await?;
     ready.set("storage", || Ok(()));
-    let storage = Arc::downgrade(&engine);
     let writer = LogWriter::start(engine.clone())?;
 
     let options = NodeOptions {
@@ -126,7 +125,7 @@ pub async fn start_on(config: Config, listeners: Listeners) -> Result<Running, E
         version: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock.clone(),
     };
-    let node = Node::start(options, engine, writer.clone()).await?;
+    let node = Node::start(options, engine.clone(), writer.clone()).await?;
     let control = Control::start(node.clone());
     check_node(&live, &ready, &node);
 
@@ -134,9 +133,9 @@ pub async fn start_on(config: Config, listeners: Listeners) -> Result<Running, E
     let grpc = Grpc::serve(grpc, door, config.limits, clock.clone())
         .await
         .map_err(system("the gRPC port cannot be served"))?;
-    let watching = runtime::spawn(watch(recorder, ready.clone(), grpc.health(), storage.clone()));
+    let watching = runtime::spawn(watch(recorder, ready.clone(), grpc.health(), Arc::downgrade(&engine)));
     tracing::info!(node = config.id.0, grpc = %grpc_addr, http = %http_addr, data = %config.data.display(), "serving");
-    Ok(Running { config, clock, ready, http, grpc, node, writer, storage, watching })
+    Ok(Running { config, clock, ready, http, grpc, node, writer, storage: engine, watching })
 }
 
 impl Running {
@@ -181,19 +180,23 @@ impl Running {
         }
         http.close().await;
         drop((node, writer, ready));
-        release(&storage, &clock).await;
+        release(storage, &clock).await;
     }
 }
 
-/// Waits until the last task has let go of the storage and it is closed.
-async fn release(storage: &Weak<Rocks>, clock: &Clock) {
+/// Waits until nobody else holds the storage, then closes it.
+async fn release(storage: Arc<Rocks>, clock: &Clock) {
     let deadline = clock.now() + RELEASE_TIMEOUT;
-    while storage.strong_count() > 0 {
+    while Arc::strong_count(&storage) > 1 {
         if clock.now() >= deadline {
-            tracing::warn!("the storage is still in use by {} tasks", storage.strong_count());
+            tracing::warn!("the storage is still in use by {} tasks", Arc::strong_count(&storage) - 1);
             return;
         }
         runtime::sleep(RELEASE_INTERVAL).await;
+    }
+    // Closing writes to the disk.
+    if runtime::spawn_blocking(move || drop(storage)).await.is_err() {
+        tracing::error!("the storage was not closed in order; nothing acknowledged is lost");
     }
 }
 

@@ -112,13 +112,6 @@ impl Grpc {
             }
         }
     }
-
-    /// Breaks everything off at once, as a crash would.
-    pub fn abort(self) {
-        self.closing.cancel();
-        self.connections.abort();
-        self.served.abort();
-    }
 }
 
 /// Says what grpc.health.v1 answers.
