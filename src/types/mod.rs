@@ -15,8 +15,8 @@ pub use error::{Error, Kind, Reason, Result};
 pub use ids::{ClusterId, Epoch, Incarnation, NodeId, ReplicaId, ShardId, Slot, TableId};
 pub use limits::Limits;
 pub use request::{
-    Action, Answer, Condition, Header, Observed, Operation, Outcome, Outcomes, Page, Read, ReadLevel, Request, RequestId, Response, Role, Row,
-    ScanBounds, ScanRequest, Test, Token, Versioned, Write,
+    Action, Answer, Condition, Header, Observed, Operation, Outcome, Outcomes, Page, Read, ReadLevel, Request,
+    RequestId, Response, Role, Row, ScanBounds, ScanRequest, Test, Token, Versioned, Write,
 };
 pub use schema::{Partitioning, ReplicaDescriptor, ReplicaRole, ShardDescriptor, TableDescriptor, TableState};
 pub use timestamp::Timestamp;
