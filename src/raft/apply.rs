@@ -6,7 +6,7 @@
 //! state that survived without its log would make the replica unusable. Proposers are answered after the batch.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -268,11 +268,6 @@ impl SnapshotFiles {
             }
         }
         Ok(self.files.clone())
-    }
-
-    /// Where the files of a cut lie.
-    pub fn directory(&self) -> Option<&Path> {
-        self.directory.as_deref()
     }
 }
 

@@ -47,7 +47,9 @@ pub fn dispatch(raft: &Raft, kind: Kind, payload: Bytes, answer: oneshot::Sender
 fn handler(raft: Raft, kind: Kind, payload: Bytes) -> Result<Handler, CodecError> {
     Ok(match kind {
         Kind::Append => {
-            let request = codec::decode_append(payload)?;
+            // Entries stay in the cache as slices of what they came in. The connection's buffer also holds the frames
+            // of other groups and must not be kept for the sake of a few of them.
+            let request = codec::decode_append(Bytes::copy_from_slice(&payload))?;
             Box::pin(async move {
                 let response = raft.append_entries(request).await.map_err(|error| error.to_string())?;
                 Ok(codec::encode_append_response(&response))

@@ -365,7 +365,7 @@ impl Transport for Link {
         group.receive(frame.from, frame.to, frame.kind, frame.payload, answer);
         runtime::spawn(async move {
             let Ok(answer) = answered.await else { return };
-            if kind == Kind::Append && answer.as_ref().is_ok_and(|payload| is_conflict(payload)) {
+            if kind == Kind::Append && answer.as_ref().is_ok_and(is_conflict) {
                 net.conflicts.fetch_add(1, Ordering::Relaxed);
             }
             // An answer on a link that was cut meanwhile is lost: its sender is dropped.
@@ -423,7 +423,7 @@ enum On {
 
 enum Base {
     Memory(Arc<Memory>),
-    Rocks(Arc<Rocks>, tempfile::TempDir),
+    Rocks { store: Arc<Rocks>, _directory: tempfile::TempDir },
 }
 
 impl Base {
@@ -433,7 +433,7 @@ impl Base {
             On::Rocks => {
                 let directory = tempfile::tempdir().expect("a directory");
                 let options = storage::Options::new(directory.path().join("store"));
-                Base::Rocks(Rocks::open(&options).expect("a new store"), directory)
+                Base::Rocks { store: Rocks::open(&options).expect("a new store"), _directory: directory }
             }
         }
     }
@@ -441,7 +441,7 @@ impl Base {
     fn engine(&self) -> Arc<dyn Engine> {
         match self {
             Base::Memory(memory) => memory.clone(),
-            Base::Rocks(rocks, _) => rocks.clone(),
+            Base::Rocks { store, .. } => store.clone(),
         }
     }
 }
@@ -540,10 +540,10 @@ impl Cluster {
         let mut leader = None;
         for _ in 0..1_000 {
             leader = hosts.iter().copied().find(|&at| self.hosts[at].status().is_leader());
-            if let Some(at) = leader {
-                if self.hosts[at].group.confirm().await.is_ok() {
-                    return at;
-                }
+            if let Some(at) = leader
+                && self.hosts[at].group.confirm().await.is_ok()
+            {
+                return at;
             }
             runtime::sleep(Duration::from_millis(20)).await;
         }
