@@ -268,3 +268,87 @@ pub fn decode_transfer(bytes: Bytes) -> Result<TransferRequest> {
     let from = vote_from_proto(message.from)?;
     Ok(TransferRequest::new(from, message.to_replica, message.last_log.map(log_id_from_proto)))
 }
+
+#[cfg(test)]
+mod tests {
+    use openraft::entry::RaftEntry;
+
+    use super::*;
+
+    fn id(index: u64) -> LogId {
+        LogId::new(LeaderId { term: 1, node_id: 2 }, index)
+    }
+
+    fn joint() -> Membership {
+        let nodes: BTreeMap<u64, NodeId> = [(10, NodeId(1)), (20, NodeId(2)), (30, NodeId(3))].into();
+        Membership::new(vec![[10, 20].into(), [20].into()], nodes).expect("valid")
+    }
+
+    #[test]
+    fn what_lies_in_storage_keeps_its_bytes() {
+        let hex = |bytes: Bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let entry = LogEntry::new(id(3), Payload::Normal(Command(Bytes::from_static(b"ab"))));
+        assert_eq!(hex(encode_entry(&entry)), "0a060801100218031a026162");
+        assert_eq!(hex(encode_entry(&LogEntry::new(id(3), Payload::Blank))), "0a060801100218031001");
+        assert_eq!(hex(encode_vote(&Vote::new_committed(1, 2))), "080110021801");
+        assert_eq!(hex(encode_log_id(&id(3))), "080110021803");
+        let nodes: BTreeMap<u64, NodeId> = [(10, NodeId(1))].into();
+        let single = Membership::new(vec![[10].into()], nodes).expect("valid");
+        assert_eq!(
+            hex(encode_mark(Some(&id(3)), &StoredMembership::new(Some(id(3)), single))),
+            "0a0608011002180312150a06080110021803120b0a030a010a1204080a1001"
+        );
+    }
+
+    #[test]
+    fn everything_comes_back_as_it_was() {
+        for payload in [Payload::Blank, Payload::Normal(Command(Bytes::new())), Payload::Membership(joint())] {
+            let entry = LogEntry::new(id(0), payload);
+            assert_eq!(decode_entry(encode_entry(&entry)).expect("decodes"), entry);
+        }
+        let members = StoredMembership::new(Some(id(7)), joint());
+        assert_eq!(decode_mark(encode_mark(Some(&id(9)), &members)), Ok((Some(id(9)), members)));
+        let nothing = StoredMembership::default();
+        assert_eq!(decode_mark(encode_mark(None, &nothing)), Ok((None, nothing)));
+        for vote in [Vote::new(3, 4), Vote::new_committed(3, 4)] {
+            assert_eq!(decode_vote(encode_vote(&vote)), Ok(vote));
+        }
+        let entries = vec![LogEntry::new(id(1), Payload::Blank), LogEntry::new(id(2), Payload::Membership(joint()))];
+        let append = AppendRequest {
+            vote: Vote::new_committed(1, 2),
+            prev_log_id: Some(id(0)),
+            entries: entries.clone(),
+            leader_commit: None,
+        };
+        let decoded = decode_append(encode_append(&append)).expect("decodes");
+        assert_eq!((decoded.vote, decoded.prev_log_id, decoded.leader_commit), (append.vote, append.prev_log_id, None));
+        assert_eq!(decoded.entries, entries);
+        let mut request = VoteRequest::new(Vote::new(3, 4), Some(id(5)));
+        request.leadership_transfer = true;
+        assert_eq!(decode_vote_request(encode_vote_request(&request)), Ok(request));
+        let response = VoteResponse::new(Vote::new(3, 4), None, true);
+        assert_eq!(decode_vote_response(encode_vote_response(&response)), Ok(response));
+        let transfer = TransferRequest::new(Vote::new_committed(3, 4), 20, Some(id(5)));
+        assert_eq!(decode_transfer(encode_transfer(&transfer)), Ok(transfer));
+        let answer = |response: AppendResponse| {
+            decode_append_response(encode_append_response(&response), Some(id(4)), Some(id(6))).expect("decodes")
+        };
+        assert_eq!(answer(AppendResponse::Success), Ok(Some(id(6))));
+        assert_eq!(answer(AppendResponse::PartialSuccess(Some(id(5)))), Ok(Some(id(5))));
+        assert_eq!(answer(AppendResponse::Conflict), Err(StreamAppendError::Conflict(id(4))));
+        let higher = Vote::new(9, 9);
+        assert_eq!(answer(AppendResponse::HigherVote(higher)), Err(StreamAppendError::HigherVote(higher)));
+    }
+
+    #[test]
+    fn what_lacks_something_is_refused_by_name() {
+        assert_eq!(decode_entry(Bytes::new()), Err(CodecError::Missing("the log id of an entry")));
+        let no_payload = encode(&proto::Entry { id: Some(log_id_to_proto(&id(1))), payload: None });
+        assert_eq!(decode_entry(no_payload), Err(CodecError::Missing("the payload of an entry")));
+        assert_eq!(decode_vote_request(Bytes::new()), Err(CodecError::Missing("the vote")));
+        assert_eq!(decode_mark(Bytes::new()), Err(CodecError::Missing("the membership of a mark")));
+        let stranger = proto::Membership { configs: vec![proto::Config { voters: vec![1] }], members: Vec::new() };
+        assert!(matches!(membership_from_proto(stranger), Err(CodecError::Invalid { .. })));
+        assert!(matches!(decode_vote(Bytes::from_static(b"\xff")), Err(CodecError::Decode { .. })));
+    }
+}
