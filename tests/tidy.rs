@@ -216,8 +216,8 @@ fn quoted(rest: &str) -> usize {
 /// The length of a character literal at the start; none for a lifetime.
 fn character(rest: &str) -> Option<usize> {
     let body = rest.strip_prefix('\'')?;
-    if body.starts_with('\\') {
-        return body[1..].char_indices().skip(1).find(|(_, c)| *c == '\'').map(|(at, _)| at + 3);
+    if let Some(escaped) = body.strip_prefix('\\') {
+        return escaped.char_indices().skip(1).find(|(_, c)| *c == '\'').map(|(at, _)| at + 3);
     }
     let first = body.chars().next()?;
     body[first.len_utf8()..].starts_with('\'').then_some(first.len_utf8() + 2)

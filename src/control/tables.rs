@@ -7,8 +7,8 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use super::{CREATE_TABLE, Control, DROP_TABLE, VERB_TIMEOUT};
-use crate::catalog::{Directory, TableEntry};
 use crate::catalog::change::{self, Creation};
+use crate::catalog::{Directory, TableEntry};
 use crate::node::{NodeReport, ask};
 use crate::placement::{self, Candidate};
 use crate::runtime::{Instant, sleep};
@@ -110,12 +110,7 @@ impl Control {
         Ok(Created { table, shards, revision: self.node.directory().revision() })
     }
 
-    async fn wait_until_served(
-        &self,
-        shards: &[ShardDescriptor],
-        revision: Timestamp,
-        details: &mut TableDetails,
-    ) {
+    async fn wait_until_served(&self, shards: &[ShardDescriptor], revision: Timestamp, details: &mut TableDetails) {
         let deadline: Instant = self.node.clock().now() + LEADERS_TIMEOUT;
         self.node.wait_for_revision(revision).await;
         let mut missing: BTreeSet<ShardId> = shards.iter().map(|shard| shard.id).collect();

@@ -93,7 +93,7 @@ impl Node {
             engine,
             writer,
             identity: OnceLock::new(),
-            registry: Registry::new(),
+            registry: Registry::default(),
             links,
             directory: ArcSwap::from_pointee(Directory::empty()),
             directory_changed: watch::Sender::new(Timestamp::ZERO),

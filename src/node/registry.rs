@@ -10,17 +10,13 @@ use crate::shard::Shard;
 use crate::types::ShardId;
 
 /// The hosted replicas. Reads take no lock; changes copy the map, they are rare.
+#[derive(Default)]
 pub struct Registry {
     replicas: ArcSwap<HashMap<ShardId, Arc<Shard>>>,
     changed: watch::Sender<u64>,
 }
 
 impl Registry {
-    /// No replicas.
-    pub fn new() -> Registry {
-        Registry { replicas: ArcSwap::default(), changed: watch::Sender::new(0) }
-    }
-
     /// The replica of a shard.
     pub fn get(&self, shard: ShardId) -> Option<Arc<Shard>> {
         self.replicas.load().get(&shard).cloned()

@@ -94,6 +94,7 @@ pub struct Proposal {
 
 impl Proposal {
     /// The payload of a log entry.
+    #[cfg(test)]
     pub fn encode(&self) -> Bytes {
         encode(self.stamped, self.commands.iter().map(Command::to_log).collect(), self.horizon, self.checksum)
     }

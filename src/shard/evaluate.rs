@@ -18,6 +18,12 @@ pub struct Scratch<'a> {
     written: HashMap<Bytes, Version>,
 }
 
+/// Whether compaction may have dropped this version: the newest at or before the horizon, if nothing lived in it then.
+/// Some replicas still have it and others do not, so for all of them it is nothing.
+pub fn is_settled(version: &Version, horizon: Timestamp) -> bool {
+    version.timestamp <= horizon && !version.lives_at(horizon.millis())
+}
+
 /// A decided command: the answer, and the versions it makes (none unless it was applied).
 pub struct Decided {
     /// The answer.
@@ -39,15 +45,15 @@ impl<'a> Scratch<'a> {
         }
     }
 
-    /// The newest version of a key at or before `at`, deletions included.
-    fn newest(&self, key: &Bytes, at: Timestamp) -> storage::Result<Option<Version>> {
+    /// The newest version of a key at or before `at`, deletions included unless they are settled.
+    fn newest(&self, key: &Bytes, at: Timestamp, horizon: Timestamp) -> storage::Result<Option<Version>> {
         if let Some(version) = self.written.get(key)
             && version.timestamp <= at
         {
             return Ok(Some(version.clone()));
         }
         match mvcc::newest(self.reader, key, at, Tier::Disk)? {
-            Lookup::Found(version) => Ok(Some(version)),
+            Lookup::Found(version) => Ok(Some(version).filter(|version| !is_settled(version, horizon))),
             Lookup::Missing => Ok(None),
             Lookup::NeedsDisk => unreachable!("a read of the disk tier always knows"),
         }
@@ -96,7 +102,7 @@ pub fn evaluate(
 ) -> storage::Result<Decided> {
     let now_ms = timestamp.millis();
     for (position, condition) in write.conditions.iter().enumerate() {
-        let current = live(scratch.newest(&condition.key, Timestamp::MAX)?.as_ref(), now_ms);
+        let current = live(scratch.newest(&condition.key, Timestamp::MAX, horizon)?.as_ref(), now_ms);
         let holds = match &condition.test {
             Test::Version(expected) => current.as_ref().is_some_and(|current| current.timestamp == *expected),
             Test::Absent => current.is_none(),
@@ -129,7 +135,7 @@ pub fn evaluate(
             Action::Delete => {
                 let before = match staged.find(key) {
                     Some(version) => Some(version.clone()),
-                    None => scratch.newest(key, Timestamp::MAX)?,
+                    None => scratch.newest(key, Timestamp::MAX, horizon)?,
                 };
                 // A deletion of nothing makes no version; one of an expired value does, it ends the value's history.
                 if before.is_some_and(|version| version.value.is_some()) {
@@ -139,7 +145,7 @@ pub fn evaluate(
             Action::Increment { delta } => {
                 let before = match staged.find(key) {
                     Some(version) => live(Some(version), now_ms),
-                    None => live(scratch.newest(key, Timestamp::MAX)?.as_ref(), now_ms),
+                    None => live(scratch.newest(key, Timestamp::MAX, horizon)?.as_ref(), now_ms),
                 };
                 match increment(before.as_ref(), *delta) {
                     Ok(sum) => {
@@ -156,7 +162,7 @@ pub fn evaluate(
                     return Ok(Decided { verdict: Err(error), versions: Vec::new() });
                 }
                 // What it was then; a value that has run out since stays gone.
-                let then = live(scratch.newest(key, *to)?.as_ref(), now_ms.max(to.millis()));
+                let then = live(scratch.newest(key, *to, horizon)?.as_ref(), now_ms.max(to.millis()));
                 let (value, expires_ms) = match then {
                     Some(then) => (Some(then.value), then.expires_ms),
                     None => (None, None),

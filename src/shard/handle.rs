@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checksum::{self, Checksum};
 use super::command::Command;
-use super::evaluate::within_history;
+use super::evaluate::{is_settled, within_history};
 use super::gate::{self, Waiting};
 use super::machine::{ShardMachine, Shared};
 use super::metrics;
@@ -276,6 +276,7 @@ impl Shard {
             };
             values.push(version.and_then(|version| live(version, now_ms)));
         }
+        self.still_there(level)?;
         Ok(self.served(values, state.last_timestamp, proof, epoch))
     }
 
@@ -293,12 +294,13 @@ impl Shard {
 
     /// Reads one page of a range that lies within the shard.
     pub async fn scan(&self, epoch: Epoch, page: PageRequest, deadline: Instant) -> Result<Served<ShardPage>> {
-        let proof = self.reach(page.level, deadline).await?;
+        let level = page.level;
+        let proof = self.reach(level, deadline).await?;
         let state = self.state();
         if state.epoch != epoch || page.start < state.start || page.end > state.end {
             return Err(self.wrong_epoch());
         }
-        let (at, now_ms) = self.position(page.level, &state)?;
+        let (at, now_ms) = self.position(level, &state)?;
         let engine = self.engine.clone();
         let scanned = spawn_blocking(move || {
             let limits =
@@ -307,6 +309,7 @@ impl Shard {
         })
         .await
         .map_err(|_| Error::internal("a scan was cancelled"))??;
+        self.still_there(level)?;
         let page = ShardPage { rows: scanned.rows, count: scanned.count, next: scanned.next };
         Ok(self.served(page, state.last_timestamp, proof, epoch))
     }
@@ -326,13 +329,15 @@ impl Shard {
             return Err(self.wrong_epoch());
         }
         let engine = self.engine.clone();
-        let horizon = state.horizon;
         let mut versions = spawn_blocking(move || mvcc::history(&*engine, &key, before, rows_max))
             .await
             .map_err(|_| Error::internal("a read of a history was cancelled"))??;
         // At and before the horizon only the newest version is promised to be there; older ones may linger.
+        // The horizon is looked at after the read: it may have moved on while the read waited for the disk.
+        let horizon = self.state().horizon;
         if let Some(position) = versions.iter().position(|version| version.timestamp <= horizon) {
             versions.truncate(position + 1);
+            versions.truncate(position + usize::from(!is_settled(&versions[position], horizon)));
         }
         Ok(self.served(versions, state.last_timestamp, proof, epoch))
     }
@@ -374,6 +379,14 @@ impl Shard {
             self.floor.fetch_max(at.next().0, Ordering::Relaxed);
         }
         Ok((at, at.millis()))
+    }
+
+    /// Refuses what was read at a position that the horizon has passed in the meantime: part of it may have been trimmed.
+    fn still_there(&self, level: ReadLevel) -> Result<()> {
+        match level {
+            ReadLevel::AsOf(at) => within_history(at, self.state().horizon, Timestamp::MAX),
+            _ => Ok(()),
+        }
     }
 
     fn served<T>(&self, body: T, as_of: Timestamp, proof: Option<Instant>, epoch: Epoch) -> Served<T> {
