@@ -16,14 +16,14 @@ use tokio::sync::watch;
 use super::command::{Command, Proposal};
 use super::evaluate::{Scratch, evaluate};
 use super::metrics;
-use super::outcomes::{RECENT_OUTCOMES_MAX, Recent, RecentOutcomes, Record, Verdict};
+use super::outcomes::{Place, RECENT_OUTCOMES_MAX, Recent, RecentOutcomes, Record, Verdict, place};
 use super::snapshot::{self, ShardCutter};
 use super::state::{REQUEST_RETENTION_MS, State, requests_from};
 use crate::keyspace::{side, version};
 use crate::raft::{Cutter, Entry, Machine};
 use crate::runtime::{Clock, Instant};
 use crate::storage::{self, Batch, Engine, Family, Lookup, Reader, Tier};
-use crate::types::{Error, Outcomes, Reason, RequestId, ShardId, Timestamp};
+use crate::types::{Error, Outcomes, Reason, ShardId, Timestamp};
 
 /// Checksum marks kept per replica, each holding one storage snapshot: the one being asked for and a late one.
 const CHECKSUM_MARKS_MAX: usize = 2;
@@ -97,13 +97,14 @@ impl ShardMachine {
     }
 
     /// The stored or remembered verdict of a request, if it was seen.
-    fn find_record(&self, anchor: &[u8], request: &RequestId) -> storage::Result<Option<Record>> {
-        match self.recent.find(request) {
+    fn find_record(&self, place: &Place, issued_ms: u64) -> storage::Result<Option<Record>> {
+        match self.recent.find(place, issued_ms) {
             Recent::Seen(record) => return Ok(Some(record.clone())),
             Recent::Unseen => return Ok(None),
             Recent::Unknown => {}
         }
-        let key = side::outcome(anchor, request.client, request.sequence);
+        let (anchor, client, sequence) = place;
+        let key = side::outcome(anchor, *client, *sequence);
         match self.engine.get(Family::Data, &key, Tier::Disk)? {
             Lookup::Found(bytes) => Record::decode(bytes).map(Some).map_err(storage::Error::from),
             Lookup::Missing => Ok(None),
@@ -118,7 +119,7 @@ impl ShardMachine {
         stamped: Timestamp,
         scratch: &mut Scratch<'_>,
         batch: &mut Batch,
-        new_records: &mut HashMap<(u64, u64), Record>,
+        new_records: &mut HashMap<Place, Record>,
     ) -> storage::Result<Verdict> {
         if let Err(refusal) = self.admit(command, stamped) {
             return Ok(Err(refusal));
@@ -131,9 +132,10 @@ impl ShardMachine {
         };
         let fingerprint = command.fingerprint();
         if let Some(request) = &write.request {
-            let seen = match new_records.get(&(request.client, request.sequence)) {
+            let place = place(anchor, request);
+            let seen = match new_records.get(&place) {
                 Some(record) => Some(record.clone()),
-                None => self.find_record(anchor, request)?,
+                None => self.find_record(&place, request.issued_ms)?,
             };
             if let Some(record) = seen {
                 ::metrics::counter!(metrics::REPEATS).increment(1);
@@ -158,7 +160,7 @@ impl ShardMachine {
             };
             batch.put(Family::Data, side::outcome(anchor, request.client, request.sequence), record.encode());
             self.state.issued_max_ms = self.state.issued_max_ms.max(request.issued_ms);
-            new_records.insert((request.client, request.sequence), record);
+            new_records.insert(place(anchor, request), record);
         }
         Ok(decided.verdict)
     }
@@ -214,7 +216,7 @@ impl ShardMachine {
         proposal: Proposal,
         scratch: &mut Scratch<'_>,
         batch: &mut Batch,
-        new_records: &mut HashMap<(u64, u64), Record>,
+        new_records: &mut HashMap<Place, Record>,
     ) -> storage::Result<Outcomes> {
         let mut outcomes: Outcomes = Vec::with_capacity(proposal.commands.len());
         for command in &proposal.commands {
@@ -266,9 +268,8 @@ impl Machine for ShardMachine {
         }
         drop(scratch);
         self.commit(batch, mark)?;
-        for ((client, sequence), record) in new_records {
-            let request = RequestId { client, sequence, issued_ms: record.issued_ms };
-            self.recent.insert(&request, record);
+        for (place, record) in new_records {
+            self.recent.insert(place, record);
         }
         if commands > 0 {
             ::metrics::counter!(metrics::COMMANDS_APPLIED).increment(commands as u64);

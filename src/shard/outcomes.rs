@@ -4,8 +4,9 @@
 //! than that are refused before they get here (`requests_from_ms`), so a record may go once its request would be
 //! refused.
 //!
-//! A record lies in family `Data` under the encoded key of the command's first key, so it moves with its range. The
-//! cache answers "never seen" without touching the disk: it holds *every* record issued at or after `covered_from_ms`.
+//! A record lies in family `Data` under the encoded key of the command's first key, so it moves with its range. So a
+//! request id is one with its first key: the same id with another payload is refused if that key is the same, and is
+//! another request if it is not. The cache answers "never seen" without touching the disk: it holds *every* record issued at or after `covered_from_ms`.
 //! That is a statement about `issued_ms` alone, whatever the clocks of clients do.
 
 use std::collections::{BTreeSet, HashMap};
@@ -108,11 +109,20 @@ impl Record {
     }
 }
 
+/// Where a record lies: under the encoded key of its command's first key, by client and sequence. Part of the question
+/// "was it seen?", or the answer would depend on whether it is looked up in memory or on the disk.
+pub type Place = (Bytes, u64, u64);
+
+/// The place of a request's record.
+pub fn place(anchor: &Bytes, request: &RequestId) -> Place {
+    (anchor.clone(), request.client, request.sequence)
+}
+
 /// The recent records of one replica.
 #[derive(Debug)]
 pub struct RecentOutcomes {
-    records: HashMap<(u64, u64), Record>,
-    by_age: BTreeSet<(u64, u64, u64)>,
+    records: HashMap<Place, Record>,
+    by_age: BTreeSet<(u64, Place)>,
     covered_from_ms: u64,
     records_max: usize,
 }
@@ -140,36 +150,34 @@ impl RecentOutcomes {
         }
     }
 
-    /// What is known of `request`.
-    pub fn find(&self, request: &RequestId) -> Recent<'_> {
-        match self.records.get(&(request.client, request.sequence)) {
+    /// What is known of a request issued at `issued_ms`.
+    pub fn find(&self, place: &Place, issued_ms: u64) -> Recent<'_> {
+        match self.records.get(place) {
             Some(record) => Recent::Seen(record),
-            None if request.issued_ms >= self.covered_from_ms => Recent::Unseen,
+            None if issued_ms >= self.covered_from_ms => Recent::Unseen,
             None => Recent::Unknown,
         }
     }
 
     /// Notes a record just stored. The oldest go when there are too many.
-    pub fn insert(&mut self, request: &RequestId, record: Record) {
-        let id = (request.client, request.sequence);
+    pub fn insert(&mut self, place: Place, record: Record) {
         if record.issued_ms < self.covered_from_ms {
             return;
         }
-        self.by_age.insert((record.issued_ms, id.0, id.1));
-        self.records.insert(id, record);
+        self.by_age.insert((record.issued_ms, place.clone()));
+        self.records.insert(place, record);
         while self.records.len() > self.records_max {
-            let (issued_ms, client, sequence) = self.by_age.pop_first().expect("one age per record");
-            self.records.remove(&(client, sequence));
+            let (issued_ms, place) = self.by_age.pop_first().expect("one age per record");
+            self.records.remove(&place);
             self.covered_from_ms = self.covered_from_ms.max(issued_ms.saturating_add(1));
         }
         // Records issued in the same millisecond as an evicted one are no longer covered: drop them too, so that
         // "covered" stays a statement about time.
-        while let Some(&(issued_ms, client, sequence)) = self.by_age.first() {
-            if issued_ms >= self.covered_from_ms {
-                break;
-            }
-            self.by_age.pop_first();
-            self.records.remove(&(client, sequence));
+        while let Some((issued_ms, _)) = self.by_age.first()
+            && *issued_ms < self.covered_from_ms
+            && let Some((_, place)) = self.by_age.pop_first()
+        {
+            self.records.remove(&place);
         }
     }
 }
@@ -178,8 +186,8 @@ impl RecentOutcomes {
 mod tests {
     use super::*;
 
-    fn request(client: u64, sequence: u64, issued_ms: u64) -> RequestId {
-        RequestId { client, sequence, issued_ms }
+    fn at(client: u64, sequence: u64) -> Place {
+        (Bytes::from_static(b"anchor"), client, sequence)
     }
 
     fn record(issued_ms: u64) -> Record {
@@ -227,9 +235,9 @@ mod tests {
     #[test]
     fn a_fresh_cache_knows_what_it_cannot_know() {
         let cache = RecentOutcomes::new(100, 10);
-        assert_eq!(cache.find(&request(1, 1, 100)), Recent::Unknown);
-        assert_eq!(cache.find(&request(1, 1, 101)), Recent::Unseen);
-        assert_eq!(RecentOutcomes::new(0, 10).find(&request(1, 1, 0)), Recent::Unseen);
+        assert_eq!(cache.find(&at(1, 1), 100), Recent::Unknown);
+        assert_eq!(cache.find(&at(1, 1), 101), Recent::Unseen);
+        assert_eq!(RecentOutcomes::new(0, 10).find(&at(1, 1), 0), Recent::Unseen);
     }
 
     #[test]
@@ -237,14 +245,14 @@ mod tests {
         let mut cache = RecentOutcomes::new(0, 4);
         // Clients whose clocks differ: issued times arrive in any order, several in one millisecond.
         let issued = [50u64, 10, 50, 10, 60, 20, 50, 70, 10, 65];
-        for (sequence, &at) in issued.iter().enumerate() {
-            cache.insert(&request(1, sequence as u64, at), record(at));
+        for (sequence, &when) in issued.iter().enumerate() {
+            cache.insert(at(1, sequence as u64), record(when));
             for (earlier, &when) in issued.iter().enumerate().take(sequence + 1) {
-                assert_ne!(cache.find(&request(1, earlier as u64, when)), Recent::Unseen);
+                assert_ne!(cache.find(&at(1, earlier as u64), when), Recent::Unseen);
             }
             assert!(cache.records.len() <= 4);
             assert_eq!(cache.records.len(), cache.by_age.len());
         }
-        assert_eq!(cache.find(&request(2, 1, 71)), Recent::Unseen);
+        assert_eq!(cache.find(&at(2, 1), 71), Recent::Unseen);
     }
 }

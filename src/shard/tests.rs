@@ -416,16 +416,17 @@ proptest! {
         prop_assert_eq!(&answers, &same);
         prop_assert_eq!(one.checksum(), other.checksum());
 
-        let mut first: BTreeMap<(u64, u64), (Command, Result<Outcome>)> = BTreeMap::new();
+        let mut first: BTreeMap<(Bytes, u64, u64), (Command, Result<Outcome>)> = BTreeMap::new();
         for (command, answer) in proposals.iter().flat_map(|p| &p.commands).zip(answers.concat()) {
             let Some(request) = command.write.request else { continue };
             let refused = |reason: Reason| answer.as_ref().is_err_and(|error| error.reason == reason);
             if refused(Reason::WrongEpoch) || refused(Reason::RequestExpired) {
                 continue;
             }
-            match first.get(&(request.client, request.sequence)) {
+            let place = (command.write.operations[0].key.clone(), request.client, request.sequence);
+            match first.get(&place) {
                 None => {
-                    first.insert((request.client, request.sequence), (command.clone(), answer.clone()));
+                    first.insert(place, (command.clone(), answer.clone()));
                 }
                 Some((before, seen)) if before.fingerprint() == command.fingerprint() => {
                     prop_assert_eq!(seen, &answer);
