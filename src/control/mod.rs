@@ -4,11 +4,11 @@
 //! on. A change is computed from a fresh picture of the catalog and written by compare-and-swap, so two that believe
 //! to lead can never both win; a lost race is computed again.
 //!
-//! - [`tables`]: create and drop tables, with placement.
-//! - [`members`]: nodes that join, come back with new addresses, or come back wiped.
-//! - [`shards`]: leaders, checksums, descriptions of shards.
-//! - [`status`]: what the nodes report, and what is wrong with it.
-//! - [`duties`]: what the leader of shard 0 does unasked: writes a new cluster's first rows, mends, finishes drops.
+//! - `tables`: create and drop tables, with placement.
+//! - `members`: nodes that join, come back with new addresses, or come back wiped.
+//! - `shards`: leaders, checksums, descriptions of shards.
+//! - `status`: what the nodes report, and what is wrong with it.
+//! - `duties`: what the leader of shard 0 does unasked: writes a new cluster's first rows, mends, finishes drops.
 //!
 //! Left out: carrying it out (node reconciles), balancing load.
 

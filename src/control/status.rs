@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures::future::join_all;
 
 use super::Control;
-use crate::node::NodeReport;
+use crate::node::{Bootstrap, NodeReport};
 use crate::types::{NodeId, ReplicaRole, ShardDescriptor, ShardId, TableId};
 use crate::wire::admin::{ClusterStatus, NodeDetails, ShardDetails, TableDetails, Topology};
 
@@ -49,6 +49,11 @@ impl Control {
         let mut problems = Vec::new();
         if directory.cluster().is_none() {
             problems.push("the cluster is not founded yet".to_owned());
+        }
+        if let Bootstrap::Found { peers } = &self.node.options().bootstrap {
+            for founder in peers.keys().filter(|founder| !ids.contains(founder)) {
+                problems.push(format!("node {} is to found the cluster and has not joined it yet", founder.0));
+            }
         }
         for id in &ids {
             if !reports.contains_key(id) {

@@ -24,6 +24,7 @@ use super::identity::Identity;
 use super::replicas::Record;
 use crate::keyspace::Layout;
 use crate::runtime::{random_u64, sleep};
+use crate::storage::Batch;
 use crate::types::{ClusterId, Epoch, Error, NodeId, Reason, ReplicaId, Result, ShardId, TableId};
 
 /// Between rounds of asking.
@@ -180,10 +181,13 @@ async fn found_system(node: &Arc<Node>) {
 
 /// Stores the identity and the replica of shard 0, then starts it.
 async fn member(node: &Arc<Node>, cluster: ClusterId, record: &Record) -> Result<()> {
-    // The replica first: a directory with an identity always has its replica of shard 0.
-    record.store(&**node.engine())?;
+    // In one batch: a directory with an identity has its replica of shard 0, and one without has nothing.
     let identity = Identity { cluster, node: node.id(), incarnation: node.incarnation() };
-    identity.store(&**node.engine())?;
+    let mut batch = Batch::new();
+    identity.put(&mut batch);
+    record.put(&mut batch);
+    node.engine().write(batch)?;
+    node.engine().sync()?;
     node.adopt(identity);
     node.host(record).await?;
     Ok(())

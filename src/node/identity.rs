@@ -1,6 +1,6 @@
 //! Which cluster, which node, which data directory: written once, compared for ever.
 
-use crate::storage::{self, Batch, Engine, Family, Lookup, Tier, log_keys};
+use crate::storage::{Batch, Engine, Family, Lookup, Tier, log_keys};
 use crate::types::{ClusterId, Error, Incarnation, NodeId, Reason, Result};
 
 /// The name under which the node keeps its identity.
@@ -28,13 +28,10 @@ impl Identity {
         }
     }
 
-    /// Stores it, durably.
-    pub fn store(&self, engine: &dyn Engine) -> storage::Result<()> {
-        let mut batch = Batch::new();
+    /// Adds it to a batch.
+    pub fn put(&self, batch: &mut Batch) {
         let json = serde_json::to_vec(self).expect("an identity is plain data");
         batch.put(Family::Raft, log_keys::node(NAME), json);
-        engine.write(batch)?;
-        engine.sync()
     }
 
     /// Refuses a directory that is another node's.

@@ -1,16 +1,16 @@
 //! Floor 5: a node hosts replicas, speaks with the other nodes, and is the one door for requests.
 //!
-//! Promise: whatever the catalog wants of this node ([`reconcile`]) comes to be, and resumes after a crash at any
-//! point; a request given to any node reaches the replica that can answer it ([`door`]).
+//! Promise: whatever the catalog wants of this node (`reconcile`) comes to be, and resumes after a crash at any
+//! point; a request given to any node reaches the replica that can answer it (`door`).
 //!
-//! - [`identity`]: which cluster, which node, which data directory; written once.
-//! - [`formation`]: how an empty directory becomes a member: founding, joining, coming back.
-//! - [`registry`]: the replicas hosted here.
-//! - [`transport`]: one multiplexed stream per peer carries the frames of all groups; snapshots have their own.
+//! - `identity`: which cluster, which node, which data directory; written once.
+//! - `formation`: how an empty directory becomes a member: founding, joining, coming back.
+//! - `registry`: the replicas hosted here.
+//! - `transport`: one multiplexed stream per peer carries the frames of all groups; snapshots have their own.
 //! - [`ask`]: rare questions between nodes.
-//! - [`follower`]: turns the applied rows of shard 0 into the [`Directory`](crate::catalog::Directory).
-//! - [`reconcile`]: creates and destroys replicas, brings group memberships to what the catalog wants.
-//! - [`door`]: `(table, Request) -> Response`: local replica, or forwarded to the node that can.
+//! - `follower`: turns the applied rows of shard 0 into the [`Directory`](crate::catalog::Directory).
+//! - `reconcile`: creates and destroys replicas, brings group memberships to what the catalog wants.
+//! - `door`: `(table, Request) -> Response`: local replica, or forwarded to the node that can.
 //!
 //! Invariants: a frame names cluster, group and target replica and is refused on mismatch; a replica id that was
 //! destroyed here never comes back; the truth about who owns a range is the shard's own log, the catalog proposes.

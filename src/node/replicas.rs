@@ -104,9 +104,14 @@ impl Record {
             );
         }
         let mut batch = Batch::new();
-        batch.put(Family::Raft, log_keys::replica(self.shard), self.encode());
+        self.put(&mut batch);
         engine.write(batch)?;
         Ok(engine.sync()?)
+    }
+
+    /// Adds it to a batch.
+    pub fn put(&self, batch: &mut Batch) {
+        batch.put(Family::Raft, log_keys::replica(self.shard), self.encode());
     }
 
     /// Removes everything a stopped replica stored, leaving a tombstone.

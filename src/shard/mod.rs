@@ -1,15 +1,15 @@
 //! Floor 4: one shard, a replicated key-value machine.
 //!
 //! A shard owns one contiguous range of encoded keys. Its commands are atomic batches with conditions; they are
-//! gathered into proposals ([`proposer`]), ordered by the group's log, and applied by every replica in the same way
-//! ([`machine`]), each effect a new version. What a request id brought about is stored in the same batch as its
-//! effect ([`outcomes`]), so that a repeat gets the first answer and no second effect.
+//! gathered into proposals (`proposer`), ordered by the group's log, and applied by every replica in the same way
+//! (`machine`), each effect a new version. What a request id brought about is stored in the same batch as its
+//! effect (`outcomes`), so that a repeat gets the first answer and no second effect.
 //!
-//! How a write passes: [`Shard::write`] queues the command; the proposer stamps what has gathered and proposes it as
-//! one entry; when the entry is committed, [`machine::ShardMachine`] evaluates each command against the state before
+//! How a write passes: `Shard::write` queues the command; the proposer stamps what has gathered and proposes it as
+//! one entry; when the entry is committed, `machine::ShardMachine` evaluates each command against the state before
 //! it, writes versions, outcomes and the applied position as one batch, and the outcomes travel back the same way.
 //!
-//! How a read passes: a linearizable read waits at the [`gate`], where one confirmation of leadership serves all
+//! How a read passes: a linearizable read waits at the `gate`, where one confirmation of leadership serves all
 //! reads that arrived before it began, then reads the newest version from the block cache, or from the disk on the
 //! blocking pool.
 //!

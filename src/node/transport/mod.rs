@@ -3,7 +3,7 @@
 //! A link to a peer is one gRPC stream: questions go out in batches (whatever has queued up becomes one flush),
 //! answers come back on the same stream, matched by correlation numbers. The other node's own questions come over its
 //! link. Snapshots travel on connections of their own, so that they delay no heartbeat. Rare questions
-//! ([`super::ask`]) are plain calls.
+//! (`super::ask`) are plain calls.
 //!
 //! Order: frames of one link arrive in the order sent, and are handed to their groups in that order. A link that
 //! breaks fails everything in flight at once, and everything asked while it is down, so that Raft backs off.

@@ -2,7 +2,6 @@
 
 mod durability;
 mod log_writer;
-mod measure;
 mod trimming;
 mod twin;
 mod versions;
