@@ -54,7 +54,7 @@ pub struct LogBounds {
 
 impl Default for LogBounds {
     fn default() -> LogBounds {
-        LogBounds { bytes_max: 64 << 20, keep_bytes: 32 << 20 }
+        LogBounds { bytes_max: 32 << 20, keep_bytes: 16 << 20 }
     }
 }
 

@@ -9,5 +9,5 @@ mod clock;
 mod tasks;
 
 pub use clock::{Clock, ManualClock};
-pub use tasks::{Task, random_u64, sleep, sleep_until, spawn, spawn_blocking, timeout, timeout_at};
+pub use tasks::{Task, random_u64, sleep, sleep_until, spawn, spawn_blocking, timeout, timeout_at, yield_now};
 pub use tokio::time::Instant;

@@ -40,6 +40,11 @@ pub async fn sleep_until(deadline: Instant) {
     tokio::time::sleep_until(deadline).await;
 }
 
+/// Lets every other task that is ready, and everything the sockets have brought, go first.
+pub async fn yield_now() {
+    tokio::task::yield_now().await;
+}
+
 /// The future's output, or none if it takes longer.
 #[allow(clippy::disallowed_methods)]
 pub async fn timeout<F: Future>(duration: Duration, future: F) -> Option<F::Output> {

@@ -86,7 +86,7 @@ impl Default for Config {
             found: Vec::new(),
             join: Vec::new(),
             block_cache_mb: 64,
-            write_buffer_mb: 32,
+            write_buffer_mb: 64,
             worker_threads: 0,
             log: Log::default(),
             timers: Timers::default(),

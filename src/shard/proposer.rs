@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::command;
 use super::metrics;
 use crate::raft::{Group, ProposeError};
-use crate::runtime::Clock;
+use crate::runtime::{Clock, yield_now};
 use crate::types::{Error, Outcome, Outcomes, Reason, Timestamp};
 use crate::wire::proto::internal as log;
 
@@ -64,7 +64,10 @@ pub async fn run(group: Group, clock: Clock, floor: Arc<AtomicU64>, mut queue: m
                 None => return,
             }
         }
-        // Whoever is ready now rides along.
+        // Whoever is ready now rides along, also those whose requests lie in a socket.
+        if in_flight.len() < PROPOSALS_IN_FLIGHT_MAX {
+            yield_now().await;
+        }
         while waiting.len() < PROPOSAL_COMMANDS_MAX {
             match queue.try_recv() {
                 Ok(pending) => waiting.push_back(pending),

@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::snapshot;
 use crate::node::metrics;
 use crate::raft::{Cut, Outgoing, Transport, TransportError};
-use crate::runtime::{Clock, Instant, random_u64, sleep, spawn, timeout};
+use crate::runtime::{Clock, Instant, random_u64, sleep, spawn, timeout, yield_now};
 use crate::types::{ClusterId, Error, NodeId, Reason, Result};
 use crate::wire;
 use crate::wire::proto::internal::peer_client::PeerClient;
@@ -307,7 +307,9 @@ async fn converse(
     *heard.lock() = Some(links.clock.now());
     loop {
         if !taken.is_empty() {
-            // A permit first: what queues up while HTTP/2 is busy rides along.
+            // What other groups are about to say rides along: one turn of the scheduler, and a permit, which comes
+            // late when HTTP/2 is busy.
+            yield_now().await;
             let permit = tokio::select! {
                 permit = flushes.reserve() => permit,
                 answered = answers.message() => {

@@ -15,7 +15,7 @@ use super::snapshot;
 use crate::node::host::Node;
 use crate::node::metrics;
 use crate::raft::Kind;
-use crate::runtime::{spawn, timeout};
+use crate::runtime::{spawn, timeout, yield_now};
 use crate::types::{Error, NodeId, Reason, ReplicaId, ShardId};
 use crate::wire;
 use crate::wire::proto::internal::peer_server::{Peer, PeerServer};
@@ -115,6 +115,8 @@ impl PeerService {
         let mut open = true;
         loop {
             if !ready.is_empty() {
+                // Answers that are about to be ready ride along.
+                yield_now().await;
                 let permit = flushes.reserve().await;
                 let Ok(permit) = permit else { return };
                 while ready.len() < FLUSH_ANSWERS_MAX {
