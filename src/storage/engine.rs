@@ -169,8 +169,13 @@ pub trait Engine: Reader {
     /// Compacts a range of family `Data` completely (drops what the horizons allow, deletions included). Long work.
     fn compact(&self, start: &[u8], end: &[u8]) -> Result<()>;
 
-    /// Bytes left on the device; below [`super::RESERVE_BYTES`] whoever proposes writes should refuse them.
+    /// Bytes left on the device; below [`Engine::reserve_bytes`] whoever proposes writes should refuse them.
     fn free_bytes(&self) -> Result<u64>;
+
+    /// Bytes to be kept free on the device.
+    fn reserve_bytes(&self) -> Result<u64> {
+        Ok(super::RESERVE_BYTES)
+    }
 
     /// Names and values of gauges for the metrics page (sizes, files, cache use).
     fn gauges(&self) -> Vec<(&'static str, f64)>;

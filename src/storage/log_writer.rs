@@ -22,7 +22,8 @@ use tokio::sync::Notify;
 
 use super::metrics::LogMetrics;
 use super::{Batch, Change, Engine, Error, Family, FatalHook, Result, abort_on_fatal, log_keys};
-use crate::runtime::Clock;
+use crate::runtime::planted::{self, Bug};
+use crate::runtime::{Clock, Instant, simulation, spawn};
 use crate::types::ShardId;
 
 /// Bytes gathered into one batch: beyond that a sync takes visibly longer than the waiting it saves.
@@ -172,17 +173,40 @@ struct Queue {
     closed: bool,
 }
 
+impl Queue {
+    /// Everything queued, up to the bound.
+    fn take_batch(&mut self) -> (Vec<Queued>, HashMap<ShardId, Bytes>) {
+        let mut bytes = 0;
+        let mut count = 0;
+        while count < self.ops.len() && bytes < BATCH_BYTES_MAX {
+            bytes += self.ops[count].bytes;
+            count += 1;
+        }
+        let ops = self.ops.drain(..count).collect();
+        // A hint may name entries queued before it, so it is written only when none are left behind.
+        let hints = if self.ops.is_empty() { std::mem::take(&mut self.hints) } else { HashMap::new() };
+        (ops, hints)
+    }
+}
+
 struct Shared {
     engine: Arc<dyn Engine>,
     queue: Mutex<Queue>,
     wake: Condvar,
+    /// Wakes the task that stands for the thread in a simulation.
+    woken: Notify,
     bytes: AtomicUsize,
 }
 
 impl Shared {
     fn stop(&self) {
         self.queue.lock().stopping = true;
+        self.wake();
+    }
+
+    fn wake(&self) {
         self.wake.notify_one();
+        self.woken.notify_one();
     }
 }
 
@@ -214,9 +238,18 @@ impl LogWriter {
     /// The same with another fatal hook. If the hook returns, the writer closes: everything queued and everything
     /// submitted later is done with an error.
     pub fn start_with(engine: Arc<dyn Engine>, fatal: FatalHook) -> Result<LogWriter> {
-        let shared =
-            Arc::new(Shared { engine, queue: Mutex::default(), wake: Condvar::new(), bytes: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared {
+            engine,
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            woken: Notify::new(),
+            bytes: AtomicUsize::new(0),
+        });
         let worker = Worker { shared: shared.clone(), fatal, metrics: LogMetrics::new(), clock: Clock::system() };
+        if simulation::active() {
+            spawn(worker.run_as_task());
+            return Ok(LogWriter { life: Arc::new(Life { shared: shared.clone(), thread: Mutex::default() }), shared });
+        }
         let thread = std::thread::Builder::new()
             .name("log-writer".to_owned())
             .spawn(move || worker.run())
@@ -259,7 +292,7 @@ impl LogWriter {
         if queue.asleep {
             queue.asleep = false;
             drop(queue);
-            self.shared.wake.notify_one();
+            self.shared.wake();
         }
     }
 
@@ -327,6 +360,37 @@ impl Worker {
         drop(alarm);
     }
 
+    /// The same as a task: in a simulation the disk takes its time between the steps.
+    async fn run_as_task(self) {
+        loop {
+            let taken = {
+                let mut queue = self.shared.queue.lock();
+                let idle = queue.ops.is_empty();
+                queue.asleep = idle;
+                match idle {
+                    false => Some(queue.take_batch()),
+                    true if !queue.stopping => None,
+                    true if queue.hints.is_empty() => break,
+                    true => Some(queue.take_batch()),
+                }
+            };
+            let Some((ops, hints)) = taken else {
+                self.shared.woken.notified().await;
+                continue;
+            };
+            simulation::disk_writes().await;
+            let written = match self.write(ops, hints) {
+                Ok(written) => written,
+                Err((error, ops)) => return self.close(ops, &error),
+            };
+            simulation::disk_syncs().await;
+            if let Err((error, ops)) = self.finish(written) {
+                return self.close(ops, &error);
+            }
+        }
+        self.close(Vec::new(), &Error::Stopped);
+    }
+
     /// Everything queued, up to the bound; none when the writer is to end and nothing is left.
     fn take(&self) -> Option<(Vec<Queued>, HashMap<ShardId, Bytes>)> {
         let mut queue = self.shared.queue.lock();
@@ -341,19 +405,16 @@ impl Worker {
             self.shared.wake.wait(&mut queue);
             queue.asleep = false;
         }
-        let mut bytes = 0;
-        let mut count = 0;
-        while count < queue.ops.len() && bytes < BATCH_BYTES_MAX {
-            bytes += queue.ops[count].bytes;
-            count += 1;
-        }
-        let ops = queue.ops.drain(..count).collect();
-        // A hint may name entries queued before it, so it is written only when none are left behind.
-        let hints = if queue.ops.is_empty() { std::mem::take(&mut queue.hints) } else { HashMap::new() };
-        Some((ops, hints))
+        Some(queue.take_batch())
     }
 
     fn process(&self, ops: Vec<Queued>, hints: HashMap<ShardId, Bytes>) -> Result<(), (Error, Vec<Queued>)> {
+        let written = self.write(ops, hints)?;
+        self.finish(written)
+    }
+
+    /// Writes a batch; afterwards it is readable and not yet durable.
+    fn write(&self, ops: Vec<Queued>, hints: HashMap<ShardId, Bytes>) -> Result<WrittenBatch, (Error, Vec<Queued>)> {
         let bytes: usize = ops.iter().map(|queued| queued.bytes).sum();
         let needs_sync = ops.iter().any(|queued| queued.op.change.needs_sync());
         self.metrics.batch_operations.record(ops.len() as f64);
@@ -370,17 +431,27 @@ impl Worker {
         }
         let written = self.clock.now();
         self.metrics.write_seconds.record(written.duration_since(begun));
+        let mut ops = ops;
+        if planted::is(Bug::AckBeforeSync) {
+            complete(&mut ops);
+        } else if planted::is(Bug::CallbacksOutOfOrder)
+            && let Some(newest) = ops.last_mut()
+        {
+            complete(std::slice::from_mut(newest));
+        }
+        Ok(WrittenBatch { ops, needs_sync, written })
+    }
+
+    /// Makes a written batch durable and completes its operations in order.
+    fn finish(&self, batch: WrittenBatch) -> Result<(), (Error, Vec<Queued>)> {
+        let WrittenBatch { mut ops, needs_sync, written } = batch;
         if needs_sync {
             if let Err(error) = self.shared.engine.sync() {
                 return Err((error, ops));
             }
             self.metrics.sync_seconds.record(written.elapsed());
         }
-        for queued in ops {
-            if let Some(done) = queued.op.done {
-                done(Ok(()));
-            }
-        }
+        complete(&mut ops);
         Ok(())
     }
 
@@ -397,6 +468,22 @@ impl Worker {
             if let Some(done) = queued.op.done {
                 done(Err(error.clone()));
             }
+        }
+    }
+}
+
+/// A batch between being written and being durable.
+struct WrittenBatch {
+    ops: Vec<Queued>,
+    needs_sync: bool,
+    written: Instant,
+}
+
+/// Tells those who wait, in order.
+fn complete(ops: &mut [Queued]) {
+    for queued in ops {
+        if let Some(done) = queued.op.done.take() {
+            done(Ok(()));
         }
     }
 }

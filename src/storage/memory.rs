@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, BufMut, Bytes};
 use parking_lot::RwLock;
@@ -63,8 +64,23 @@ fn range<'a>(map: &'a Map, start: &[u8], end: &[u8]) -> std::collections::btree_
 struct State {
     current: Families,
     synced: Families,
-    /// Changes since the last sync; replayed onto `synced` instead of copying maps.
-    unsynced: Vec<Change>,
+    /// Batches since the last sync; replayed onto `synced` instead of copying maps.
+    unsynced: Vec<Batch>,
+}
+
+impl State {
+    fn write(&mut self, batch: Batch) {
+        for change in &batch.changes {
+            self.current.apply(change.clone());
+        }
+        self.unsynced.push(batch);
+    }
+
+    fn sync(&mut self) {
+        for change in self.unsynced.drain(..).flat_map(|batch| batch.changes) {
+            self.synced.apply(change);
+        }
+    }
 }
 
 /// An engine that forgets everything when it is dropped.
@@ -72,6 +88,8 @@ pub struct Memory {
     state: RwLock<State>,
     horizons: Horizons,
     staging: tempfile::TempDir,
+    free_bytes: AtomicU64,
+    installs: AtomicU64,
 }
 
 impl Memory {
@@ -79,7 +97,18 @@ impl Memory {
     pub fn new() -> Result<Arc<Memory>> {
         let staging = tempfile::tempdir()
             .map_err(|error| Error::io("cannot create", Path::new("a temporary directory"), error))?;
-        Ok(Arc::new(Memory { state: RwLock::default(), horizons: Horizons::new(), staging }))
+        Ok(Arc::new(Memory {
+            state: RwLock::default(),
+            horizons: Horizons::new(),
+            staging,
+            free_bytes: AtomicU64::new(u64::MAX),
+            installs: AtomicU64::new(0),
+        }))
+    }
+
+    /// Says from now on that this much room is left, as a disk does that fills up.
+    pub fn set_free_bytes(&self, bytes: u64) {
+        self.free_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Forgets everything written since the last sync, as a crash may.
@@ -87,6 +116,32 @@ impl Memory {
         let mut state = self.state.write();
         state.unsynced.clear();
         state.current = state.synced.clone();
+    }
+
+    /// How many batches were written since the last sync.
+    pub fn unsynced(&self) -> usize {
+        self.state.read().unsynced.len()
+    }
+
+    /// What a crash leaves when it spares the first `spared` of the batches written since the last sync, as an engine
+    /// of its own: whoever still holds this one writes to nowhere.
+    pub fn survivor(&self, spared: usize) -> Result<Arc<Memory>> {
+        let survivor = Memory::new()?;
+        {
+            let state = self.state.read();
+            let mut left = survivor.state.write();
+            left.synced = state.synced.clone();
+            left.unsynced = state.unsynced.iter().take(spared).cloned().collect();
+            left.sync();
+            left.current = left.synced.clone();
+        }
+        survivor.installs.store(self.installs(), Ordering::Relaxed);
+        Ok(survivor)
+    }
+
+    /// How often contents were installed, before its crashes too: only then may a state be ahead of its log.
+    pub fn installs(&self) -> u64 {
+        self.installs.load(Ordering::Relaxed)
     }
 }
 
@@ -145,22 +200,13 @@ impl Reader for Memory {
 
 impl Engine for Memory {
     fn write(&self, batch: Batch) -> Result<()> {
-        let mut state = self.state.write();
-        for change in batch.changes {
-            state.current.apply(change.clone());
-            state.unsynced.push(change);
-        }
+        self.state.write().write(batch);
         Ok(())
     }
 
     fn sync(&self) -> Result<()> {
         let pending = self.horizons.before_sync();
-        {
-            let mut state = self.state.write();
-            for change in std::mem::take(&mut state.unsynced) {
-                state.synced.apply(change);
-            }
-        }
+        self.state.write().sync();
         self.horizons.after_sync(pending);
         Ok(())
     }
@@ -180,10 +226,8 @@ impl Engine for Memory {
         }
         self.sync()?;
         let mut state = self.state.write();
-        let State { current, synced, unsynced } = &mut *state;
-        for change in std::mem::take(unsynced) {
-            synced.apply(change);
-        }
+        state.sync();
+        let State { current, synced, .. } = &mut *state;
         for families in [current, synced] {
             for (start, end) in ranges {
                 families.delete_range(Family::Data, start, end);
@@ -191,6 +235,7 @@ impl Engine for Memory {
             families.of_mut(Family::Data).extend(entries.iter().cloned());
         }
         drop(state);
+        self.installs.fetch_add(1, Ordering::Relaxed);
         for path in files {
             std::fs::remove_file(path).map_err(|error| Error::io("cannot remove", path, error))?;
         }
@@ -213,15 +258,12 @@ impl Engine for Memory {
             .filter(|(key, value)| trimmer.judge(key, value) == Fate::Drop)
             .map(|(key, _)| key.clone())
             .collect();
-        for key in doomed {
-            state.current.of_mut(Family::Data).remove(&key);
-            state.unsynced.push(Change::Delete(Family::Data, key));
-        }
+        state.write(Batch { changes: doomed.into_iter().map(|key| Change::Delete(Family::Data, key)).collect() });
         Ok(())
     }
 
     fn free_bytes(&self) -> Result<u64> {
-        Ok(u64::MAX)
+        Ok(self.free_bytes.load(Ordering::Relaxed))
     }
 
     fn gauges(&self) -> Vec<(&'static str, f64)> {

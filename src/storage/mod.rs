@@ -37,7 +37,7 @@
 //! # What goes away
 //!
 //! Shards tell their [`Horizons`]; compaction drops replaced versions, deletions and outcomes behind them (`filter`,
-//! `sweep`), never anything a read at or after the horizon could see.
+//! `sweep`), never anything a read at or after the horizon could see. [`Survey`] tells where that is worth while.
 //!
 //! # Left out
 //!
@@ -55,6 +55,7 @@ mod memory;
 pub mod metrics;
 pub mod mvcc;
 mod rocks;
+mod survey;
 mod sweep;
 
 #[cfg(test)]
@@ -66,7 +67,10 @@ pub use horizons::{Horizon, Horizons, Span, Spans};
 pub use log_writer::{Done, LogChange, LogOp, LogWriter, Written};
 pub use memory::Memory;
 pub use rocks::{Options, Rocks};
+pub use survey::Survey;
 
 /// Room on the device below which proposals should be refused with `DISK_FULL`: enough for the log, a flush and a
 /// compaction under way to finish, so that the node can go on serving reads and be freed of load.
 pub const RESERVE_BYTES: u64 = 256 << 20;
+/// Of a small device no more than this part is kept free: one in eight.
+const RESERVE_PART: u64 = 8;

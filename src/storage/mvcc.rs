@@ -1,4 +1,4 @@
-//! Reading versions: the newest at a position, a page of live rows, a history, a checksum.
+//! Reading versions: the newest at a position, a page of live rows, a history.
 //!
 //! Everything here speaks of encoded keys and works on any [`Reader`]. A version is stored as
 //!
@@ -124,6 +124,8 @@ pub struct ScanResult {
     /// Where the next page begins: ascending, the first encoded key still to be looked at (inclusive start);
     /// descending, the last encoded key looked at (exclusive end). None at the end of the range.
     pub next: Option<Bytes>,
+    /// The latest moment at which a value ran out that would otherwise have been among the rows.
+    pub ran_out_ms: Option<u64>,
 }
 
 /// One page of the rows of `[start, end)` as they stood at `at`, without deletions and without what had expired by
@@ -170,13 +172,17 @@ impl Page {
             let alive = lives_at(stored, now)
                 .ok_or_else(|| Error::corruption(format!("the version {timestamp} of a key is malformed")))?;
             self.result.count += u64::from(alive);
-            return Ok(());
+            if alive {
+                return Ok(());
+            }
         }
         let version = Version::decode(timestamp, Bytes::copy_from_slice(stored))?;
         if version.lives_at(self.now_ms) {
             self.bytes += encoded.len() + stored.len();
             self.result.rows.push((Bytes::copy_from_slice(encoded), version));
             self.result.count += 1;
+        } else {
+            self.result.ran_out_ms = self.result.ran_out_ms.max(version.expires_ms);
         }
         Ok(())
     }
@@ -319,47 +325,4 @@ pub fn history(reader: &dyn Reader, encoded: &[u8], before: Timestamp, rows_max:
     }
     cursor.status()?;
     Ok(versions)
-}
-
-/// The sum of a range's logical content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Checksum {
-    /// CRC-32 over keys, timestamps and values in key order.
-    pub crc32: u32,
-    /// Versions summed.
-    pub versions: u64,
-}
-
-/// Sums the versions of `[start, end)` after the horizon and, of each key, the newest at or before it if that is a
-/// value that lives there. It does not depend on what compaction has dropped. Reads everything.
-pub fn checksum(reader: &dyn Reader, start: &[u8], end: &[u8], horizon: Timestamp) -> Result<Checksum> {
-    let mut hasher = crc32fast::Hasher::new();
-    let mut versions = 0;
-    let mut settled: Option<Vec<u8>> = None;
-    let mut cursor = reader.cursor(Family::Data, start, end);
-    cursor.seek_first();
-    while let Some((key, stored)) = cursor.entry() {
-        let (encoded, timestamp) = split(key)?;
-        let counts = timestamp > horizon || {
-            let first = settled.as_deref() != Some(encoded);
-            if first {
-                let settled = settled.get_or_insert_default();
-                settled.clear();
-                settled.extend_from_slice(encoded);
-            }
-            first
-                && lives_at(stored, horizon)
-                    .ok_or_else(|| Error::corruption(format!("the version {timestamp} of a key is malformed")))?
-        };
-        if counts {
-            for part in [key, stored] {
-                hasher.update(&(part.len() as u64).to_be_bytes());
-                hasher.update(part);
-            }
-            versions += 1;
-        }
-        cursor.next();
-    }
-    cursor.status()?;
-    Ok(Checksum { crc32: hasher.finalize(), versions })
 }

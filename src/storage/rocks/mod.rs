@@ -30,8 +30,8 @@ use self::directory::Directory;
 pub use self::options::Options;
 use self::reader::{PointReads, RocksSnapshot};
 use super::{
-    Batch, Change, Cursor, Engine, Error, Family, Horizons, Lookup, Ranges, Reader, Result, TableWriter, Tier, metrics,
-    sweep,
+    Batch, Change, Cursor, Engine, Error, Family, Horizons, Lookup, RESERVE_BYTES, RESERVE_PART, Ranges, Reader,
+    Result, TableWriter, Tier, metrics, sweep,
 };
 use crate::keyspace::side;
 
@@ -99,6 +99,11 @@ impl Rocks {
 
     fn db(&self) -> &DB {
         &self.database.db
+    }
+
+    /// What the file system says of itself.
+    fn device(&self) -> Result<rustix::fs::StatVfs> {
+        rustix::fs::statvfs(&self.path).map_err(|error| Error::io("cannot ask about", &self.path, error.into()))
     }
 
     fn table_options(&self) -> rocksdb::Options {
@@ -263,9 +268,13 @@ impl Engine for Rocks {
     }
 
     fn free_bytes(&self) -> Result<u64> {
-        let space =
-            rustix::fs::statvfs(&self.path).map_err(|error| Error::io("cannot ask about", &self.path, error.into()))?;
+        let space = self.device()?;
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
+
+    fn reserve_bytes(&self) -> Result<u64> {
+        let space = self.device()?;
+        Ok(RESERVE_BYTES.min(space.f_blocks.saturating_mul(space.f_frsize) / RESERVE_PART))
     }
 
     fn gauges(&self) -> Vec<(&'static str, f64)> {

@@ -439,6 +439,7 @@ fn a_full_disk_ends_the_writer_and_loses_nothing_acknowledged() {
     let directory = disk.0.path().join("store");
     let store = open(&directory).unwrap();
     assert!(store.free_bytes().unwrap() < 24 << 20);
+    assert_eq!(store.reserve_bytes().unwrap(), 3 << 20, "an eighth of a small device");
     let (fatal, fatalities) = mpsc::channel();
     let writer =
         LogWriter::start_with(store.clone(), Arc::new(move |error: &Error| fatal.send(error.clone()).unwrap()))

@@ -144,65 +144,6 @@ proptest! {
             }
         }
     }
-
-    #[test]
-    fn the_checksum_sums_what_a_reader_could_see(
-        versions in vec(stored_version(), 0..60), horizon in 0..44u64, drops in vec(any::<bool>(), 60),
-    ) {
-        // Times count whole milliseconds here, so that expiry and horizon meet.
-        let at = |time: u64| Timestamp::from_millis(time);
-        let engine = Memory::new().unwrap();
-        let trimmed = Memory::new().unwrap();
-        let mut model = Model::new();
-        for (key, time, version) in &versions {
-            let version = Version { timestamp: at(*time), ..version.clone() };
-            model.entry(*key).or_default().insert(*time, version);
-        }
-        let mut kept = 0;
-        for (key, versions) in &model {
-            let newest = versions.range(..=horizon).next_back().map(|(time, _)| *time);
-            for (position, (time, version)) in versions.iter().enumerate() {
-                put(&*engine, &[*key], version);
-                let beneath = newest.is_some_and(|newest| *time < newest);
-                let dead = newest == Some(*time) && !version.lives_at(horizon);
-                let beneath_dead = newest.is_some_and(|newest| !versions[&newest].lives_at(horizon));
-                // What compaction may drop, dropped or not as it likes; a dead one only with everything beneath it.
-                let dropped = beneath && (beneath_dead || drops[position % drops.len()]) || dead;
-                if !dropped {
-                    put(&*trimmed, &[*key], version);
-                }
-                kept += u64::from(!beneath && !dead);
-            }
-        }
-        let sum = |engine: &Memory| mvcc::checksum(engine, &encoded(&[0]), &encoded(&[9]), at(horizon)).unwrap();
-        prop_assert_eq!(sum(&engine), sum(&trimmed));
-        prop_assert_eq!(sum(&engine).versions, kept);
-    }
-}
-
-#[test]
-fn the_checksum_notices_every_difference() {
-    let sum = |versions: &[(&[u8], Version)]| {
-        let engine = Memory::new().unwrap();
-        for (key, version) in versions {
-            put(&*engine, key, version);
-        }
-        mvcc::checksum(&*engine, &encoded(b""), &encoded(b"z"), Timestamp(5)).unwrap()
-    };
-    let base = sum(&[(b"a", value(1, "v")), (b"b", value(8, "w"))]);
-    assert_eq!(base.versions, 2);
-    for other in [
-        [(&b"a"[..], value(1, "x")), (b"b", value(8, "w"))],
-        [(b"a", value(2, "v")), (b"b", value(8, "w"))],
-        [(b"a", value(1, "v")), (b"c", value(8, "w"))],
-        [(b"a", value(1, "v")), (b"b", value(9, "w"))],
-        [(b"a", value(1, "v")), (b"b", Version { expires_ms: Some(9), ..value(8, "w") })],
-        [(b"a", value(1, "v")), (b"b", Version { value: None, ..value(8, "w") })],
-    ] {
-        assert_ne!(sum(&other).crc32, base.crc32, "{other:?}");
-    }
-    let older = sum(&[(b"a", value(1, "v")), (b"a", value(0, "old")), (b"b", value(8, "w"))]);
-    assert_eq!(older, base, "what lies beneath the horizon does not count");
 }
 
 #[test]
