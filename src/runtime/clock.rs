@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+use super::simulation;
+
 /// A source of monotonic and wall time. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
@@ -49,6 +51,7 @@ impl Clock {
     pub fn wall_ms(&self) -> u64 {
         match &self.manual {
             Some(manual) => manual.wall_ms.load(Ordering::Relaxed),
+            None if simulation::active() => simulation::wall_ms(),
             None => {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
                 u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

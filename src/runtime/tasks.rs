@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::simulation;
+
 /// A running task; dropping it leaves the task running.
 pub type Task<T> = tokio::task::JoinHandle<T>;
 
@@ -15,6 +17,9 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    if simulation::active() {
+        return simulation::Scope::current().spawn(future);
+    }
     tokio::spawn(future)
 }
 
@@ -25,6 +30,12 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
+    if simulation::active() {
+        return spawn(async move {
+            simulation::works().await;
+            work()
+        });
+    }
     tokio::task::spawn_blocking(work)
 }
 
@@ -60,5 +71,8 @@ pub async fn timeout_at<F: Future>(deadline: Instant, future: F) -> Option<F::Ou
 /// A random number: ids of clients and directories, jitter.
 #[allow(clippy::disallowed_methods)]
 pub fn random_u64() -> u64 {
+    if simulation::active() {
+        return simulation::random_u64();
+    }
     rand::random()
 }

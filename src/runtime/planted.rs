@@ -1,0 +1,76 @@
+//! Faults built in on purpose, to show that the tests would find them.
+//!
+//! Without the cargo feature `planted`, which nothing but such a test turns on, [`is`] is a constant and the faults
+//! are not in the program. With it, the environment variable `TRIVET_PLANTED` names the one fault that a process has.
+
+/// A fault. What each does stands where it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// A leader answers linearizable reads without asking a quorum whether it still leads.
+    UnconfirmedRead,
+    /// A follower answers linearizable reads from what it has.
+    FollowerRead,
+    /// A snapshot leaves the outcomes of requests out.
+    OutcomesLostInSnapshot,
+    /// The log writer reports a batch done before it is durable.
+    AckBeforeSync,
+    /// The log writer reports the newest append of a batch before the older ones, and before the sync.
+    CallbacksOutOfOrder,
+    /// A restarted leader goes on in its term without an election.
+    LeaderRestore,
+    /// Increments count from a value that has run out.
+    TtlResurrection,
+    /// Conditions are judged when a write is proposed, not when it is applied.
+    ConditionBeforeLog,
+    /// The effects of one run of entries are written in two batches.
+    TornBatch,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 9] = [
+        Bug::UnconfirmedRead,
+        Bug::FollowerRead,
+        Bug::OutcomesLostInSnapshot,
+        Bug::AckBeforeSync,
+        Bug::CallbacksOutOfOrder,
+        Bug::LeaderRestore,
+        Bug::TtlResurrection,
+        Bug::ConditionBeforeLog,
+        Bug::TornBatch,
+    ];
+
+    /// The name that `TRIVET_PLANTED` knows it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Bug::UnconfirmedRead => "unconfirmed-read",
+            Bug::FollowerRead => "follower-read",
+            Bug::OutcomesLostInSnapshot => "outcomes-lost-in-snapshot",
+            Bug::AckBeforeSync => "ack-before-sync",
+            Bug::CallbacksOutOfOrder => "callbacks-out-of-order",
+            Bug::LeaderRestore => "leader-restore",
+            Bug::TtlResurrection => "ttl-resurrection",
+            Bug::ConditionBeforeLog => "condition-before-log",
+            Bug::TornBatch => "torn-batch",
+        }
+    }
+}
+
+/// Whether this process has this fault.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub const fn is(_: Bug) -> bool {
+    false
+}
+
+/// Whether this process has this fault.
+#[cfg(feature = "planted")]
+pub fn is(bug: Bug) -> bool {
+    static PLANTED: std::sync::OnceLock<Option<Bug>> = std::sync::OnceLock::new();
+    let planted = PLANTED.get_or_init(|| {
+        let name = std::env::var("TRIVET_PLANTED").ok().filter(|name| !name.is_empty())?;
+        let found = Bug::ALL.into_iter().find(|bug| bug.name() == name);
+        Some(found.unwrap_or_else(|| panic!("TRIVET_PLANTED={name}: there is no such fault")))
+    });
+    *planted == Some(bug)
+}
