@@ -43,6 +43,7 @@ pub mod metrics;
 mod network;
 mod options;
 mod receive;
+mod runtime;
 mod status;
 mod transport;
 mod types;
@@ -54,5 +55,6 @@ pub use error::{ChangeError, GroupError, LeaderHint, ProposeError, ReadError, Sn
 pub use group::Group;
 pub use machine::{Cut, Cutter, Entry, Machine};
 pub use options::{LogBounds, Options, Timers};
+pub use receive::carries_entries;
 pub use status::{Part, Status};
 pub use transport::{Kind, Outgoing, Transport, TransportError};

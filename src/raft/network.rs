@@ -4,6 +4,10 @@
 //! order of the requests, which the transport keeps. openraft puts no deadline on such a stream, so there is one here,
 //! for each answer: a link that swallows what it is given must not hold replication up for ever.
 //!
+//! A request without entries only tells how far the log is committed. While entries flow, the next ones tell it too, a
+//! moment later; so such a request waits that moment, and is not sent if they come. What it would have told is in them,
+//! and their answer counts for both.
+//!
 //! Errors decide how soon openraft asks again: *unreachable* after a pause, *network* at once. A connection that broke
 //! may be replaced already, so it is *network*; a node that is not there or refuses is *unreachable*.
 
@@ -40,6 +44,10 @@ use crate::wire::proto::internal as proto;
 const WINDOW_REQUESTS: usize = 32;
 /// Bytes on their way to one replica; a single larger request still goes, alone.
 const WINDOW_BYTES: usize = 4 << 20;
+
+/// How long the news that entries are committed waits for the next entries. A busy shard has some within that time;
+/// followers of one that is not apply this much later.
+const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(1);
 
 type RpcError = RPCError<TypeConfig>;
 
@@ -225,6 +233,8 @@ impl NetStreamAppend<TypeConfig> for Peer {
             deadline: None,
             timer: None,
             ended: false,
+            flowing: false,
+            news: None,
         });
         std::future::ready(Ok(stream)).boxed()
     }
@@ -238,6 +248,8 @@ struct InFlight {
     answer: Answer,
 }
 
+type Timer = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Append requests in, their answers out, in the same order.
 struct Appends<S> {
     peer: Peer,
@@ -247,8 +259,12 @@ struct Appends<S> {
     /// When the answer to the oldest request is overdue.
     deadline: Option<Instant>,
     /// Rings at or before `deadline`; set anew only when it rings, not for every answer.
-    timer: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    timer: Option<Timer>,
     ended: bool,
+    /// Whether this stream has carried entries: before that, an empty request is a probe and goes at once.
+    flowing: bool,
+    /// A request that tells only of a commit, and when it goes if nothing else comes.
+    news: Option<(AppendRequest, Timer)>,
 }
 
 impl<S: Stream<Item = AppendRequest> + Unpin> Appends<S> {
@@ -259,21 +275,39 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Appends<S> {
                 return;
             }
             match input.poll_next_unpin(context) {
+                Poll::Ready(Some(request)) if request.entries.is_empty() && self.flowing => {
+                    // Later news replaces earlier news, but does not wait longer for it.
+                    let timer = self.news.take().map(|(_, timer)| timer);
+                    let timer = timer.unwrap_or_else(|| Box::pin(runtime::sleep(COMMIT_NEWS_DELAY)));
+                    self.news = Some((request, timer));
+                }
                 Poll::Ready(Some(request)) => {
-                    let previous = request.prev_log_id;
-                    let last = request.entries.last().map(|entry| entry.id).or(previous);
-                    let payload = codec::encode_append(&request);
-                    let bytes = payload.len();
-                    let answer = self.peer.send(Kind::Append, payload);
-                    self.bytes += bytes;
-                    self.in_flight.push_back(InFlight { previous, last, bytes, answer });
-                    if self.deadline.is_none() {
-                        self.restart_clock();
-                    }
+                    self.flowing |= !request.entries.is_empty();
+                    self.news = None;
+                    self.send(request);
                 }
                 Poll::Ready(None) => self.input = None,
-                Poll::Pending => return,
+                Poll::Pending => break,
             }
+        }
+        if let Some((_, timer)) = &mut self.news
+            && (self.input.is_none() || timer.poll_unpin(context).is_ready())
+            && let Some((request, _)) = self.news.take()
+        {
+            self.send(request);
+        }
+    }
+
+    fn send(&mut self, request: AppendRequest) {
+        let previous = request.prev_log_id;
+        let last = request.entries.last().map(|entry| entry.id).or(previous);
+        let payload = codec::encode_append(&request);
+        let bytes = payload.len();
+        let answer = self.peer.send(Kind::Append, payload);
+        self.bytes += bytes;
+        self.in_flight.push_back(InFlight { previous, last, bytes, answer });
+        if self.deadline.is_none() {
+            self.restart_clock();
         }
     }
 
@@ -300,6 +334,7 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Appends<S> {
     fn end(&mut self) {
         self.ended = true;
         self.input = None;
+        self.news = None;
         self.in_flight.clear();
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use openraft::{Config, SnapshotPolicy};
 
 use super::error::GroupError;
+use crate::runtime::planted::{self, Bug};
 use crate::types::{NodeId, ReplicaId, ShardId};
 
 /// Entries in one append request. The reader of the log also stops at [`super::log::READ_BYTES_MAX`].
@@ -108,7 +109,7 @@ impl Options {
             allow_log_reversion: Some(false),
             // A leader replicates before its own log is durable. After a restart it may have lost entries that its
             // followers committed; resuming its term without an election it would give their places away again.
-            enable_leader_restore: Some(false),
+            enable_leader_restore: Some(planted::is(Bug::LeaderRestore)),
             ..Config::default()
         };
         let config = config.validate().map_err(|error| GroupError::Start(format!("the timers are wrong: {error}")))?;

@@ -44,6 +44,11 @@ pub fn dispatch(raft: &Raft, kind: Kind, payload: Bytes, answer: oneshot::Sender
     }
 }
 
+/// Whether a message would make the log of its receiver longer. (A heartbeat does not.)
+pub fn carries_entries(kind: Kind, payload: &Bytes) -> bool {
+    kind == Kind::Append && codec::decode_append(payload.clone()).is_ok_and(|request| !request.entries.is_empty())
+}
+
 fn handler(raft: Raft, kind: Kind, payload: Bytes) -> Result<Handler, CodecError> {
     Ok(match kind {
         Kind::Append => {

@@ -11,6 +11,7 @@ use openraft::impls::leader_id_adv;
 use openraft::type_config::alias;
 
 use super::apply::{Applier, SnapshotFiles};
+use super::runtime::Runtime;
 use crate::types::{NodeId, Outcomes};
 
 openraft::declare_raft_types!(
@@ -23,6 +24,7 @@ openraft::declare_raft_types!(
         Term = u64,
         LeaderId = leader_id_adv::LeaderId<u64, u64>,
         Entry = LogEntry,
+        AsyncRuntime = Runtime,
 );
 
 /// Leader of a term. Two leaders of one term are told apart by their replica, so a vote is never split by a tie.
