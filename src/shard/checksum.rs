@@ -81,3 +81,102 @@ fn lives_at(horizon: Timestamp, timestamp: Timestamp, value: &[u8]) -> storage::
     let version = Version::decode(timestamp, bytes::Bytes::copy_from_slice(value))?;
     Ok(version.value.is_some() && version.expires_ms.is_none_or(|expires| expires > horizon.millis()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::runtime::Clock;
+    use crate::shard::state::State;
+    use crate::storage::{Batch, Engine, Memory};
+    use crate::types::{Epoch, TableId};
+
+    fn put(engine: &dyn Engine, key: u8, version: &Version) {
+        let mut batch = Batch::new();
+        batch.put(Family::Data, version::key(&[1, key], version.timestamp), version.encode());
+        engine.write(batch).expect("memory takes it");
+    }
+
+    fn sum(engine: &Arc<Memory>, horizon: Timestamp) -> Checksum {
+        let mut state = State::fresh(TableId(1), vec![1].into(), vec![2].into(), Epoch(1));
+        state.horizon = horizon;
+        state.last_timestamp = Timestamp::MAX;
+        let noted = Clock::system().now();
+        of(&ChecksumMark { name: 1, index: 9, reader: engine.snapshot(), state, noted }).expect("readable")
+    }
+
+    fn version(time: u64, value: Option<&'static str>, expires: Option<u64>) -> Version {
+        // Times count whole milliseconds, so that expiry and horizon meet.
+        let timestamp = Timestamp::from_millis(time);
+        Version { timestamp, value: value.map(Into::into), expires_ms: expires }
+    }
+
+    fn any_version() -> impl Strategy<Value = (u8, u64, Version)> {
+        let value = prop::sample::select(vec![None, Some("v"), Some("w")]);
+        (0..5u8, 1..40u64, value, prop::option::of(1..44u64)).prop_map(|(key, time, value, expires)| {
+            (key, time, version(time, value, expires.filter(|_| value.is_some())))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn it_sums_what_a_reader_could_see(
+            written in vec(any_version(), 0..60), horizon in 0..44u64, drops in vec(any::<bool>(), 60),
+        ) {
+            let (whole, trimmed) = (Memory::new().unwrap(), Memory::new().unwrap());
+            let mut keys: BTreeMap<u8, BTreeMap<u64, Version>> = BTreeMap::new();
+            for (key, time, version) in written {
+                keys.entry(key).or_default().insert(time, version);
+            }
+            let mut counted = 0;
+            for (key, versions) in &keys {
+                let newest = versions.range(..=horizon).next_back();
+                let newest_is_dead = newest.is_some_and(|(_, version)| !version.lives_at(horizon));
+                for (position, (time, version)) in versions.iter().enumerate() {
+                    put(&*whole, *key, version);
+                    let beneath = newest.is_some_and(|(newest, _)| time < newest);
+                    let dead = newest.is_some_and(|(newest, _)| time == newest) && newest_is_dead;
+                    // What compaction may drop, dropped or not as it likes; a dead one only with all beneath it.
+                    if !(dead || beneath && (newest_is_dead || drops[position % drops.len()])) {
+                        put(&*trimmed, *key, version);
+                    }
+                    counted += u64::from(!beneath && !dead);
+                }
+            }
+            let horizon = Timestamp::from_millis(horizon);
+            prop_assert_eq!(sum(&whole, horizon), sum(&trimmed, horizon));
+            prop_assert_eq!(sum(&whole, horizon).versions, counted);
+        }
+    }
+
+    #[test]
+    fn it_notices_every_difference() {
+        let sum = |versions: &[(u8, Version)]| {
+            let engine = Memory::new().unwrap();
+            for (key, version) in versions {
+                put(&*engine, *key, version);
+            }
+            sum(&engine, Timestamp::from_millis(5))
+        };
+        let base = sum(&[(1, version(2, Some("v"), None)), (2, version(8, Some("w"), None))]);
+        assert_eq!(base.versions, 2);
+        for other in [
+            [(1, version(2, Some("x"), None)), (2, version(8, Some("w"), None))],
+            [(1, version(3, Some("v"), None)), (2, version(8, Some("w"), None))],
+            [(1, version(2, Some("v"), None)), (3, version(8, Some("w"), None))],
+            [(1, version(2, Some("v"), None)), (2, version(9, Some("w"), None))],
+            [(1, version(2, Some("v"), None)), (2, version(8, Some("w"), Some(9)))],
+            [(1, version(2, Some("v"), None)), (2, version(8, None, None))],
+        ] {
+            assert_ne!(sum(&other).checksum, base.checksum, "{other:?}");
+        }
+        let older =
+            [(1, version(2, Some("v"), None)), (1, version(1, Some("old"), None)), (2, version(8, Some("w"), None))];
+        assert_eq!(sum(&older), base, "what lies beneath the horizon does not count");
+    }
+}

@@ -90,13 +90,21 @@ pub struct Proposal {
     pub horizon: Option<Timestamp>,
     /// Note a checksum under this name.
     pub checksum: Option<u64>,
+    /// No later version may lie at or before this.
+    pub passed: Option<Timestamp>,
 }
 
 impl Proposal {
     /// The payload of a log entry.
     #[cfg(test)]
     pub fn encode(&self) -> Bytes {
-        encode(self.stamped, self.commands.iter().map(Command::to_log).collect(), self.horizon, self.checksum)
+        encode(log::Proposal {
+            stamped: self.stamped.0,
+            commands: self.commands.iter().map(Command::to_log).collect(),
+            horizon: self.horizon.map(|timestamp| timestamp.0),
+            checksum: self.checksum,
+            passed: self.passed.map(|timestamp| timestamp.0),
+        })
     }
 
     /// Reads the payload of a log entry.
@@ -108,19 +116,13 @@ impl Proposal {
             commands: proposal.commands.into_iter().map(Command::from_log).collect::<Result<_>>()?,
             horizon: proposal.horizon.map(Timestamp),
             checksum: proposal.checksum,
+            passed: proposal.passed.map(Timestamp),
         })
     }
 }
 
 /// Encodes a proposal of commands already in their log form.
-pub fn encode(
-    stamped: Timestamp,
-    commands: Vec<log::Command>,
-    horizon: Option<Timestamp>,
-    checksum: Option<u64>,
-) -> Bytes {
-    let proposal =
-        log::Proposal { stamped: stamped.0, commands, horizon: horizon.map(|timestamp| timestamp.0), checksum };
+pub fn encode(proposal: log::Proposal) -> Bytes {
     proposal.encode_to_vec().into()
 }
 
@@ -202,6 +204,7 @@ mod tests {
             commands: vec![command(), Command { epoch: Epoch(0), write: Write::default() }],
             horizon: Some(Timestamp(5)),
             checksum: Some(1),
+            passed: Some(Timestamp(6)),
         };
         assert_eq!(Proposal::decode(proposal.encode()).unwrap(), proposal);
     }
@@ -209,8 +212,7 @@ mod tests {
     /// The bytes of a log entry are a format: a change here breaks the logs of running clusters.
     #[test]
     fn the_bytes_in_the_log_are_these() {
-        let proposal =
-            Proposal { stamped: Timestamp(77), commands: vec![command()], horizon: None, checksum: None }.encode();
+        let proposal = Proposal { stamped: Timestamp(77), commands: vec![command()], ..Proposal::default() }.encode();
         let hex: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, include_str!("testdata/proposal.hex").trim());
     }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::outcomes::Verdict;
+use crate::runtime::planted::{self, Bug};
 use crate::storage::mvcc::Version;
 use crate::storage::{self, Lookup, Reader, Tier, mvcc};
 use crate::types::{Action, Error, Observed, Outcome, Reason, Test, Timestamp, Versioned, Write};
@@ -15,7 +16,10 @@ use crate::types::{Action, Error, Observed, Outcome, Reason, Test, Timestamp, Ve
 /// The state as the commands of one batch see it: what earlier commands of the batch wrote, above what is stored.
 pub struct Scratch<'a> {
     reader: &'a dyn Reader,
-    written: HashMap<Bytes, Version>,
+    /// Written and not yet in `found`: blind writes, the commonest, never need to be looked up.
+    written: Vec<(Bytes, Version)>,
+    /// Of each key all of them, oldest first: a rollback may ask for one that a later command replaced.
+    found: HashMap<Bytes, Vec<Version>>,
 }
 
 /// Whether compaction may have dropped this version: the newest at or before the horizon, if nothing lived in it then.
@@ -35,22 +39,23 @@ pub struct Decided {
 impl<'a> Scratch<'a> {
     /// The stored state, with nothing above it yet.
     pub fn new(reader: &'a dyn Reader) -> Scratch<'a> {
-        Scratch { reader, written: HashMap::new() }
+        Scratch { reader, written: Vec::new(), found: HashMap::new() }
     }
 
     /// Makes versions visible to the commands that follow.
-    pub fn write(&mut self, versions: &[(Bytes, Version)]) {
-        for (key, version) in versions {
-            self.written.insert(key.clone(), version.clone());
-        }
+    pub fn write(&mut self, versions: Vec<(Bytes, Version)>) {
+        self.written.extend(versions);
     }
 
     /// The newest version of a key at or before `at`, deletions included unless they are settled.
-    fn newest(&self, key: &Bytes, at: Timestamp, horizon: Timestamp) -> storage::Result<Option<Version>> {
-        if let Some(version) = self.written.get(key)
-            && version.timestamp <= at
+    fn newest(&mut self, key: &Bytes, at: Timestamp, horizon: Timestamp) -> storage::Result<Option<Version>> {
+        for (key, version) in self.written.drain(..) {
+            self.found.entry(key).or_default().push(version);
+        }
+        if let Some(versions) = self.found.get(key)
+            && let Some(version) = versions.iter().rfind(|version| version.timestamp <= at)
         {
-            return Ok(Some(version.clone()));
+            return Ok(Some(version.clone()).filter(|version| !is_settled(version, horizon)));
         }
         match mvcc::newest(self.reader, key, at, Tier::Disk)? {
             Lookup::Found(version) => Ok(Some(version).filter(|version| !is_settled(version, horizon))),
@@ -98,7 +103,7 @@ pub fn evaluate(
     write: &Write,
     timestamp: Timestamp,
     horizon: Timestamp,
-    scratch: &Scratch<'_>,
+    scratch: &mut Scratch<'_>,
 ) -> storage::Result<Decided> {
     let now_ms = timestamp.millis();
     for (position, condition) in write.conditions.iter().enumerate() {
@@ -146,6 +151,12 @@ pub fn evaluate(
                 let before = match staged.find(key) {
                     Some(version) => live(Some(version), now_ms),
                     None => live(scratch.newest(key, Timestamp::MAX, horizon)?.as_ref(), now_ms),
+                };
+                let before = match before {
+                    None if planted::is(Bug::TtlResurrection) => {
+                        live(scratch.newest(key, Timestamp::MAX, horizon)?.as_ref(), 0)
+                    }
+                    before => before,
                 };
                 match increment(before.as_ref(), *delta) {
                     Ok(sum) => {

@@ -9,13 +9,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checksum::{self, Checksum};
 use super::command::Command;
-use super::evaluate::{is_settled, within_history};
+use super::evaluate::{Scratch, evaluate, is_settled, within_history};
 use super::gate::{self, Waiting};
 use super::machine::{ShardMachine, Shared};
 use super::metrics;
 use super::proposer::{self, Pending, PendingKind};
 use super::state::State;
-use crate::raft::{Group, GroupError, Part, Status, Timers, Transport};
+use crate::raft::{Group, GroupError, LogBounds, Part, Status, Timers, Transport};
+use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Clock, Instant, spawn, spawn_blocking, timeout_at};
 use crate::storage::mvcc::{self, Version};
 use crate::storage::{Engine, LogWriter, Lookup, Tier};
@@ -47,6 +48,8 @@ pub struct ShardOptions {
     pub fresh: State,
     /// Raft's timers.
     pub timers: Timers,
+    /// How much of the log to keep.
+    pub log: LogBounds,
     /// The table's history window in milliseconds.
     pub history_ms: u64,
     /// Clocks.
@@ -66,7 +69,6 @@ pub struct Shard {
     clock: Clock,
     history_ms: AtomicU64,
     /// No version at or before this may be stamped any more: someone has read the state as of then.
-    floor: Arc<AtomicU64>,
     queue: mpsc::Sender<Pending>,
     gate: mpsc::Sender<Waiting>,
 }
@@ -130,13 +132,13 @@ impl Shard {
         let shared = machine.shared();
         let mut raft_options = crate::raft::Options::new(options.shard, options.replica, options.node);
         raft_options.timers = options.timers;
+        raft_options.log = options.log;
         let group =
             Group::start(raft_options, engine.clone(), writer.clone(), Box::new(machine), transport, clock.clone())
                 .await?;
-        let floor = Arc::new(AtomicU64::new(0));
         let (queue, queued) = mpsc::channel(proposer::QUEUE_COMMANDS_MAX);
         let (gate, waiting) = mpsc::channel(gate::QUEUE_READS_MAX);
-        spawn(proposer::run(group.clone(), clock.clone(), floor.clone(), queued));
+        spawn(proposer::run(group.clone(), clock.clone(), queued));
         spawn(gate::run(group.clone(), clock.clone(), waiting));
         Ok(Arc::new(Shard {
             id: options.shard,
@@ -148,7 +150,6 @@ impl Shard {
             writer,
             clock,
             history_ms: AtomicU64::new(options.history_ms),
-            floor,
             queue,
             gate,
         }))
@@ -215,11 +216,24 @@ impl Shard {
         if !self.is_leader() {
             return Err(self.not_leader());
         }
+        let mut write = write;
+        if planted::is(Bug::ConditionBeforeLog) && self.holds_now(&write)? {
+            write.conditions.clear();
+        }
         let bytes = write_bytes(&write);
         let command = Command { epoch, write }.to_log();
         let outcome = self.enqueue(PendingKind::Command(command), bytes, deadline).await?;
         let as_of = self.state().last_timestamp.max(outcome.timestamp);
         Ok(Served { body: outcome, role: Role::Leader, as_of, age: Some(Duration::ZERO), epoch })
+    }
+
+    /// Whether the conditions of a write hold in the state of now: only for [`Bug::ConditionBeforeLog`].
+    fn holds_now(&self, write: &Write) -> Result<bool> {
+        let state = self.state();
+        let mut scratch = Scratch::new(&*self.engine);
+        let question = Write { conditions: write.conditions.clone(), ..Write::default() };
+        let decided = evaluate(&question, state.last_timestamp.next(), state.horizon, &mut scratch)?;
+        Ok(!write.conditions.is_empty() && decided.verdict.is_ok_and(|outcome| outcome.applied))
     }
 
     async fn enqueue(&self, kind: PendingKind, bytes: usize, deadline: Instant) -> Result<Outcome> {
@@ -266,16 +280,22 @@ impl Shard {
         if state.epoch != epoch || !keys.iter().all(|key| state.owns(key)) {
             return Err(self.wrong_epoch());
         }
-        let (at, now_ms) = self.position(level, &state)?;
+        let (at, now_ms) = self.position(level, &state, deadline).await?;
         let mut values = Vec::with_capacity(keys.len());
+        let mut ran_out_ms = None;
         for key in keys {
             let version = match mvcc::newest(&*self.engine, key, at, Tier::Cache)? {
                 Lookup::Found(version) => Some(version),
                 Lookup::Missing => None,
                 Lookup::NeedsDisk => self.read_from_disk(key.clone(), at).await?,
             };
+            let version = version.filter(|version| version.value.is_some());
+            if let Some(version) = version.as_ref().filter(|version| !version.lives_at(now_ms)) {
+                ran_out_ms = ran_out_ms.max(version.expires_ms);
+            }
             values.push(version.and_then(|version| live(version, now_ms)));
         }
+        self.gone_for_good(level, ran_out_ms, deadline).await?;
         self.still_there(level)?;
         Ok(self.served(values, state.last_timestamp, proof, epoch))
     }
@@ -300,7 +320,7 @@ impl Shard {
         if state.epoch != epoch || page.start < state.start || page.end > state.end {
             return Err(self.wrong_epoch());
         }
-        let (at, now_ms) = self.position(level, &state)?;
+        let (at, now_ms) = self.position(level, &state, deadline).await?;
         let engine = self.engine.clone();
         let scanned = spawn_blocking(move || {
             let limits =
@@ -309,6 +329,7 @@ impl Shard {
         })
         .await
         .map_err(|_| Error::internal("a scan was cancelled"))??;
+        self.gone_for_good(level, scanned.ran_out_ms, deadline).await?;
         self.still_there(level)?;
         let page = ShardPage { rows: scanned.rows, count: scanned.count, next: scanned.next };
         Ok(self.served(page, state.last_timestamp, proof, epoch))
@@ -356,6 +377,9 @@ impl Shard {
         if !self.is_leader() {
             return Err(self.not_leader());
         }
+        if planted::is(Bug::UnconfirmedRead) {
+            return Ok(self.clock.now());
+        }
         let (reader, confirmed) = oneshot::channel();
         self.gate.try_send(reader).map_err(|_| {
             Error::new(Reason::Overloaded, "too many reads wait for this shard; slow down")
@@ -369,16 +393,37 @@ impl Shard {
     }
 
     /// The position to read at, and the moment by which values expire.
-    fn position(&self, level: ReadLevel, state: &State) -> Result<(Timestamp, u64)> {
+    async fn position(&self, level: ReadLevel, state: &State, deadline: Instant) -> Result<(Timestamp, u64)> {
         let now_ms = self.clock.wall_ms().max(state.last_timestamp.millis());
         let ReadLevel::AsOf(at) = level else { return Ok((Timestamp::MAX, now_ms)) };
         let now = Timestamp::from_millis(now_ms.saturating_add(1)).previous();
         within_history(at, state.horizon, now)?;
-        if at > state.last_timestamp {
-            // Nothing may be written at or before `at` any more, or the same read would answer differently later.
-            self.floor.fetch_max(at.next().0, Ordering::Relaxed);
-        }
+        // Nothing may be written at or before `at` any more, or the same read would answer differently later.
+        self.pass(at, deadline).await?;
         Ok((at, at.millis()))
+    }
+
+    /// What one reader was told has run out stays so for all who come after, on every replica and whatever their
+    /// clocks say: the log says it too, before the answer goes out. Once for many values: time has then passed them all.
+    /// A copy that answers as it stands promises nothing.
+    async fn gone_for_good(&self, level: ReadLevel, ran_out_ms: Option<u64>, deadline: Instant) -> Result<()> {
+        match (level, ran_out_ms) {
+            (ReadLevel::Any | ReadLevel::AsOf(_), _) | (_, None) => Ok(()),
+            (_, Some(ran_out_ms)) => self.pass(Timestamp::from_millis(ran_out_ms), deadline).await,
+        }
+    }
+
+    /// Makes sure, through the log, that no later version gets a timestamp at or before this.
+    async fn pass(&self, moment: Timestamp, deadline: Instant) -> Result<()> {
+        if self.state().last_timestamp >= moment {
+            return Ok(());
+        }
+        match self.enqueue(PendingKind::Passed(moment), 0, deadline).await {
+            Ok(_) => Ok(()),
+            // Of a read nothing is undetermined: it is asked again.
+            Err(error) if error.reason == Reason::ResultUndetermined => Err(self.not_leader()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Refuses what was read at a position that the horizon has passed in the meantime: part of it may have been trimmed.
@@ -439,10 +484,18 @@ impl Shard {
         let state = self.state();
         let horizon_ms = self.clock.wall_ms().saturating_sub(self.history_ms.load(Ordering::Relaxed));
         let horizon = Timestamp::from_millis(horizon_ms).min(state.last_timestamp);
-        if horizon.millis() >= state.horizon.millis() + HORIZON_STEP_MS {
+        // An idle table's last step is a short one: or its last deletions would never be behind the horizon.
+        let moved = horizon.millis() >= state.horizon.millis() + HORIZON_STEP_MS;
+        let comes_to_rest = horizon == state.last_timestamp && horizon > state.horizon && self.is_idle(horizon_ms);
+        if moved || comes_to_rest {
             // Failing is fine: whoever leads next will ask again.
             let _ = self.enqueue(PendingKind::Horizon(horizon), 0, deadline).await;
         }
+    }
+
+    /// Whether the last write lies a whole step of the horizon before this moment.
+    fn is_idle(&self, horizon_ms: u64) -> bool {
+        horizon_ms >= self.state().last_timestamp.millis() + HORIZON_STEP_MS
     }
 
     /// Leaves the group. The replica's data stays.

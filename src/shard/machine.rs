@@ -4,7 +4,6 @@
 //! that a crash leaves the state of exactly one position. What cannot be decided the same way everywhere (a failed
 //! read, a log entry that cannot be decoded) is an error that stops the replica instead of letting it diverge.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,6 +20,7 @@ use super::snapshot::{self, ShardCutter};
 use super::state::{REQUEST_RETENTION_MS, State, requests_from};
 use crate::keyspace::{side, version};
 use crate::raft::{Cutter, Entry, Machine};
+use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Clock, Instant};
 use crate::storage::{self, Batch, Engine, Family, Lookup, Reader, Tier};
 use crate::types::{Error, Outcomes, Reason, ShardId, Timestamp};
@@ -119,7 +119,6 @@ impl ShardMachine {
         stamped: Timestamp,
         scratch: &mut Scratch<'_>,
         batch: &mut Batch,
-        new_records: &mut HashMap<Place, Record>,
     ) -> storage::Result<Verdict> {
         if let Err(refusal) = self.admit(command, stamped) {
             return Ok(Err(refusal));
@@ -133,11 +132,7 @@ impl ShardMachine {
         let fingerprint = command.fingerprint();
         if let Some(request) = &write.request {
             let place = place(anchor, request);
-            let seen = match new_records.get(&place) {
-                Some(record) => Some(record.clone()),
-                None => self.find_record(&place, request.issued_ms)?,
-            };
-            if let Some(record) = seen {
+            if let Some(record) = self.find_record(&place, request.issued_ms)? {
                 ::metrics::counter!(metrics::REPEATS).increment(1);
                 return Ok(record.answer(fingerprint));
             }
@@ -147,10 +142,10 @@ impl ShardMachine {
         self.state.last_timestamp = timestamp;
         self.state.requests_from_ms = self.state.requests_from_ms.max(requests_from(timestamp));
         let decided = evaluate(write, timestamp, self.state.horizon, scratch)?;
-        scratch.write(&decided.versions);
-        for (key, value) in decided.versions {
-            batch.put(Family::Data, version::key(&key, value.timestamp), value.encode());
+        for (key, value) in &decided.versions {
+            batch.put(Family::Data, version::key(key, value.timestamp), value.encode());
         }
+        scratch.write(decided.versions);
         if let Some(request) = &write.request {
             let record = Record {
                 issued_ms: request.issued_ms,
@@ -160,7 +155,8 @@ impl ShardMachine {
             };
             batch.put(Family::Data, side::outcome(anchor, request.client, request.sequence), record.encode());
             self.state.issued_max_ms = self.state.issued_max_ms.max(request.issued_ms);
-            new_records.insert(place(anchor, request), record);
+            // Before it is stored: a repeat may stand in the same batch.
+            self.recent.insert(place(anchor, request), record);
         }
         Ok(decided.verdict)
     }
@@ -216,11 +212,13 @@ impl ShardMachine {
         proposal: Proposal,
         scratch: &mut Scratch<'_>,
         batch: &mut Batch,
-        new_records: &mut HashMap<Place, Record>,
     ) -> storage::Result<Outcomes> {
         let mut outcomes: Outcomes = Vec::with_capacity(proposal.commands.len());
         for command in &proposal.commands {
-            outcomes.push(self.apply_command(command, proposal.stamped, scratch, batch, new_records)?);
+            outcomes.push(self.apply_command(command, proposal.stamped, scratch, batch)?);
+        }
+        if let Some(passed) = proposal.passed {
+            self.state.last_timestamp = self.state.last_timestamp.max(passed);
         }
         if let Some(horizon) = proposal.horizon {
             self.state.horizon = self.state.horizon.max(horizon.min(self.state.last_timestamp));
@@ -232,6 +230,9 @@ impl ShardMachine {
     /// Writes what has gathered, with the applied state, and lets readers see it.
     fn commit(&mut self, mut batch: Batch, mark: Bytes) -> storage::Result<()> {
         self.state.mark = Some(mark);
+        if planted::is(Bug::TornBatch) {
+            self.engine.write(std::mem::take(&mut batch))?;
+        }
         batch.put(Family::Data, side::applied(self.shard), self.state.encode());
         self.engine.write(batch)?;
         self.shared.state.store(Arc::new(self.state.clone()));
@@ -250,7 +251,6 @@ impl Machine for ShardMachine {
         let engine = self.engine.clone();
         let mut scratch = Scratch::new(&*engine);
         let mut batch = Batch::new();
-        let mut new_records = HashMap::new();
         let mut all = Vec::with_capacity(entries.len());
         let mut commands = 0;
         let mut marks = Vec::new();
@@ -264,13 +264,11 @@ impl Machine for ShardMachine {
             if let Some(name) = proposal.checksum {
                 marks.push((name, entry.index, self.state.clone()));
             }
-            all.push(self.apply_entry(proposal, &mut scratch, &mut batch, &mut new_records)?);
+            all.push(self.apply_entry(proposal, &mut scratch, &mut batch)?);
         }
         drop(scratch);
         self.commit(batch, mark)?;
-        for (place, record) in new_records {
-            self.recent.insert(place, record);
-        }
+        self.recent.trim();
         if commands > 0 {
             ::metrics::counter!(metrics::COMMANDS_APPLIED).increment(commands as u64);
         }

@@ -9,7 +9,7 @@
 //! another request if it is not. The cache answers "never seen" without touching the disk: it holds *every* record issued at or after `covered_from_ms`.
 //! That is a statement about `issued_ms` alone, whatever the clocks of clients do.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use prost::Message;
@@ -122,7 +122,8 @@ pub fn place(anchor: &Bytes, request: &RequestId) -> Place {
 #[derive(Debug)]
 pub struct RecentOutcomes {
     records: HashMap<Place, Record>,
-    by_age: BTreeSet<(u64, Place)>,
+    /// The same places by the millisecond in which their requests were issued; what is dropped is a whole millisecond.
+    by_age: BTreeMap<u64, Vec<Place>>,
     covered_from_ms: u64,
     records_max: usize,
 }
@@ -144,7 +145,7 @@ impl RecentOutcomes {
         assert!(records_max > 0, "a cache of nothing would never cover the present");
         RecentOutcomes {
             records: HashMap::new(),
-            by_age: BTreeSet::new(),
+            by_age: BTreeMap::new(),
             covered_from_ms: if issued_max_ms == 0 { 0 } else { issued_max_ms.saturating_add(1) },
             records_max,
         }
@@ -159,25 +160,33 @@ impl RecentOutcomes {
         }
     }
 
-    /// Notes a record just stored. The oldest go when there are too many.
+    /// Notes a record, also one that is still on its way to the disk: until [`trim`](RecentOutcomes::trim) it is found
+    /// here whatever its age.
     pub fn insert(&mut self, place: Place, record: Record) {
-        if record.issued_ms < self.covered_from_ms {
-            return;
-        }
-        self.by_age.insert((record.issued_ms, place.clone()));
+        self.by_age.entry(record.issued_ms).or_default().push(place.clone());
         self.records.insert(place, record);
-        while self.records.len() > self.records_max {
-            let (issued_ms, place) = self.by_age.pop_first().expect("one age per record");
-            self.records.remove(&place);
-            self.covered_from_ms = self.covered_from_ms.max(issued_ms.saturating_add(1));
-        }
-        // Records issued in the same millisecond as an evicted one are no longer covered: drop them too, so that
-        // "covered" stays a statement about time.
-        while let Some((issued_ms, _)) = self.by_age.first()
-            && *issued_ms < self.covered_from_ms
-            && let Some((_, place)) = self.by_age.pop_first()
+    }
+
+    /// Drops the oldest if there are too many. Only when what was noted is stored: what is not here is looked up there.
+    pub fn trim(&mut self) {
+        while self.records.len() > self.records_max
+            && let Some((issued_ms, _)) = self.by_age.first_key_value()
         {
-            self.records.remove(&place);
+            self.covered_from_ms = self.covered_from_ms.max(issued_ms.saturating_add(1));
+            self.drop_uncovered();
+        }
+        self.drop_uncovered();
+    }
+
+    /// Records issued in the same millisecond as a dropped one go with it, so that "covered" stays a statement about
+    /// time.
+    fn drop_uncovered(&mut self) {
+        while let Some(oldest) = self.by_age.first_entry()
+            && *oldest.key() < self.covered_from_ms
+        {
+            for place in oldest.remove() {
+                self.records.remove(&place);
+            }
         }
     }
 }
@@ -247,11 +256,13 @@ mod tests {
         let issued = [50u64, 10, 50, 10, 60, 20, 50, 70, 10, 65];
         for (sequence, &when) in issued.iter().enumerate() {
             cache.insert(at(1, sequence as u64), record(when));
+            assert!(matches!(cache.find(&at(1, sequence as u64), when), Recent::Seen(_)));
+            cache.trim();
             for (earlier, &when) in issued.iter().enumerate().take(sequence + 1) {
                 assert_ne!(cache.find(&at(1, earlier as u64), when), Recent::Unseen);
             }
             assert!(cache.records.len() <= 4);
-            assert_eq!(cache.records.len(), cache.by_age.len());
+            assert_eq!(cache.records.len(), cache.by_age.values().map(Vec::len).sum::<usize>());
         }
         assert_eq!(cache.find(&at(2, 1), 71), Recent::Unseen);
     }

@@ -4,8 +4,6 @@
 //! entries and an idle one answers at once.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -44,12 +42,14 @@ pub enum PendingKind {
     Command(log::Command),
     /// The leader's wish to trim history.
     Horizon(Timestamp),
+    /// The leader tells readers of the past: no later version may lie at or before this.
+    Passed(Timestamp),
     /// The leader's wish for checksums under a name.
     Checksum(u64),
 }
 
 /// Runs until the last sender is gone.
-pub async fn run(group: Group, clock: Clock, floor: Arc<AtomicU64>, mut queue: mpsc::Receiver<Pending>) {
+pub async fn run(group: Group, clock: Clock, mut queue: mpsc::Receiver<Pending>) {
     let mut waiting: VecDeque<Pending> = VecDeque::new();
     let mut taken = Vec::new();
     let mut in_flight = FuturesUnordered::new();
@@ -79,7 +79,7 @@ pub async fn run(group: Group, clock: Clock, floor: Arc<AtomicU64>, mut queue: m
             }
         }
         if !waiting.is_empty() && in_flight.len() < PROPOSALS_IN_FLIGHT_MAX {
-            let (payload, answers) = gather(&mut waiting, &clock, &floor);
+            let (payload, answers) = gather(&mut waiting, &clock);
             let group = group.clone();
             in_flight.push(async move { (group.propose(payload).await, answers) });
             continue;
@@ -100,11 +100,12 @@ pub async fn run(group: Group, clock: Clock, floor: Arc<AtomicU64>, mut queue: m
 type Answers = Vec<oneshot::Sender<Result<Outcome, Error>>>;
 
 /// Takes the next proposal's worth of commands.
-fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock, floor: &AtomicU64) -> (bytes::Bytes, Answers) {
+fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock) -> (bytes::Bytes, Answers) {
     let mut commands = Vec::new();
     let mut answers = Vec::new();
     let mut horizon = None;
     let mut checksum = None;
+    let mut passed = None;
     let mut bytes = 0;
     while let Some(pending) = waiting.front() {
         let full = commands.len() >= PROPOSAL_COMMANDS_MAX || (bytes > 0 && bytes + pending.bytes > PROPOSAL_BYTES_MAX);
@@ -118,6 +119,7 @@ fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock, floor: &AtomicU64) -> 
         match pending.kind {
             PendingKind::Command(command) => commands.push(command),
             PendingKind::Horizon(timestamp) => horizon = Some(timestamp),
+            PendingKind::Passed(timestamp) => passed = Some(timestamp),
             PendingKind::Checksum(name) => checksum = Some(name),
         }
         if alone {
@@ -125,8 +127,14 @@ fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock, floor: &AtomicU64) -> 
         }
     }
     ::metrics::histogram!(metrics::PROPOSAL_COMMANDS).record(commands.len() as f64);
-    let stamped = Timestamp::from_millis(clock.wall_ms()).max(Timestamp(floor.load(Ordering::Relaxed)));
-    (command::encode(stamped, commands, horizon, checksum), answers)
+    let proposal = log::Proposal {
+        stamped: Timestamp::from_millis(clock.wall_ms()).0,
+        commands,
+        horizon: horizon.map(|timestamp: Timestamp| timestamp.0),
+        checksum,
+        passed: passed.map(|timestamp: Timestamp| timestamp.0),
+    };
+    (command::encode(proposal), answers)
 }
 
 /// Hands each writer its outcome.

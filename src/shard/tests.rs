@@ -271,6 +271,34 @@ fn rollback_makes_a_key_what_it_was() {
 }
 
 #[test]
+fn a_rollback_finds_a_version_that_its_own_batch_has_replaced() {
+    // A replica that lags applies many entries at once; one that keeps up applies them one by one.
+    let (mut lagging, mut prompt) = (Replica::new(), Replica::new());
+    let rollback = |to| Write { operations: vec![operation("k", Action::Rollback { to })], ..Write::default() };
+    let writes = |first: Timestamp| [put("k", "one"), put("k", "two"), rollback(first)];
+    let first = {
+        let mut probe = Replica::new();
+        probe.run(put("k", "zero")).unwrap();
+        probe.run(put("k", "one")).unwrap().timestamp
+    };
+    for replica in [&mut lagging, &mut prompt] {
+        replica.run(put("k", "zero")).unwrap();
+    }
+    let proposals = writes(first).map(|write| Proposal {
+        stamped: Timestamp::from_millis(NOW_MS),
+        commands: vec![Command { epoch: Epoch(1), write }],
+        ..Proposal::default()
+    });
+    lagging.apply(&proposals);
+    for proposal in &proposals {
+        prompt.apply(std::slice::from_ref(proposal));
+    }
+    assert_eq!(prompt.get("k").as_deref(), Some("one"));
+    assert_eq!(lagging.get("k").as_deref(), Some("one"));
+    assert_eq!(lagging.checksum(), prompt.checksum());
+}
+
+#[test]
 fn a_value_that_ran_out_is_absent_and_stays_so() {
     let mut replica = Replica::new();
     let action = Action::Put { value: "v".into(), ttl_ms: Some(1_000) };
@@ -283,6 +311,25 @@ fn a_value_that_ran_out_is_absent_and_stays_so() {
     let rollback = Write { operations: vec![operation("k", Action::Rollback { to: version })], ..Write::default() };
     replica.run_at(NOW_MS + 2_000, rollback).unwrap();
     assert_eq!(replica.get("k"), None);
+}
+
+#[test]
+fn nothing_is_written_before_what_a_reader_was_told_is_past() {
+    let mut replica = Replica::new();
+    let write = Write {
+        operations: vec![operation("k", Action::Put { value: "v".into(), ttl_ms: Some(50) })],
+        ..Write::default()
+    };
+    replica.run(write).unwrap();
+    // A reader whose clock was ahead saw it run out. The next leader's clock is behind, and so is its stamp.
+    let passed = Timestamp::from_millis(NOW_MS + 50);
+    replica.apply(&[Proposal { stamped: Timestamp::from_millis(NOW_MS), passed: Some(passed), ..Proposal::default() }]);
+    assert_eq!(replica.get("k"), None);
+    let absent = when(put("k", "new"), "k", Test::Absent);
+    let outcome = replica.run_at(NOW_MS + 1, absent).unwrap();
+    assert!(outcome.applied && outcome.timestamp > passed);
+    replica.apply(&[Proposal { passed: Some(Timestamp(1)), ..Proposal::default() }]);
+    assert_eq!(replica.get("k").as_deref(), Some("new"));
 }
 
 #[test]
@@ -372,12 +419,14 @@ fn any_write() -> impl Strategy<Value = Write> {
 fn any_proposal() -> impl Strategy<Value = Proposal> {
     let command =
         (any_write(), 0..10u64).prop_map(|(write, epoch)| Command { epoch: Epoch(u64::from(epoch > 0)), write });
-    (0..4_000u64, prop::collection::vec(command, 0..4), prop::option::weighted(0.1, 0..3_000u64)).prop_map(
-        |(ahead, commands, horizon)| Proposal {
+    let seldom = || prop::option::weighted(0.1, 0..3_000u64);
+    (0..4_000u64, prop::collection::vec(command, 0..4), seldom(), seldom()).prop_map(
+        |(ahead, commands, horizon, passed)| Proposal {
             stamped: Timestamp::from_millis(NOW_MS + ahead),
             commands,
             horizon: horizon.map(|ahead| Timestamp::from_millis(NOW_MS + ahead)),
             checksum: None,
+            passed: passed.map(|ahead| Timestamp::from_millis(NOW_MS + ahead)),
         },
     )
 }

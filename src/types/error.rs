@@ -109,7 +109,7 @@ reasons! {
     DeadlineExceeded = 27, "DEADLINE_EXCEEDED", Unavailable;
     /// The write may or may not have taken effect.
     ResultUndetermined = 28, "RESULT_UNDETERMINED", Undetermined;
-    /// The disk is full; writes are refused until there is room.
+    /// The disks are nearly full; writes are refused until there is room.
     DiskFull = 29, "DISK_FULL", Unavailable;
     /// The message is meant for another cluster.
     WrongCluster = 40, "WRONG_CLUSTER", Invalid;

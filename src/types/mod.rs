@@ -18,5 +18,8 @@ pub use request::{
     Action, Answer, Condition, Header, Observed, Operation, Outcome, Outcomes, Page, Read, ReadLevel, Request,
     RequestId, Response, Role, Row, ScanBounds, ScanRequest, Test, Token, Versioned, Write,
 };
-pub use schema::{Partitioning, ReplicaDescriptor, ReplicaRole, ShardDescriptor, TableDescriptor, TableState};
+pub use schema::{
+    Partitioning, ReplicaDescriptor, ReplicaRole, ShardDescriptor, TABLE_NAME_BYTES_MAX, TableDescriptor, TableState,
+    check_table_name,
+};
 pub use timestamp::Timestamp;

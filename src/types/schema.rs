@@ -1,6 +1,23 @@
 //! What the catalog says of tables, shards and replicas.
 
-use super::{Epoch, Incarnation, NodeId, ReplicaId, ShardId, TableId};
+use super::{Epoch, Error, Incarnation, NodeId, ReplicaId, Result, ShardId, TableId};
+
+/// Longest name of a table, in bytes.
+pub const TABLE_NAME_BYTES_MAX: usize = 128;
+
+/// Refuses names that would be awkward in a shell, a URL, a path or a metric's label: a name is 1 to
+/// [`TABLE_NAME_BYTES_MAX`] of `a-z A-Z 0-9 _ - .` and begins with a letter or a digit.
+pub fn check_table_name(name: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    let begins_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if begins_well && name.len() <= TABLE_NAME_BYTES_MAX && name.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "a table's name is 1 to {TABLE_NAME_BYTES_MAX} letters, digits, '_', '-' or '.', and begins with a letter or a \
+         digit"
+    )))
+}
 
 /// How a table's keys are ordered and cut into shards.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -116,5 +133,21 @@ mod hex_bytes {
             .step_by(2)
             .map(|at| u8::from_str_radix(&text[at..at + 2], 16).map_err(D::Error::custom))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_tables_are_plain() {
+        for name in ["a", "7", "orders", "x_.y-1", &"a".repeat(TABLE_NAME_BYTES_MAX)] {
+            assert!(check_table_name(name).is_ok(), "{name}");
+        }
+        for name in ["", "_x", "-a", ".a", "a/b", "a b", "é", "a\0", &"a".repeat(TABLE_NAME_BYTES_MAX + 1)] {
+            let error = check_table_name(name).expect_err(name);
+            assert!(error.message.contains("begins with a letter"), "{error}");
+        }
     }
 }
