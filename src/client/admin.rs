@@ -65,7 +65,7 @@ impl Admin {
 
     /// The checksums of a shard's content on all its replicas at one applied position.
     pub async fn checksum(&self, shard: ShardId) -> Result<ChecksumReport> {
-        self.ask(None, |node, until| async move { node.checksum(shard, None, until).await }).await
+        self.ask(None, |node, until| async move { node.checksum(shard, until).await }).await
     }
 
     /// Creates a table and returns when every shard has a leader and this client knows the table.

@@ -177,6 +177,23 @@ async fn an_undetermined_write_is_repeated_under_its_id() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_no_member_yet_does_not_bind_the_client_to_no_cluster() {
+    let newcomer = willing(1);
+    let nobody = Topology { cluster: ClusterId::default(), ..one_shard(&[&newcomer]) };
+    tell(&[&newcomer], &Topology { nodes: vec![], tables: vec![], revision: 0, ..nobody });
+    let patience = Options { deadline: Duration::from_secs(20), ..Options::default() };
+    let seeds = endpoints(&[&newcomer]);
+    let connecting = spawn(async move { Client::connect(&seeds, patience).await });
+    while newcomer.topologies() == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    tell(&[&newcomer], &one_shard(&[&newcomer]));
+    let client = connecting.await.expect("no panic").expect("connected once there is a cluster");
+    assert_eq!(client.cluster(), ClusterId(1));
+    client.table("t").put("k", "v").await.expect("written");
+}
+
+#[tokio::test]
 async fn a_hung_leader_costs_a_second_once_and_then_nothing() {
     let (first, second) = (willing(1), willing(2));
     let all = [&first, &second];

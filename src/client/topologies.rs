@@ -12,7 +12,7 @@ use super::backoff::{Backoff, jitter};
 use super::map::{Map, Pool};
 use super::{Connection, metrics};
 use crate::runtime::{self, Clock, Instant, random_u64};
-use crate::types::{Error, Reason, Result};
+use crate::types::{ClusterId, Error, Reason, Result};
 use crate::wire::admin::Topology;
 
 /// Longest wait for one node's answer: another may have it sooner.
@@ -120,6 +120,10 @@ impl Topologies {
     }
 
     fn adopt(&self, topology: Topology) -> Result<()> {
+        if topology.cluster == ClusterId::default() {
+            // To believe it would be to belong to no cluster for ever.
+            return Err(Error::new(Reason::NotReady, "the node asked is not a member of a cluster yet"));
+        }
         let before = self.current.load_full();
         if let Some(before) = &before {
             if before.cluster != topology.cluster {

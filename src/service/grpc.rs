@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
+use tonic::service::{Routes, RoutesBuilder};
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
@@ -15,6 +15,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use super::admin::{Cluster, Table};
 use super::door::Door;
 use super::edge::Edge;
+use super::explain::{self, Explained};
 use super::kv::Kv;
 use super::listen::{self, Connections};
 use crate::node::PeerService;
@@ -150,30 +151,42 @@ fn request_bytes_max(limits: &Limits) -> usize {
     wire::REQUEST_BYTES_MAX.max(batch + MESSAGE_OVERHEAD_BYTES)
 }
 
-fn routes(edge: &Edge, health: &HealthReporter) -> io::Result<Routes> {
+/// The services that stand behind `door`, without a port, health and reflection: for a simulation, which brings its
+/// own network.
+pub fn services(door: Door, limits: Limits, clock: Clock) -> Routes {
+    core_services(&Edge::new(door, limits, clock)).routes()
+}
+
+fn core_services(edge: &Edge) -> RoutesBuilder {
     let largest = request_bytes_max(edge.limits());
     macro_rules! bounded {
         ($service:expr) => {
-            $service.max_decoding_message_size(largest).max_encoding_message_size(wire::RESPONSE_BYTES_MAX)
+            Explained($service.max_decoding_message_size(largest).max_encoding_message_size(wire::RESPONSE_BYTES_MAX))
         };
     }
+    let mut routes = Routes::builder();
+    routes
+        .add_service(bounded!(v1::kv_server::KvServer::new(Kv::new(edge.clone()))))
+        .add_service(bounded!(v1::table_server::TableServer::new(Table::new(edge.clone()))))
+        .add_service(bounded!(v1::cluster_server::ClusterServer::new(Cluster::new(edge.clone()))));
+    if let Some((node, _)) = edge.door().node() {
+        routes.add_service(PeerService::server(node.clone()));
+    }
+    routes
+}
+
+fn routes(edge: &Edge, health: &HealthReporter) -> io::Result<Routes> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let mut routes = Routes::builder();
+    let mut routes = core_services(edge);
     routes
-        .add_service(bounded!(v1::kv_server::KvServer::new(Kv::new(edge.clone()))))
-        .add_service(bounded!(v1::table_server::TableServer::new(Table::new(edge.clone()))))
-        .add_service(bounded!(v1::cluster_server::ClusterServer::new(Cluster::new(edge.clone()))))
         .add_service(HealthServer::new(HealthService::from_health_reporter(health.clone())))
         .add_service(reflection().build_v1().map_err(io::Error::other)?)
         .add_service(reflection().build_v1alpha().map_err(io::Error::other)?);
-    if let Some((node, _)) = edge.door().node() {
-        routes.add_service(PeerService::server(node.clone()));
-    }
-    Ok(routes.routes())
+    Ok(Routes::from(routes.routes().into_axum_router().fallback(explain::unknown_service)))
 }
 
 #[cfg(test)]
@@ -187,6 +200,7 @@ mod tests {
     use tonic::{Code, Request};
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_client::HealthClient;
+    use tonic_types::StatusExt;
 
     use super::*;
     use crate::service::testing::{self, Gate, ROWS};
@@ -235,8 +249,45 @@ mod tests {
         assert_eq!(reason(kv.get(get("")).await.expect_err("refused")), Reason::EmptyKey);
         assert_eq!(reason(kv.put(put((1 << 20) + 1)).await.expect_err("refused")), Reason::ValueTooLarge);
         let flood = kv.put(put(20 << 20)).await.expect_err("more than any message may have");
-        assert_eq!(flood.code(), Code::OutOfRange, "{flood:?}");
+        assert_eq!((flood.code(), reason(flood)), (Code::InvalidArgument, Reason::BatchTooLarge));
         assert!(kv.get(get("k")).await.is_ok(), "the connection has survived");
+        grpc.close(soon()).await;
+    }
+
+    #[tokio::test]
+    async fn what_the_server_itself_refuses_has_a_reason_too() {
+        let (grpc, channel) = open(testing::echo_door()).await;
+        // A client of one method may send anything under the name of another.
+        let send = async |path: &'static str| {
+            let mut client = tonic::client::Grpc::new(channel.clone());
+            client.ready().await.expect("open");
+            let codec = tonic_prost::ProstCodec::<v1::RequestId, v1::GetResponse>::default();
+            let message = v1::RequestId { client: 1, ..Default::default() };
+            let path = path.parse().expect("a path");
+            client.unary(Request::new(message), path, codec).await.expect_err("refused")
+        };
+        // The first field of a Get is text, not a number.
+        let malformed = send("/trivet.v1.Kv/Get").await;
+        let no_method = send("/trivet.v1.Kv/Explode").await;
+        let no_service = send("/other.Service/Call").await;
+        for (status, code) in
+            [(&malformed, Code::InvalidArgument), (&no_method, Code::Unimplemented), (&no_service, Code::Unimplemented)]
+        {
+            assert_eq!(status.code(), code, "{status:?}");
+            let info = status.get_details_error_info().expect("an ErrorInfo");
+            assert_eq!((info.reason.as_str(), info.domain.as_str()), ("INVALID_REQUEST", "trivet"));
+            assert!(!status.message().is_empty());
+        }
+        assert!(malformed.message().contains("cannot be read"), "{malformed:?}");
+
+        let mut kv = KvClient::new(channel);
+        let (sender, receiver) = futures::channel::mpsc::unbounded();
+        let mut answers = kv.pipeline(receiver).await.expect("a stream").into_inner();
+        let flood = v1::GetRequest { key: vec![0; 2 * wire::REQUEST_BYTES_MAX].into(), ..get("k") };
+        let call = v1::Call { id: 1, call: Some(v1::call::Call::Get(flood)), ..Default::default() };
+        sender.unbounded_send(v1::PipelineRequest { calls: vec![call] }).expect("open");
+        let flood = answers.message().await.expect_err("more than any message may have");
+        assert_eq!(error_of_status(&flood, true).reason, Reason::BatchTooLarge, "{flood:?}");
         grpc.close(soon()).await;
     }
 

@@ -10,16 +10,15 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::metrics::{CONNECTIONS, TURNED_AWAY};
-use crate::runtime::{self, Clock, Instant};
+use crate::runtime::{self, Clock, Guard, Guarded, Instant};
 
 /// Connections open at once. A client needs one or a few; each costs a descriptor and some tens of KiB.
 pub const CONNECTIONS_MAX: usize = 4_096;
@@ -80,7 +79,7 @@ impl Connections {
         open.next += 1;
         open.switches.insert(id, switch.clone());
         gauge!(CONNECTIONS).increment(1);
-        Connection { stream, switch, id, connections: self.clone(), _place: place }
+        Guarded::new(stream, Entry { switch, id, connections: self.clone(), _place: place })
     }
 }
 
@@ -186,18 +185,28 @@ impl Strangers {
 }
 
 /// A connection that speaks HTTP/2.
-pub struct Connection {
-    stream: TcpStream,
+pub type Connection = Guarded<TcpStream, Entry>;
+
+/// What is kept of a connection while it is open.
+pub struct Entry {
     switch: Arc<Switch>,
     id: u64,
     connections: Connections,
     _place: OwnedSemaphorePermit,
 }
 
-impl Drop for Connection {
+impl Drop for Entry {
     fn drop(&mut self) {
         self.connections.open.lock().switches.remove(&self.id);
         gauge!(CONNECTIONS).decrement(1);
+    }
+}
+
+impl Guard for Entry {
+    fn may_read(&self, context: &mut Context<'_>) -> io::Result<()> {
+        self.switch.reader.register(context.waker());
+        // Looked at after the registration, so that being turned off in between is not missed.
+        if self.switch.off.load(Ordering::Acquire) { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 }
 
@@ -205,50 +214,7 @@ impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.switch.off.load(Ordering::Acquire) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if read.is_pending() {
-            self.switch.reader.register(cx.waker());
-            // Turned off between the look above and the registration.
-            if self.switch.off.load(Ordering::Acquire) {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-            }
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.stream().connect_info()
     }
 }
 

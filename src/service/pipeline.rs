@@ -149,7 +149,7 @@ where
             match incoming.poll_next_unpin(cx) {
                 Poll::Ready(Some(Ok(request))) => self.waiting.extend(request.calls),
                 Poll::Ready(Some(Err(status))) => {
-                    self.failure = Some(status);
+                    self.failure = Some(wire::explain(&status).unwrap_or(status));
                     self.incoming = None;
                 }
                 Poll::Ready(None) => self.incoming = None,
@@ -355,7 +355,8 @@ mod tests {
         let mut stream = Box::pin(pipeline(edge, futures::stream::iter([message(vec![get(1, "k")]), broken])));
         assert_eq!(ids(stream.next().await), [1]);
         let status = stream.next().await.expect("the failure").expect_err("a failure");
-        assert_eq!(status.message(), "failed to decode");
+        assert!(status.message().ends_with("failed to decode"), "{status:?}");
+        assert_eq!(wire::error_of_status(&status, true).reason, crate::types::Reason::InvalidRequest);
         assert!(stream.next().await.is_none());
     }
 

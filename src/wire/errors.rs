@@ -95,6 +95,37 @@ pub fn to_status(error: &Error) -> Status {
     Status::with_error_details(code(error.reason), error.message.clone(), details)
 }
 
+/// A status with a reason in place of one by which the gRPC library refused a message before anyone saw it; none if
+/// the status has its reason, or does not prove that nothing happened.
+pub fn explain(status: &Status) -> Option<Status> {
+    if status.get_details_error_info().is_some() {
+        return None;
+    }
+    match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => {
+            let text = format!("the message is longer than any may be: {}", clip(status.message()));
+            Some(to_status(&Error::new(Reason::BatchTooLarge, text)))
+        }
+        Code::Internal | Code::InvalidArgument => {
+            Some(to_status(&Error::invalid(format!("the message cannot be read: {}", clip(status.message())))))
+        }
+        // The code by which clients of all languages know an older server.
+        Code::Unimplemented => {
+            let details = ErrorDetails::with_error_info(
+                Reason::InvalidRequest.as_str(),
+                DOMAIN,
+                HashMap::<String, String>::new(),
+            );
+            let text = match status.message() {
+                "" => "there is no such method here; server reflection lists those there are",
+                text => clip(text),
+            };
+            Some(Status::with_error_details(Code::Unimplemented, text, details))
+        }
+        _ => None,
+    }
+}
+
 /// The error a status tells of. `write` says whether the call could have had an effect, which decides what a status
 /// without one of our reasons means.
 pub fn error_of_status(status: &Status, write: bool) -> Error {
@@ -252,6 +283,31 @@ mod tests {
         let newer = v1::Failure { reason: "LATER_REASON".into(), code: Code::Unavailable as i32, ..Default::default() };
         assert_eq!(error_of_failure(newer.clone(), true).reason, Reason::ResultUndetermined);
         assert_eq!(error_of_failure(newer, false).reason, Reason::NotReady);
+    }
+
+    #[test]
+    fn refusals_of_the_library_get_a_reason_and_nothing_else_does() {
+        for number in 0..=16 {
+            let code = Code::from_i32(number);
+            let explained = explain(&Status::new(code, "words of the library"));
+            let definite = matches!(
+                code,
+                Code::OutOfRange
+                    | Code::ResourceExhausted
+                    | Code::Internal
+                    | Code::InvalidArgument
+                    | Code::Unimplemented
+            );
+            assert_eq!(explained.is_some(), definite, "{code:?}");
+            let Some(explained) = explained else { continue };
+            let error = error_of_status(&explained, true);
+            assert_eq!(error.kind(), Kind::Invalid, "{code:?}");
+            assert!(error.message.ends_with("words of the library"), "{error}");
+            assert!(explain(&explained).is_none(), "once is enough");
+        }
+        for error in samples() {
+            assert!(explain(&to_status(&error)).is_none(), "{error}");
+        }
     }
 
     #[test]

@@ -20,12 +20,14 @@ pub mod errors;
 pub mod proto;
 
 mod answers;
+pub mod channel;
 mod check;
 mod pipeline;
 mod questions;
 
+pub use channel::Channel;
 pub use check::check;
-pub use errors::{error_of_failure, error_of_status, to_failure, to_status};
+pub use errors::{error_of_failure, error_of_status, explain, to_failure, to_status};
 pub use pipeline::{IncomingCall, answer, call, decode_answer, encode_call};
 pub use questions::Question;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 use super::SWEEP;
 use super::flight::Flight;
@@ -18,9 +18,9 @@ use crate::client::backoff::Backoff;
 use crate::client::metrics;
 use crate::runtime::{self, Clock, Instant};
 use crate::types::{Error, Reason, Result};
-use crate::wire::RESPONSE_BYTES_MAX;
 use crate::wire::proto::v1;
 use crate::wire::proto::v1::kv_client::KvClient;
+use crate::wire::{Channel, RESPONSE_BYTES_MAX};
 
 /// Longest wait for a connection and its stream: a node that takes longer is better left for another.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
@@ -95,8 +95,8 @@ impl Link {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
         let opened = runtime::timeout(CONNECT_MAX, async {
-            let channel = endpoint.connect().await.map_err(|error| {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
+            let channel = Channel::connect(&self.address, &endpoint).await.map_err(|error| {
+                let cause = error.source().map(ToString::to_string);
                 format!("cannot be reached ({})", cause.unwrap_or_else(|| error.to_string()))
             })?;
             let calls = self.flight.open();

@@ -2,7 +2,6 @@
 
 use std::error::Error as _;
 
-use tonic::transport::Channel;
 use tonic::{ConnectError, Request as Message, Response as Reply, Status};
 
 use super::link::sized;
@@ -14,7 +13,7 @@ use crate::wire::admin::{ChecksumReport, ClusterStatus, NewTable, ShardDetails, 
 use crate::wire::proto::v1::{
     self, call::Call, cluster_client::ClusterClient, kv_client::KvClient, table_client::TableClient,
 };
-use crate::wire::{RESPONSE_BYTES_MAX, encode_call, error_of_status};
+use crate::wire::{Channel, RESPONSE_BYTES_MAX, encode_call, error_of_status};
 
 impl Connection {
     /// Asks `request` of `table` as a unary call; errors as for [`Connection::call`], but an overdue call is told from
@@ -58,12 +57,11 @@ impl Connection {
         Ok(plain(cluster.describe_shard(timed(question, patience)).await, false)?.into())
     }
 
-    /// The checksums of a shard's replicas. `local_at` is for nodes: only the replica of the node asked, at this
-    /// applied position or later.
-    pub async fn checksum(&self, shard: ShardId, local_at: Option<u64>, deadline: Instant) -> Result<ChecksumReport> {
+    /// The checksums of a shard's replicas.
+    pub async fn checksum(&self, shard: ShardId, deadline: Instant) -> Result<ChecksumReport> {
         let (channel, patience) = self.channel(deadline).await?;
         let mut cluster = cluster(channel);
-        let question = v1::ChecksumRequest { shard: shard.0, local_at };
+        let question = v1::ChecksumRequest { shard: shard.0 };
         Ok(plain(cluster.checksum(timed(question, patience)).await, false)?.into())
     }
 
