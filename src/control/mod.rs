@@ -17,6 +17,8 @@ mod members;
 mod shards;
 mod status;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -56,8 +56,10 @@ impl Control {
             }
         }
         for id in &ids {
-            if !reports.contains_key(id) {
-                problems.push(format!("node {} does not answer", id.0));
+            match reports.get(id) {
+                None => problems.push(format!("node {} does not answer", id.0)),
+                Some(NodeReport { disk: Some(problem), .. }) => problems.push(format!("node {}: {problem}", id.0)),
+                Some(_) => {}
             }
         }
         let mut tables = Vec::new();

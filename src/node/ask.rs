@@ -21,6 +21,8 @@ pub const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 pub const IDENTITY: &str = "identity";
 /// To become, or go on being, a member: [`JoinAsk`], [`JoinAnswer`].
 pub const JOIN: &str = "join";
+/// May this data directory take part: `lineage::StartAsk`.
+pub const START: &str = "start";
 /// A node's report: [`super::NodeReport`].
 pub const REPORT: &str = "report";
 /// The newest revision of the catalog, confirmed by shard 0's leader.
@@ -31,6 +33,9 @@ pub const NOTE_CHECKSUM: &str = "note_checksum";
 pub const CHECKSUM: &str = "checksum";
 /// Hand over the leadership of a shard (to its leader).
 pub const TRANSFER: &str = "transfer";
+
+/// Whether there is room on the disk: `RoomAsk`, `bool`.
+pub const ROOM: &str = "room";
 
 /// Whether someone who names no cluster may ask this.
 pub fn open_to_strangers(kind: &str) -> bool {
@@ -125,6 +130,7 @@ impl Node {
                 cluster: self.try_identity().map(|identity| identity.cluster),
                 incarnation: self.incarnation(),
             })),
+            START => Ok(encode(&self.admit(&decode(&body)?)?)),
             REPORT => Ok(encode(&self.report())),
             REVISION => {
                 let system = self.system_shard()?;
@@ -147,6 +153,7 @@ impl Node {
                 self.transfer(ask.shard, NodeId(ask.argument)).await?;
                 Ok(encode(&()))
             }
+            ROOM => Ok(encode(&self.note_room(decode(&body)?))),
             JOIN if self.try_identity().is_none() => Ok(encode(&JoinAnswer::Empty { node: self.id() })),
             _ => match self.handler() {
                 Some(handler) => handler.answer(kind, body).await,

@@ -8,6 +8,8 @@
 //! Failures that prove that nothing happened (not the leader, the range has changed, no connection) are tried again
 //! here until the deadline. A write whose fate is unknown is tried again only under its request id, which makes that
 //! safe; without one, the caller is told `RESULT_UNDETERMINED`.
+//!
+//! Scans, which cross shards, are paged in `paging`; each page takes the same way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +20,12 @@ use futures::future::join_all;
 use super::host::Node;
 use super::metrics;
 use crate::catalog::TableEntry;
-use crate::keyspace::ScanCursor;
+use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Instant, random_u64, sleep, timeout_at};
-use crate::shard::{PageRequest, Served, Shard};
+use crate::shard::{Served, Shard};
 use crate::types::{
     Answer, Error, Header, Kind, NodeId, Outcome, Page, Read, ReadLevel, Reason, Request, Response, Result, Row,
-    ScanRequest, ShardDescriptor, TableId, Timestamp, Versioned, Write,
+    ShardDescriptor, TableId, Timestamp, Versioned, Write,
 };
 
 /// Between attempts: an election takes about a second, so asking again sooner than this only makes noise.
@@ -35,8 +37,6 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1_500);
 const UNKNOWN_TABLE_KEPT: Duration = Duration::from_millis(200);
 /// Names remembered as unknown; a bound against floods of wrong names.
 const UNKNOWN_TABLES_MAX: usize = 1_024;
-/// Pages of a filtered scan looked through for one answer.
-const EMPTY_PAGES_MAX: usize = 16;
 
 /// What comes with a request beside its content.
 #[derive(Clone, Copy, Debug)]
@@ -158,7 +158,12 @@ impl Node {
             for operation in &mut encoded.operations {
                 operation.key = layout.encode(&operation.key);
             }
-            async move { shard.write(descriptor.epoch, encoded, context.deadline).await }
+            async move {
+                if shard.is_leader() {
+                    self.refuse_without_room(&shard)?;
+                }
+                shard.write(descriptor.epoch, encoded, context.deadline).await
+            }
         };
         let remote = || Request::Write(write.clone());
         let response = self.route(entry, &anchor, ReadLevel::Linearizable, repeatable, context, local, remote).await?;
@@ -210,7 +215,7 @@ impl Node {
         positions: &[usize],
         context: Context,
     ) -> Result<Vec<Answer<Option<Versioned>>>> {
-        let level = read.level;
+        let level = if planted::is(Bug::FollowerRead) { ReadLevel::Any } else { read.level };
         let keys = &keys;
         let local = |shard: Arc<Shard>, descriptor: Arc<ShardDescriptor>| async move {
             shard.read(descriptor.epoch, keys, level, context.deadline).await
@@ -264,130 +269,10 @@ impl Node {
         }
     }
 
-    async fn scan(&self, entry: &Arc<TableEntry>, scan: ScanRequest, context: Context) -> Result<Answer<Page>> {
-        let layout = &entry.layout;
-        let plan = layout.scan_range(&scan.bounds)?;
-        let mut ranges = plan.ranges.clone();
-        if scan.reverse {
-            ranges.reverse();
-        }
-        let cursor = match &scan.cursor {
-            Some(bytes) => Some(ScanCursor::decode(bytes, layout, &scan.bounds, scan.reverse)?.next),
-            None => None,
-        };
-        // Drop what the pages before have done.
-        if let Some(next) = &cursor {
-            if scan.reverse {
-                ranges.retain(|(start, _)| start < next);
-                if let Some((_, end)) = ranges.first_mut()
-                    && *next < *end
-                {
-                    *end = next.clone();
-                }
-            } else {
-                ranges.retain(|(_, end)| next < end);
-                if let Some((start, _)) = ranges.first_mut()
-                    && *start < *next
-                {
-                    *start = next.clone();
-                }
-            }
-        }
-        let limits = &self.options().limits;
-        let rows_max = scan.rows_max.clamp(1, limits.page_rows_max);
-        let mut page = Page::default();
-        let mut header = None;
-        for _ in 0..EMPTY_PAGES_MAX {
-            let Some((start, end)) = ranges.first().cloned() else { break };
-            let descriptor = if scan.reverse {
-                entry.shards.overlapping(&start, &end).next_back().cloned()
-            } else {
-                entry.shards.overlapping(&start, &end).next().cloned()
-            };
-            let Some(descriptor) = descriptor else {
-                ranges.remove(0);
-                continue;
-            };
-            // The part of the range that lies in this shard.
-            let within = (
-                start.clone().max(Bytes::copy_from_slice(&descriptor.start)),
-                end.clone().min(Bytes::copy_from_slice(&descriptor.end)),
-            );
-            let anchor = within.0.clone();
-            let request = PageRequest {
-                start: within.0.clone(),
-                end: within.1.clone(),
-                reverse: scan.reverse,
-                // A filter needs the keys even to count them.
-                count_only: scan.count_only && plan.filter.is_none(),
-                rows_max,
-                bytes_max: limits.page_bytes_max,
-                level: scan.level,
-            };
-            let local = |shard: Arc<Shard>, descriptor: Arc<ShardDescriptor>| {
-                let request = request.clone();
-                async move { shard.scan(descriptor.epoch, request, context.deadline).await }
-            };
-            let position = if scan.reverse { within.1.clone() } else { within.0.clone() };
-            let remote = || {
-                let mut rest = scan.clone();
-                rest.cursor = Some(ScanCursor { next: position.clone() }.encode(layout, &scan.bounds, scan.reverse));
-                Request::Scan(rest)
-            };
-            let served = match self.route(entry, &anchor, scan.level, true, context, local, remote).await? {
-                Routed::Here(served, shard) => {
-                    header = Some(self.header(&served, &shard));
-                    served.body
-                }
-                // The other node has made a whole page, cursor and all.
-                Routed::There(Response::Page(answer)) => return Ok(answer),
-                Routed::There(_) => return Err(mismatched()),
-            };
-            for (encoded, version) in served.rows {
-                let key = layout.decode(&encoded)?;
-                if plan.filter.as_ref().is_some_and(|filter| !filter.matches(&key)) {
-                    continue;
-                }
-                page.count += 1;
-                if !scan.count_only {
-                    page.rows.push(Row {
-                        key,
-                        timestamp: version.timestamp,
-                        value: version.value,
-                        expires_ms: version.expires_ms,
-                    });
-                }
-            }
-            if plan.filter.is_none() && scan.count_only {
-                page.count += served.count;
-            }
-            // Where to go on: within this shard, in what the range has beyond it, or in the next range.
-            let next = served.next.unwrap_or_else(|| if scan.reverse { within.0.clone() } else { within.1.clone() });
-            if scan.reverse {
-                ranges[0].1 = next;
-            } else {
-                ranges[0].0 = next;
-            }
-            if ranges[0].0 >= ranges[0].1 {
-                ranges.remove(0);
-            }
-            // Who was forwarded to answers for the shard it was asked about; the next one may be led elsewhere.
-            if page.count > 0 || context.forwarded {
-                break;
-            }
-        }
-        page.cursor = ranges.first().map(|(start, end)| {
-            let next = if scan.reverse { end.clone() } else { start.clone() };
-            ScanCursor { next }.encode(layout, &scan.bounds, scan.reverse)
-        });
-        let header = header.unwrap_or_else(|| self.idle_header(entry));
-        Ok(Answer { header, body: page })
-    }
-
     /// Finds the replica that can answer for `anchor` and asks it, again and again as long as nothing has happened and
     /// the deadline allows it.
     #[allow(clippy::too_many_arguments)]
-    async fn route<T, L, F, R>(
+    pub(super) async fn route<T, L, F, R>(
         &self,
         entry: &Arc<TableEntry>,
         anchor: &[u8],
@@ -406,6 +291,7 @@ impl Node {
         let mut entry = entry.clone();
         let mut hint: Option<NodeId> = None;
         let mut failed: Option<NodeId> = None;
+        let mut told: Option<Error> = None;
         loop {
             let descriptor = entry.shards.locate(anchor).clone();
             let error = match self.place(&descriptor, level, hint.take(), failed.take(), context.forwarded) {
@@ -425,7 +311,9 @@ impl Node {
                     match asked {
                         Ok(response) => return Ok(Routed::There(response)),
                         Err(error) => {
-                            if error.leader != Some(node) && error.kind() != Kind::Redirect {
+                            // A leader whose disk is full is still the one to ask, until it has handed over.
+                            let answered = error.kind() == Kind::Redirect || error.reason == Reason::DiskFull;
+                            if error.leader != Some(node) && !answered {
                                 failed = Some(node);
                             }
                             error
@@ -449,9 +337,15 @@ impl Node {
             } else {
                 RETRY_WAIT + Duration::from_millis(random_u64() % 20)
             };
+            if error.reason == Reason::DiskFull {
+                told = Some(error.clone());
+            }
             let now = self.clock().now();
             if !again || context.forwarded || now + wait >= context.deadline {
-                return Err(error);
+                // That time ran out, or that nobody was there at the end, says less than what a leader gave as its reason.
+                let says_little =
+                    matches!(error.reason, Reason::DeadlineExceeded | Reason::NoQuorum | Reason::NotLeader);
+                return Err(told.filter(|_| says_little).unwrap_or(error));
             }
             hint = redirect;
             sleep(wait).await;
@@ -472,8 +366,10 @@ impl Node {
         forwarded: bool,
     ) -> Place {
         let hosted = self.replicas().get(descriptor.id);
+        // A leader that hands over refuses and names another before it knows itself that it leads no more: to ask it
+        // again at once would go round in circles until the other leads.
         if let Some(shard) = &hosted
-            && (forwarded || level == ReadLevel::Any || shard.is_leader())
+            && (forwarded || level == ReadLevel::Any || (shard.is_leader() && hint.is_none()))
         {
             return Place::Here(shard.clone());
         }
@@ -496,7 +392,7 @@ impl Node {
         }
     }
 
-    fn header<T>(&self, served: &Served<T>, descriptor: &ShardDescriptor) -> Header {
+    pub(super) fn header<T>(&self, served: &Served<T>, descriptor: &ShardDescriptor) -> Header {
         let identity = self.try_identity().expect("a node with replicas is a member");
         Header {
             cluster: identity.cluster,
@@ -511,7 +407,7 @@ impl Node {
     }
 
     /// The header of an answer that no shard was needed for.
-    fn idle_header(&self, entry: &TableEntry) -> Header {
+    pub(super) fn idle_header(&self, entry: &TableEntry) -> Header {
         let identity = self.try_identity().expect("a node with a catalog is a member");
         let first = entry.shards.iter().next().expect("a table has shards");
         Header {
@@ -532,13 +428,13 @@ impl Node {
 }
 
 /// An answer, and by whom.
-enum Routed<T> {
+pub(super) enum Routed<T> {
     /// A replica of this node.
     Here(Served<T>, Arc<ShardDescriptor>),
     /// Another node.
     There(Response),
 }
 
-fn mismatched() -> Error {
+pub(super) fn mismatched() -> Error {
     Error::internal("another node answered a different question; do the versions match?")
 }

@@ -9,7 +9,8 @@
 //! replica of shard 0. The answer names the cluster and shard 0; the newcomer stores its identity, then creates its
 //! replica, and learns everything else from the catalog.
 //!
-//! *Staying.* At each start a member introduces itself again, so that the catalog knows its addresses. Refusals end
+//! *Staying.* At each start a member first lets the others see that its directory is the newest (`lineage`), then
+//! starts its replicas and introduces itself again, so that the catalog knows its addresses. Refusals end
 //! the process: another cluster, an id that another directory holds.
 
 use std::collections::BTreeMap;
@@ -21,9 +22,11 @@ use bytes::Bytes;
 use super::ask::{self, JoinAnswer, JoinAsk};
 use super::host::Node;
 use super::identity::Identity;
+use super::lineage;
+use super::reconcile;
 use super::replicas::Record;
 use crate::keyspace::Layout;
-use crate::runtime::{random_u64, sleep};
+use crate::runtime::{random_u64, sleep, spawn};
 use crate::storage::Batch;
 use crate::types::{ClusterId, Epoch, Error, NodeId, Reason, ReplicaId, Result, ShardId, TableId};
 
@@ -70,6 +73,17 @@ pub async fn run(node: Arc<Node>) {
     }
     let mut stopping = node.stopping();
     let formed = async {
+        if node.try_identity().is_some() {
+            // Before any replica takes part: an old copy would vote against what it has forgotten.
+            if let Err(error) = lineage::enter(&node).await {
+                return node.fail(error);
+            }
+            if let Err(error) = node.recover().await {
+                return node.fail(error);
+            }
+        }
+        // Not before the replicas of the directory are all there, or it would start some of them a second time.
+        spawn(reconcile::run(node.clone()));
         while node.try_identity().is_none() {
             match become_member(&node).await {
                 Ok(Round::Done) => break,
@@ -190,7 +204,7 @@ async fn member(node: &Arc<Node>, cluster: ClusterId, record: &Record) -> Result
     node.engine().sync()?;
     node.adopt(identity);
     node.host(record).await?;
-    Ok(())
+    lineage::first(node)
 }
 
 /// Makes the catalog know this node's addresses, and learns at once if it must not be a member any more.
@@ -212,7 +226,7 @@ async fn announce(node: &Arc<Node>) {
 }
 
 /// The configured peers must not belong to another cluster: that would be this directory on the wrong machine.
-async fn compare_clusters(node: &Arc<Node>, identity: &Identity) -> Result<()> {
+pub(super) async fn compare_clusters(node: &Arc<Node>, identity: &Identity) -> Result<()> {
     let addresses: Vec<String> = match &node.options().bootstrap {
         Bootstrap::Found { peers } => {
             peers.iter().filter(|&(&peer, _)| peer != node.id()).map(|(_, address)| address.clone()).collect()

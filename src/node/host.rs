@@ -5,19 +5,23 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures::StreamExt;
+use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
 use super::ask::AskHandler;
 use super::formation::{self, Bootstrap};
 use super::identity::Identity;
+use super::lineage;
 use super::registry::Registry;
 use super::replicas::Record;
+use super::room::{self, Rooms};
 use super::transport::{LinkTransport, Links};
-use super::{follower, reconcile};
+use super::{follower, sweeper};
 use crate::catalog::{Directory, NodeRow};
 use crate::client::Connection;
-use crate::raft::{GroupError, Timers};
+use crate::raft::{GroupError, LogBounds, Timers};
 use crate::runtime::{Clock, random_u64, sleep, spawn};
 use crate::shard::{Shard, ShardOptions, State};
 use crate::storage::{Engine, LogWriter};
@@ -25,6 +29,9 @@ use crate::types::{Error, Incarnation, Limits, NodeId, Reason, Result, ShardId, 
 
 /// How long an orderly stop waits for other nodes to take over leaderships.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Leaderships on their way to others at once: their elections share the syncs of the same few disks, and each shard
+/// stands still only for its own.
+const HANDOVERS_AT_ONCE_MAX: usize = 16;
 /// Between looks at what is still led.
 const HANDOVER_WAIT: Duration = Duration::from_millis(50);
 
@@ -43,6 +50,8 @@ pub struct NodeOptions {
     pub bootstrap: Bootstrap,
     /// Raft's timers.
     pub timers: Timers,
+    /// How much of each replica's log to keep.
+    pub log: LogBounds,
     /// Bounds on requests.
     pub limits: Limits,
     /// This program's version.
@@ -60,6 +69,7 @@ pub struct Node {
     identity: OnceLock<Identity>,
     registry: Registry,
     links: Arc<Links>,
+    rooms: Rooms,
     directory: ArcSwap<Directory>,
     directory_changed: watch::Sender<Timestamp>,
     connections: RwLock<HashMap<NodeId, (String, Arc<Connection>)>>,
@@ -71,16 +81,18 @@ pub struct Node {
     stopped: watch::Sender<bool>,
     /// Wakes the reconciler before its time.
     nudge: Notify,
+    /// One start of another node is compared and stored at a time.
+    admitting: Mutex<()>,
     /// When each table was last looked up in vain; see the door.
     pub(super) unknown_tables: Mutex<HashMap<String, crate::runtime::Instant>>,
 }
 
 impl Node {
-    /// Recovers the node's replicas and sets out to be a member of its cluster; returns at once, joining goes on in
-    /// the background ([`Node::is_ready`], [`Node::fatal`]). The caller mounts [`super::PeerService`] on the node's
+    /// Sets out to be a member of its cluster, and to recover its replicas once the others agree that its directory is
+    /// the newest; returns at once, all this goes on in the background ([`Node::is_ready`], [`Node::fatal`]). The caller mounts [`super::PeerService`] on the node's
     /// gRPC server.
     ///
-    /// Errors: the data directory is another node's; a replica's stored state cannot be used.
+    /// Errors: the data directory is another node's.
     pub async fn start(options: NodeOptions, engine: Arc<dyn Engine>, writer: LogWriter) -> Result<Arc<Node>> {
         let stored = Identity::load(&*engine)?;
         if let Some(identity) = &stored {
@@ -90,6 +102,7 @@ impl Node {
         links.set_address(options.id, &options.address);
         let node = Arc::new(Node {
             incarnation: stored.map_or_else(|| Incarnation(random_u64()), |identity| identity.incarnation),
+            rooms: Rooms::new(&*engine),
             engine,
             writer,
             identity: OnceLock::new(),
@@ -103,20 +116,17 @@ impl Node {
             stopping: watch::Sender::new(false),
             stopped: watch::Sender::new(false),
             nudge: Notify::new(),
+            admitting: Mutex::default(),
             unknown_tables: Mutex::default(),
             options,
         });
         if let Some(identity) = stored {
             node.adopt(identity);
-            for record in Record::load_all(&*node.engine)? {
-                if !record.tombstone {
-                    node.host(&record).await?;
-                }
-            }
         }
         spawn(formation::run(node.clone()));
         spawn(follower::run(node.clone()));
-        spawn(reconcile::run(node.clone()));
+        spawn(room::run(node.clone()));
+        spawn(sweeper::run(node.clone()));
         Ok(node)
     }
 
@@ -168,6 +178,10 @@ impl Node {
 
     pub(super) fn links(&self) -> &Arc<Links> {
         &self.links
+    }
+
+    pub(super) fn rooms(&self) -> &Rooms {
+        &self.rooms
     }
 
     /// Whether something was heard from `node` lately.
@@ -241,6 +255,25 @@ impl Node {
             .ok_or_else(|| Error::new(Reason::ShardNotHere, format!("{} hosts no replica of {shard}", self.id())))
     }
 
+    /// Remembers the start of another node, or refuses it.
+    pub(super) fn admit(&self, question: &lineage::StartAsk) -> Result<()> {
+        if self.try_identity().is_none() {
+            return Err(Error::new(Reason::NotReady, "not a member of a cluster yet"));
+        }
+        let _one_at_a_time = self.admitting.lock();
+        lineage::admit(&*self.engine, question)
+    }
+
+    /// Starts all replicas that the directory holds.
+    pub(super) async fn recover(&self) -> Result<()> {
+        for record in Record::load_all(&*self.engine)? {
+            if !record.tombstone {
+                self.host(&record).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Starts the replica of a record and adds it to the registry.
     pub(super) async fn host(&self, record: &Record) -> Result<Arc<Shard>> {
         let history_ms = self.directory().table(record.table).map_or(u64::MAX, |table| table.descriptor.history_ms);
@@ -250,6 +283,7 @@ impl Node {
             node: self.id(),
             fresh: State::fresh(record.table, record.start.clone(), record.end.clone(), record.epoch),
             timers: self.options.timers,
+            log: self.options.log,
             history_ms,
             clock: self.options.clock.clone(),
         };
@@ -347,41 +381,50 @@ impl Node {
     pub async fn hand_over(&self) {
         self.stopping.send_replace(true);
         let deadline = self.clock().now() + HANDOVER_TIMEOUT;
-        loop {
-            let mut led = 0;
-            for shard in self.registry.all() {
-                let status = shard.group().status();
-                if !status.is_leader() || status.voters.len() < 2 {
-                    continue;
-                }
-                led += 1;
-                // The voter whose log is nearest to the leader's, among those that are alive.
-                let best = (status.matched.iter())
-                    .filter(|&(replica, _)| *replica != status.replica)
-                    .filter_map(|(replica, matched)| {
-                        let node = *status.voters.get(replica)?;
-                        self.links.is_alive(node).then_some((matched.unwrap_or(0), *replica))
-                    })
-                    .max();
-                if let Some((_, target)) = best
-                    && let Err(error) = shard.group().transfer_leader(target).await
-                {
-                    tracing::debug!(shard = %shard.id(), %error, "leadership not handed over yet");
-                }
-            }
-            if led == 0 || self.clock().now() >= deadline {
-                return;
-            }
+        while self.pass_leaderships_on(|_| true).await > 0 && self.clock().now() < deadline {
             sleep(HANDOVER_WAIT).await;
         }
+    }
+
+    /// Hands every leadership over that a voter on a node which `may` lead can take; one attempt each. Returns how many
+    /// there were to hand over.
+    pub(super) async fn pass_leaderships_on(&self, may: impl Fn(NodeId) -> bool) -> usize {
+        let mut led = 0;
+        let mut transfers = Vec::new();
+        for shard in self.registry.all() {
+            let status = shard.group().status();
+            if !status.is_leader() || status.voters.len() < 2 {
+                continue;
+            }
+            led += 1;
+            // The voter whose log is nearest to the leader's, among those that are alive.
+            let best = (status.matched.iter())
+                .filter(|&(replica, _)| *replica != status.replica)
+                .filter_map(|(replica, matched)| {
+                    let node = *status.voters.get(replica)?;
+                    (self.links.is_alive(node) && may(node)).then_some((matched.unwrap_or(0), *replica))
+                })
+                .max();
+            if let Some((_, target)) = best {
+                transfers.push(async move {
+                    if let Err(error) = shard.group().transfer_leader(target).await {
+                        tracing::debug!(shard = %shard.id(), %error, "leadership not handed over yet");
+                    }
+                });
+            }
+        }
+        futures::stream::iter(transfers).for_each_concurrent(HANDOVERS_AT_ONCE_MAX, |transfer| transfer).await;
+        led
     }
 
     /// Stops the replicas and lets go of everything. Their data stays. Call [`Node::hand_over`] first.
     pub async fn stop(&self) {
         self.stopping.send_replace(true);
         self.stopped.send_replace(true);
-        for shard in self.registry.all() {
-            shard.stop().await;
+        // Each waits for what it has begun to apply; side by side, that is one wait.
+        let replicas = self.registry.all();
+        join_all(replicas.iter().map(|shard| shard.stop())).await;
+        for shard in replicas {
             self.registry.remove(shard.id());
         }
         *self.handler.write() = None;

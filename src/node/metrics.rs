@@ -16,6 +16,12 @@ pub const REQUESTS: &str = "trivet_door_requests_total";
 pub const REPLICAS: &str = "trivet_node_replicas";
 /// Replicas that lead.
 pub const LEADERS: &str = "trivet_node_leaders";
+/// Shards compacted because much of them was garbage.
+pub const SHARDS_COMPACTED: &str = "trivet_node_shards_compacted_total";
+/// Room left on the disk.
+pub const DISK_ROOM: &str = "trivet_node_disk_room";
+/// Writes refused because disks are nearly full.
+pub const WRITES_REFUSED_FULL: &str = "trivet_node_writes_refused_disk_full_total";
 /// Snapshots received and installed.
 pub const SNAPSHOTS_RECEIVED: &str = "trivet_peer_snapshots_received_total";
 /// Bytes of snapshots sent.
@@ -31,6 +37,12 @@ pub fn describe() {
     metrics::describe_counter!(REQUESTS, "Requests for data by kind");
     metrics::describe_gauge!(REPLICAS, "Replicas hosted by this node");
     metrics::describe_gauge!(LEADERS, "Replicas of this node that lead their shard");
+    metrics::describe_counter!(SHARDS_COMPACTED, "Shards compacted because much of them was garbage");
+    metrics::describe_gauge!(
+        DISK_ROOM,
+        "Room left on the disk: 2 enough, 1 little (this node leads no writes), 0 none (it takes no entries)"
+    );
+    metrics::describe_counter!(WRITES_REFUSED_FULL, "Writes refused because disks are nearly full");
     metrics::describe_counter!(SNAPSHOTS_RECEIVED, "Snapshots received and installed");
     metrics::describe_counter!(SNAPSHOT_BYTES_SENT, "Bytes of snapshots sent to other nodes");
 }

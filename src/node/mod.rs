@@ -5,12 +5,15 @@
 //!
 //! - `identity`: which cluster, which node, which data directory; written once.
 //! - `formation`: how an empty directory becomes a member: founding, joining, coming back.
+//! - `lineage`: an old copy of a data directory is refused, because the others remember each start.
 //! - `registry`: the replicas hosted here.
 //! - `transport`: one multiplexed stream per peer carries the frames of all groups; snapshots have their own.
 //! - [`ask`]: rare questions between nodes.
 //! - `follower`: turns the applied rows of shard 0 into the [`Directory`](crate::catalog::Directory).
 //! - `reconcile`: creates and destroys replicas, brings group memberships to what the catalog wants.
-//! - `door`: `(table, Request) -> Response`: local replica, or forwarded to the node that can.
+//! - `room`: yields before the disk is full; `sweeper`: makes what was deleted leave it.
+//! - `door`: `(table, Request) -> Response`: local replica, or forwarded to the node that can; `paging`: scans,
+//!   page by page.
 //!
 //! Invariants: a frame names cluster, group and target replica and is refused on mismatch; a replica id that was
 //! destroyed here never comes back; the truth about who owns a range is the shard's own log, the catalog proposes.
@@ -23,11 +26,15 @@ mod follower;
 mod formation;
 mod host;
 mod identity;
+mod lineage;
 pub mod metrics;
+mod paging;
 mod reconcile;
 mod registry;
 mod replicas;
 mod report;
+mod room;
+mod sweeper;
 mod transport;
 
 pub use ask::{AskHandler, ChecksumAnswer, IdentityAnswer, JoinAnswer, JoinAsk, ShardAsk};
@@ -38,3 +45,5 @@ pub use identity::Identity;
 pub use registry::Registry;
 pub use report::{NodeReport, ShardReport};
 pub use transport::PeerService;
+#[cfg(test)]
+pub(crate) use transport::testing;

@@ -129,8 +129,25 @@ async fn create(node: &Arc<Node>, descriptor: &ShardDescriptor) -> Result<()> {
     Ok(())
 }
 
+/// Who founds at once: the first of the founders that is still wanted.
 fn preferred_founder(descriptor: &ShardDescriptor) -> Option<ReplicaId> {
-    descriptor.founders.first().copied()
+    descriptor.founders.iter().copied().find(|founder| descriptor.replicas.iter().any(|replica| replica.id == *founder))
+}
+
+/// The first members of a shard, the same for whoever asks and whenever: also those that were replaced since. They stay
+/// members until the group, once it has a leader, exchanges them; a majority of the others founds it without them.
+///
+/// A successor stands in the place of the one it replaces, on the same node (a disk was lost). None if the founders
+/// cannot be told any more.
+fn first_members(descriptor: &ShardDescriptor) -> Option<BTreeMap<ReplicaId, NodeId>> {
+    if descriptor.replicas.len() < descriptor.founders.len() {
+        return None;
+    }
+    let in_place = descriptor.founders.iter().zip(&descriptor.replicas);
+    let known = |id: ReplicaId| descriptor.founders.contains(&id);
+    in_place
+        .map(|(&founder, there)| (founder == there.id || !known(there.id)).then_some((founder, there.node)))
+        .collect()
 }
 
 /// Founds a group whose preferred founder has not done so, or finishes what a crash has cut short.
@@ -149,15 +166,10 @@ async fn found(node: &Node, shard: &Arc<Shard>, descriptor: &ShardDescriptor, st
 }
 
 async fn found_group(shard: &Arc<Shard>, descriptor: &ShardDescriptor) {
-    // A founder that has been replaced since cannot be named any more; then the others add the newcomer later.
-    let members: BTreeMap<ReplicaId, NodeId> = (descriptor.replicas.iter())
-        .filter(|replica| descriptor.founders.contains(&replica.id))
-        .map(|replica| (replica.id, replica.node))
-        .collect();
-    if members.len() != descriptor.founders.len() {
-        tracing::warn!(shard = %descriptor.id, "a founder was replaced before its group was founded");
+    let Some(members) = first_members(descriptor) else {
+        tracing::error!(shard = %descriptor.id, "the first members of the group cannot be told from the catalog");
         return;
-    }
+    };
     if let Err(error) = shard.group().found(members).await {
         tracing::warn!(shard = %descriptor.id, %error, "cannot found the group yet");
     }
@@ -239,4 +251,48 @@ async fn destroy(node: &Arc<Node>, shard: &Arc<Shard>) -> Result<()> {
     node.engine().horizons().clear(&record.start, &record.end);
     record.destroy(&**node.engine())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Epoch, Incarnation, ReplicaDescriptor, TableId};
+
+    /// A shard whose wanted replicas are `ids`, on nodes 1, 2 and so on, founded by replicas 4, 5 and 6.
+    fn shard(ids: &[u64]) -> ShardDescriptor {
+        let replica = |(at, &id): (usize, &u64)| ReplicaDescriptor {
+            id: ReplicaId(id),
+            node: NodeId(at as u64 + 1),
+            incarnation: Incarnation(1),
+            role: ReplicaRole::Voter,
+        };
+        ShardDescriptor {
+            id: ShardId(9),
+            table: TableId(1),
+            start: vec![1],
+            end: vec![2],
+            epoch: Epoch(1),
+            replicas: ids.iter().enumerate().map(replica).collect(),
+            founders: [4, 5, 6].map(ReplicaId).into(),
+        }
+    }
+
+    #[test]
+    fn the_first_members_stay_the_same_whoever_is_replaced() {
+        let first = first_members(&shard(&[4, 5, 6])).expect("known");
+        assert_eq!(first, BTreeMap::from([4, 5, 6].map(|id| (ReplicaId(id), NodeId(id - 3)))));
+        for later in [&[7, 5, 6][..], &[7, 8, 6], &[7, 8, 9], &[4, 5, 6, 7]] {
+            assert_eq!(first_members(&shard(later)).as_ref(), Some(&first), "{later:?}");
+        }
+        for unclear in [&[4, 5][..], &[5, 4, 6]] {
+            assert_eq!(first_members(&shard(unclear)), None, "{unclear:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_founder_left_founds() {
+        let preferred = |ids: &[u64]| preferred_founder(&shard(ids)).map(|id| id.0);
+        assert_eq!([preferred(&[4, 5, 6]), preferred(&[7, 5, 6]), preferred(&[7, 8, 6])], [Some(4), Some(5), Some(6)]);
+        assert_eq!(preferred(&[7, 8, 9]), None);
+    }
 }

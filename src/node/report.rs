@@ -37,6 +37,9 @@ pub struct NodeReport {
     pub revision: Timestamp,
     /// The nodes it has heard from lately.
     pub hears: Vec<NodeId>,
+    /// What is wrong with its disk, if something is.
+    #[serde(default)]
+    pub disk: Option<String>,
     /// Its replicas.
     pub shards: Vec<ShardReport>,
 }
@@ -65,6 +68,7 @@ impl Node {
             node: self.id(),
             revision: directory.revision(),
             hears: directory.nodes().map(|node| node.id).filter(|&node| self.links().is_alive(node)).collect(),
+            disk: self.check_room().err().map(|error| error.message),
             shards: shards.collect(),
         }
     }

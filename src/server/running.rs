@@ -121,11 +121,14 @@ pub async fn start_on(config: Config, listeners: Listeners) -> Result<Running, E
         zone: config.zone.clone(),
         bootstrap: bootstrap(&config, &*engine)?,
         timers: timers(&config),
+        log: raft::LogBounds::default(),
         limits: config.limits,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock.clone(),
     };
-    let node = Node::start(options, engine.clone(), writer.clone()).await?;
+    // The store must be closed before the process ends: its own thread would do it while the process falls apart.
+    let started = Node::start(options, engine.clone(), writer.clone()).await;
+    let node = started.inspect_err(|_| writer.stop())?;
     let control = Control::start(node.clone());
     check_node(&live, &ready, &node);
 
@@ -277,6 +280,8 @@ fn check_node(live: &Checks, ready: &Checks, node: &Arc<Node>) {
             None => Err("the catalog does not name this node yet".into()),
         }
     });
+    let weak = Arc::downgrade(node);
+    ready.set("disk", move || weak.upgrade().ok_or_else(gone)?.check_room().map_err(|error| error.message));
     let weak = Arc::downgrade(node);
     ready.set("leader", move || match weak.upgrade().ok_or_else(gone)?.system_leader() {
         Some(_) => Ok(()),

@@ -10,16 +10,16 @@ use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 use super::snapshot;
 use crate::node::metrics;
 use crate::raft::{Cut, Outgoing, Transport, TransportError};
 use crate::runtime::{Clock, Instant, random_u64, sleep, spawn, timeout, yield_now};
 use crate::types::{ClusterId, Error, NodeId, Reason, Result};
-use crate::wire;
 use crate::wire::proto::internal::peer_client::PeerClient;
 use crate::wire::proto::internal::{AskRequest, Frame, FrameBatch, SnapshotHeader, Vote};
+use crate::wire::{self, Channel};
 
 /// Frames waiting for one peer; beyond that Raft is told the peer is unreachable and backs off.
 const QUEUE_FRAMES_MAX: usize = 16_384;
@@ -153,8 +153,8 @@ impl Links {
         };
         let endpoint = endpoint(address)?;
         let asked = async {
-            let channel = endpoint.connect().await.map_err(|error| {
-                Error::new(Reason::NotReady, format!("cannot reach the node at {address}: {}", root_cause(&error)))
+            let channel = Channel::connect(address, &endpoint).await.map_err(|error| {
+                Error::new(Reason::NotReady, format!("cannot reach the node at {address}: {}", root_cause(&*error)))
             })?;
             let answer =
                 peer_client(channel).ask(request).await.map_err(|status| wire::error_of_status(&status, false))?;
@@ -167,7 +167,7 @@ impl Links {
 }
 
 /// The last sentence of a chain of errors, which says what really happened.
-fn root_cause(error: &dyn std::error::Error) -> String {
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(deeper) = cause.source() {
         cause = deeper;
@@ -271,7 +271,7 @@ struct Connection {
 async fn connect(links: &Links, to: NodeId, address: &str) -> Result<Connection, String> {
     let endpoint = endpoint(address).map_err(|error| error.message)?;
     let attempt = async {
-        let channel = endpoint.connect().await.map_err(|error| root_cause(&error))?;
+        let channel = Channel::connect(address, &endpoint).await.map_err(|error| root_cause(&*error))?;
         let (flushes, outgoing) = mpsc::channel(FLUSHES_IN_FLIGHT_MAX);
         // The first flush introduces this node, so that the other side answers the call at once.
         let hello = FrameBatch {

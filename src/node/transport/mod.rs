@@ -11,6 +11,8 @@
 mod link;
 mod receive;
 mod snapshot;
+#[cfg(test)]
+pub mod testing;
 
 pub use link::{LinkTransport, Links};
 pub use receive::PeerService;

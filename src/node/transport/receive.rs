@@ -14,7 +14,7 @@ use super::link::MESSAGE_BYTES_MAX;
 use super::snapshot;
 use crate::node::host::Node;
 use crate::node::metrics;
-use crate::raft::Kind;
+use crate::raft::{self, Kind};
 use crate::runtime::{spawn, timeout, yield_now};
 use crate::types::{Error, NodeId, Reason, ReplicaId, ShardId};
 use crate::wire;
@@ -81,6 +81,9 @@ impl Peer for PeerService {
         let mut chunks = request.into_inner();
         let header = snapshot::receive_header(&mut chunks).await?;
         self.check(header.cluster, None).map_err(|error| wire::to_status(&error))?;
+        if self.node.takes_no_more_of(ShardId(header.group)) {
+            self.node.check_room().map_err(|error| wire::to_status(&error))?;
+        }
         let vote = snapshot::receive(&self.node, header, chunks).await?;
         ::metrics::counter!(metrics::SNAPSHOTS_RECEIVED).increment(1);
         Ok(Response::new(SnapshotDone { vote: Some(vote) }))
@@ -112,6 +115,10 @@ impl PeerService {
         let from_node = hello.to_node;
         let to_node = hello.from_node;
         let cluster = hello.cluster;
+        // A node that has stopped ends its side of the link, or its port would wait for the other's.
+        let mut stopped = self.node.stopped();
+        let stopped = stopped.wait_for(|&stopped| stopped);
+        tokio::pin!(stopped);
         let mut open = true;
         loop {
             if !ready.is_empty() {
@@ -142,6 +149,7 @@ impl PeerService {
                     }
                     Ok(None) | Err(_) => open = false,
                 },
+                _ = &mut stopped, if open => open = false,
             }
         }
     }
@@ -154,6 +162,11 @@ impl PeerService {
         let mut held = None;
         let group = self.node.replicas().get(shard).map(|shard| shard.group().clone());
         match (group, Kind::from_number(frame.kind)) {
+            (Some(_), Some(kind))
+                if self.node.takes_no_more_of(shard) && raft::carries_entries(kind, &frame.payload) =>
+            {
+                let _ = answer.send(Err("the disk of this node is full".to_owned()));
+            }
             (Some(group), Some(kind)) => {
                 group.receive(ReplicaId(frame.from_replica), to, kind, frame.payload, answer);
             }

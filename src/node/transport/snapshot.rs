@@ -1,11 +1,11 @@
 //! Snapshots on their way: cut, chunked, checksummed and paced on one side; staged, checked and installed on the other.
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -16,6 +16,7 @@ use crate::node::metrics;
 use crate::raft::{Cut, SnapshotError, TransportError};
 use crate::runtime::{random_u64, sleep, spawn, spawn_blocking, timeout};
 use crate::types::{ReplicaId, ShardId};
+use crate::wire::Channel;
 use crate::wire::proto::internal::snapshot_chunk::Part;
 use crate::wire::proto::internal::{SnapshotChunk, SnapshotData, SnapshotHeader, Vote};
 
@@ -35,11 +36,8 @@ const FILES_MAX: u32 = 1_000_000;
 /// Sends a cut; returns the receiver's vote.
 pub async fn send(address: &str, header: SnapshotHeader, cut: Box<dyn Cut>) -> Result<Vote, TransportError> {
     let unreachable = |error: &dyn std::fmt::Display| TransportError::Unreachable(error.to_string());
-    let channel = endpoint(address)
-        .map_err(|error| unreachable(&error.message))?
-        .connect()
-        .await
-        .map_err(|error| unreachable(&error))?;
+    let endpoint = endpoint(address).map_err(|error| unreachable(&error.message))?;
+    let channel = Channel::connect(address, &endpoint).await.map_err(|error| unreachable(&error))?;
     let (chunks, outgoing) = mpsc::channel(CHUNKS_AHEAD_MAX);
     let feeder = spawn(feed(header, cut, chunks));
     let _abandon = AbortOnDrop(feeder.abort_handle());
@@ -88,12 +86,18 @@ async fn feed(header: SnapshotHeader, cut: Box<dyn Cut>, chunks: mpsc::Sender<Sn
         cut = Some(back);
         let Some(path) = next.map_err(|error| error.to_string())? else { break };
         let sent = send_file(&path, file, &chunks).await;
-        let removed = tokio::fs::remove_file(&path).await;
+        let gone = path.clone();
+        let removed = on_disk(move || std::fs::remove_file(gone)).await;
         sent?;
         removed.map_err(|error| format!("cannot remove {}: {error}", path.display()))?;
         file += 1;
     }
     push(&chunks, Part::End(file)).await
+}
+
+/// Runs a piece of work on files where it may wait for the disk.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
+    spawn_blocking(work).await.map_err(std::io::Error::other)?
 }
 
 async fn push(chunks: &mpsc::Sender<SnapshotChunk>, part: Part) -> Result<(), String> {
@@ -106,20 +110,21 @@ async fn push(chunks: &mpsc::Sender<SnapshotChunk>, part: Part) -> Result<(), St
 
 async fn send_file(path: &Path, file: u32, chunks: &mpsc::Sender<SnapshotChunk>) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-    let mut reader = tokio::fs::File::open(path).await.map_err(failed)?;
-    let mut buffer = vec![0; CHUNK_BYTES];
+    let opened = path.to_owned();
+    let mut reader = on_disk(move || std::fs::File::open(opened)).await.map_err(failed)?;
     loop {
-        let mut filled = 0;
-        while filled < CHUNK_BYTES {
-            match reader.read(&mut buffer[filled..]).await.map_err(failed)? {
-                0 => break,
-                count => filled += count,
-            }
-        }
+        let (bytes, back) = on_disk(move || {
+            let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+            (&mut reader).take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+            Ok((Bytes::from(chunk), reader))
+        })
+        .await
+        .map_err(failed)?;
+        reader = back;
+        let filled = bytes.len();
         if filled == 0 {
             return Ok(());
         }
-        let bytes = Bytes::copy_from_slice(&buffer[..filled]);
         let checksum = crc32fast::hash(&bytes);
         push(chunks, Part::Data(SnapshotData { file, bytes, checksum })).await?;
         ::metrics::counter!(metrics::SNAPSHOT_BYTES_SENT).increment(filled as u64);
@@ -182,7 +187,8 @@ impl Drop for Staged {
 impl Staged {
     async fn new(staging: &Path, shard: ShardId) -> Result<Staged, Status> {
         let directory = staging.join(format!("in-{shard}-{:016x}", random_u64()));
-        tokio::fs::create_dir_all(&directory)
+        let made = directory.clone();
+        on_disk(move || std::fs::create_dir_all(made))
             .await
             .map_err(|error| Status::internal(format!("cannot stage a snapshot: {error}")))?;
         Ok(Staged { directory })
@@ -191,7 +197,7 @@ impl Staged {
     async fn fill(&self, mut chunks: Streaming<SnapshotChunk>) -> Result<Vec<PathBuf>, Status> {
         let failed = |error: std::io::Error| Status::internal(format!("cannot stage a snapshot: {error}"));
         let mut files: Vec<PathBuf> = Vec::new();
-        let mut open: Option<tokio::fs::File> = None;
+        let mut open: Option<std::fs::File> = None;
         loop {
             match next(&mut chunks).await? {
                 Part::Header(_) => return Err(Status::invalid_argument("a second header")),
@@ -202,13 +208,14 @@ impl Staged {
                     if data.file as usize == files.len() && data.file < FILES_MAX {
                         close(open.take()).await.map_err(failed)?;
                         let path = self.directory.join(format!("{:06}.sst", data.file));
-                        open = Some(tokio::fs::File::create(&path).await.map_err(failed)?);
-                        files.push(path);
+                        files.push(path.clone());
+                        open = Some(on_disk(move || std::fs::File::create(path)).await.map_err(failed)?);
                     } else if data.file as usize + 1 != files.len() {
                         return Err(Status::invalid_argument("the files of a snapshot come in order"));
                     }
-                    if let Some(file) = &mut open {
-                        file.write_all(&data.bytes).await.map_err(failed)?;
+                    if let Some(mut file) = open.take() {
+                        let written = on_disk(move || file.write_all(&data.bytes).map(|()| file)).await;
+                        open = Some(written.map_err(failed)?);
                     }
                 }
                 Part::End(count) => {
@@ -223,12 +230,9 @@ impl Staged {
     }
 }
 
-async fn close(file: Option<tokio::fs::File>) -> std::io::Result<()> {
+async fn close(file: Option<std::fs::File>) -> std::io::Result<()> {
     match file {
-        Some(mut file) => {
-            file.flush().await?;
-            file.sync_all().await
-        }
+        Some(file) => on_disk(move || file.sync_all()).await,
         None => Ok(()),
     }
 }
