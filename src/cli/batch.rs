@@ -53,16 +53,18 @@ pub async fn run(args: Args, global: &Global) -> Ended {
     }
     let write = parse(&input, args.hex).map_err(|error| Stop::error(format!("{}: {error}", args.file.display())))?;
     if args.dry_run {
-        say!("{} conditions, {} operations; nothing sent (--dry-run)", write.conditions.len(), write.operations.len());
+        let conditions = text::count(write.conditions.len(), "condition");
+        let operations = text::count(write.operations.len(), "operation");
+        say!("{conditions}, {operations}; nothing sent (--dry-run)");
         return Ok(Exit::Ok);
     }
-    let operations = write.operations.len();
+    let operations = text::count(write.operations.len(), "operation");
     let answer = global.connect().await?.table(&*args.table).batch(write).await?;
     let outcome = &answer.body;
     if global.json() {
         say!("{}", render::outcome_json(&answer));
     } else if outcome.applied {
-        say!("applied {operations} operations, version {}", outcome.timestamp);
+        say!("applied {operations}, version {}", outcome.timestamp);
     } else {
         say!("{}", render::not_applied(outcome));
     }

@@ -119,7 +119,7 @@ pub async fn run(args: Args, global: &Global) -> Ended {
         }
         sink.rows += page.rows.len() as u64;
         sink.write(&text)?;
-        bar.set_message(format!("{} rows", sink.rows));
+        bar.set_message(text::count(sink.rows, "row"));
         pages += 1;
         if let (Some(cursor), 0) = (&page.cursor, pages % PAGES_PER_CHECKPOINT) {
             sink.save(cursor)?;
@@ -132,7 +132,7 @@ pub async fn run(args: Args, global: &Global) -> Ended {
         if global.json() {
             say!("{}", serde_json::json!({"table": args.table, "file": file.display().to_string(), "rows": rows}));
         } else {
-            say!("exported {rows} rows of {} to {}", args.table, file.display());
+            say!("exported {} of {} to {}", text::count(rows, "row"), args.table, file.display());
         }
     }
     Ok(Exit::Ok)

@@ -177,6 +177,13 @@ impl Cli {
 
 /// Runs a node until it is told to stop.
 fn serve(flags: &trivet::server::Flags) -> Ended {
+    // A broken invariant ends the node, not only the task that noticed: the others take over from a node that is gone,
+    // not from one that lacks a part.
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
     trivet::server::serve(flags).map_err(|error| {
         let exit = if error.exit_code() == Exit::Usage as u8 { Exit::Usage } else { Exit::Error };
         Stop { exit, message: error.to_string() }

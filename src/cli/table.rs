@@ -132,12 +132,9 @@ pub async fn run(verb: Verb, global: &Global) -> Ended {
         Verb::Drop(args) => {
             let client = global.connect().await?;
             let details = client.admin().table(&args.name).await?;
+            let shards = text::count(details.shards.len(), "shard");
             if !args.yes && !args.dry_run {
-                let text = format!(
-                    "this drops table {} with its {} shards for good; say --yes",
-                    args.name,
-                    details.shards.len()
-                );
+                let text = format!("this drops table {} with its {shards} for good; say --yes", args.name);
                 return Err(Stop::usage(text));
             }
             client.admin().drop_table(&args.name, args.dry_run).await?;
@@ -147,11 +144,7 @@ pub async fn run(verb: Verb, global: &Global) -> Ended {
                     serde_json::json!({"dropped": args.name, "id": details.table.id.0, "dry_run": args.dry_run})
                 );
             } else if args.dry_run {
-                say!(
-                    "would drop table {} with its {} shards; nothing done (--dry-run)",
-                    args.name,
-                    details.shards.len()
-                );
+                say!("would drop table {} with its {shards}; nothing done (--dry-run)", args.name);
             } else {
                 say!("dropped table {}", args.name);
             }

@@ -3,6 +3,8 @@
 //! What is UTF-8 is shown as text, anything else as `0x` and hex digits. In JSON the two never mix: text stands under
 //! `key` or `value`, other bytes as hex under `key_hex` or `value_hex`, so nothing is lost and nothing is guessed.
 
+use std::fmt::Display;
+
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
@@ -37,6 +39,12 @@ pub fn insert(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
         Ok(text) => object.insert(name.to_owned(), Value::from(text)),
         Err(_) => object.insert(format!("{name}_hex"), Value::from(hex(bytes))),
     };
+}
+
+/// A number of things: `1 shard`, `2 shards`.
+pub fn count<N: Display + PartialEq + From<u8>>(number: N, thing: &str) -> String {
+    let plural = if number == N::from(1) { "" } else { "s" };
+    format!("{number} {thing}{plural}")
 }
 
 /// Lower-case hex digits.
@@ -77,6 +85,11 @@ mod tests {
         assert_eq!(show(&[0xff, 0x00]), "0xff00");
         assert_eq!(show_within("abcdef".as_bytes(), Some(4)), "abc…");
         assert_eq!(show_within("abcd".as_bytes(), Some(4)), "abcd");
+    }
+
+    #[test]
+    fn one_is_one() {
+        assert_eq!([0_u64, 1, 2].map(|number| count(number, "row")), ["0 rows", "1 row", "2 rows"]);
     }
 
     #[test]

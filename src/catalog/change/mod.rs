@@ -22,8 +22,7 @@ pub use nodes::{
 };
 pub use replicas::{REPLACEMENTS_MAX, add_system_replica, mend_node, replace_replica};
 pub use tables::{
-    Creation, NAME_BYTES_MAX, NewTable, REMOVALS_MAX, REPLICATION_MAX, SHARDS_MAX, check_table_name, create_table,
-    drop_table, finish_drop,
+    Creation, NewTable, REMOVALS_MAX, REPLICATION_MAX, SHARDS_MAX, create_table, drop_table, finish_drop,
 };
 
 use super::directory::Directory;

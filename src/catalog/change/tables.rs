@@ -8,11 +8,8 @@ use crate::catalog::rows::{Counter, RowKey};
 use crate::keyspace::Layout;
 use crate::types::{
     Epoch, Error, NodeId, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor,
-    ShardId, TableDescriptor, TableId, TableState,
+    ShardId, TableDescriptor, TableId, TableState, check_table_name,
 };
-
-/// Longest name of a table, in bytes.
-pub const NAME_BYTES_MAX: usize = 128;
 
 /// Most shards a table is created with: their rows are one write, and half of a change is left for other things.
 /// (More come by splitting.)
@@ -50,19 +47,6 @@ pub struct Creation {
     pub shards: Vec<ShardDescriptor>,
     /// What makes it so.
     pub write: Write,
-}
-
-/// Refuses names that cannot be typed, listed or put in a path: 1 to [`NAME_BYTES_MAX`] of `a-z A-Z 0-9 _ - .`,
-/// beginning with a letter or digit.
-pub fn check_table_name(name: &str) -> Result<()> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    let begins_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    if begins_well && name.len() <= NAME_BYTES_MAX && name.bytes().all(plain) {
-        return Ok(());
-    }
-    Err(Error::invalid(format!(
-        "a table's name is 1 to {NAME_BYTES_MAX} letters, digits, '_', '-' or '.', and begins with a letter or digit"
-    )))
 }
 
 /// Makes a table with its shards and their wanted replicas. `place` chooses, for each of the shards, `replication`

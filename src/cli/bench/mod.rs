@@ -41,7 +41,7 @@ use self::target::{Target, Trivet};
 use self::workload::{Distribution, Kind, Mix, Numbers, Workload};
 use super::data::{parse_level, show_level};
 use super::exit::{Ended, Exit, Stop};
-use super::{Global, time};
+use super::{Global, text, time};
 
 /// Measures a cluster, or verifies that it loses and doubles nothing.
 ///
@@ -291,7 +291,7 @@ async fn table(client: &Client, name: &str, shards: u32) -> Ended<()> {
         Ok(_) => Ok(()),
         Err(error) if error.reason == Reason::UnknownTable => {
             match client.admin().create_table(NewTable::hash(name, shards)).await {
-                Ok(_) => eprintln!("created hash table {name} with {shards} shards"),
+                Ok(_) => eprintln!("created hash table {name} with {}", text::count(shards, "shard")),
                 Err(error) if error.reason == Reason::TableExists => {}
                 Err(error) => return Err(error.into()),
             }

@@ -119,7 +119,8 @@ pub async fn run(args: Args, global: &Global) -> Ended {
         );
     } else {
         let resumed = if skip > 0 { format!(" (going on after row {skip})") } else { String::new() };
-        say!("imported {rows} rows into {}{resumed} in {seconds:.1} s, {rate:.0} rows/s", args.table);
+        let rows = text::count(rows, "row");
+        say!("imported {rows} into {}{resumed} in {seconds:.1} s, {rate:.0} rows/s", args.table);
     }
     Ok(Exit::Ok)
 }
@@ -153,7 +154,8 @@ fn dry_run(file: &Path, shape: Shape, global: &Global) -> Ended {
         for row in &shown {
             say!("{}  {}", text::show(&row.key), text::show(&row.value));
         }
-        say!("{count} rows, values of up to {longest} bytes; nothing written (--dry-run)");
+        let (count, longest) = (text::count(count, "row"), text::count(longest, "byte"));
+        say!("{count}, values of up to {longest}; nothing written (--dry-run)");
     }
     Ok(Exit::Ok)
 }
@@ -309,7 +311,7 @@ impl Load<'_> {
             if now - saved >= CHECKPOINT_EVERY {
                 saved = now;
                 self.checkpoint.save(&self.done.upto).map_err(Stop::error)?;
-                source.bar.set_message(format!("{} rows", self.done.upto));
+                source.bar.set_message(text::count(self.done.upto, "row"));
             }
         }
         match failure {
@@ -318,8 +320,9 @@ impl Load<'_> {
                 if self.done.upto > 0 {
                     self.checkpoint.save(&self.done.upto).map_err(Stop::error)?;
                     stop.message = format!(
-                        "{}\n{} rows before it are imported; the same command goes on from there",
-                        stop.message, self.done.upto
+                        "{}\nimported before it: {}; the same command goes on from there",
+                        stop.message,
+                        text::count(self.done.upto, "row")
                     );
                 }
                 Err(stop)

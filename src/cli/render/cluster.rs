@@ -1,170 +1,13 @@
-//! What the cluster and its data look like on a terminal: plain tables without lines, one idea a row.
-//!
-//! Everything here is a pure function from values to text or JSON. Versions are numbers of 64 bits, more than a JSON
-//! number holds everywhere, so in JSON they are text.
+//! Nodes, tables, shards, and how they are.
 
-use comfy_table::presets::NOTHING;
-use comfy_table::{ContentArrangement, Table as Grid};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use trivet::keyspace::Layout;
-use trivet::types::{Answer, Header, Outcome, Partitioning, Role, Row, TableDescriptor, Timestamp, Versioned};
+use trivet::types::{Partitioning, TableDescriptor};
 use trivet::wire::admin::{ChecksumReport, ClusterStatus, NodeDetails, ShardDetails, TableDetails};
 
-use super::text;
-use super::time::{show_duration_ms, show_time_ms};
-
-/// Rows under a header, the columns as wide as their widest cell.
-pub struct Table {
-    grid: Grid,
-}
-
-impl Table {
-    /// A table with this header.
-    pub fn new(header: &[&str]) -> Table {
-        let mut grid = Grid::new();
-        grid.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
-        if !header.is_empty() {
-            grid.set_header(header.iter().map(|name| name.to_uppercase()).collect::<Vec<_>>());
-        }
-        Table { grid }
-    }
-
-    /// Adds a row.
-    pub fn row(&mut self, cells: Vec<String>) {
-        self.grid.add_row(cells);
-    }
-
-    /// The text, each line without blanks at its ends.
-    pub fn render(&self) -> String {
-        let mut text = String::new();
-        for line in self.grid.lines() {
-            text.push_str(line.strip_prefix(' ').unwrap_or(&line).trim_end());
-            text.push('\n');
-        }
-        text
-    }
-}
-
-fn role(role: Role) -> &'static str {
-    match role {
-        Role::Leader => "leader",
-        Role::Follower => "follower",
-        Role::Learner => "learner",
-    }
-}
-
-/// Where an answer came from and how old it can be.
-pub fn header_json(header: &Header) -> Value {
-    json!({
-        "cluster": header.cluster.to_string(),
-        "node": header.node.0,
-        "shard": header.shard.0,
-        "epoch": header.epoch.0,
-        "role": role(header.role),
-        "as_of": header.as_of.to_string(),
-        "age_ms": header.age.map(|age| age.as_micros() as f64 / 1_000.0),
-        "degraded": header.degraded,
-    })
-}
-
-fn insert_version(object: &mut Map<String, Value>, timestamp: Timestamp) {
-    object.insert("version".to_owned(), timestamp.to_string().into());
-    object.insert("time".to_owned(), show_time_ms(timestamp.millis()).into());
-}
-
-fn insert_versioned(object: &mut Map<String, Value>, found: &Versioned) {
-    insert_version(object, found.timestamp);
-    text::insert(object, "value", &found.value);
-    if let Some(expires_ms) = found.expires_ms {
-        object.insert("expires".to_owned(), show_time_ms(expires_ms).into());
-    }
-}
-
-/// The answer of `get`.
-pub fn get_json(key: &[u8], answer: &Answer<Option<Versioned>>) -> Value {
-    let mut object = Map::new();
-    text::insert(&mut object, "key", key);
-    object.insert("found".to_owned(), answer.body.is_some().into());
-    if let Some(found) = &answer.body {
-        insert_versioned(&mut object, found);
-    }
-    object.insert("header".to_owned(), header_json(&answer.header));
-    object.into()
-}
-
-/// The answer of a write.
-pub fn outcome_json(answer: &Answer<Outcome>) -> Value {
-    let outcome = &answer.body;
-    let mut object = Map::new();
-    object.insert("applied".to_owned(), outcome.applied.into());
-    insert_version(&mut object, outcome.timestamp);
-    if outcome.integers.iter().any(Option::is_some) {
-        object.insert("integers".to_owned(), json!(outcome.integers));
-    }
-    if let Some(observed) = &outcome.observed {
-        let mut seen = Map::new();
-        seen.insert("condition".to_owned(), observed.condition.into());
-        seen.insert("found".to_owned(), observed.current.is_some().into());
-        if let Some(current) = &observed.current {
-            insert_versioned(&mut seen, current);
-        }
-        object.insert("observed".to_owned(), seen.into());
-    }
-    object.insert("header".to_owned(), header_json(&answer.header));
-    object.into()
-}
-
-/// Why a write whose conditions did not hold changed nothing.
-pub fn not_applied(outcome: &Outcome) -> String {
-    let Some(observed) = &outcome.observed else { return "not applied: a condition did not hold".to_owned() };
-    let seen = match &observed.current {
-        Some(current) => {
-            format!("has version {} and value {}", current.timestamp, text::show_within(&current.value, Some(100)))
-        }
-        None => "is absent".to_owned(),
-    };
-    format!("not applied: condition {} does not hold; its key {seen}", observed.condition + 1)
-}
-
-/// One row of a scan, history or export.
-pub fn row_json(row: &Row) -> Value {
-    let mut object = Map::new();
-    text::insert(&mut object, "key", &row.key);
-    insert_version(&mut object, row.timestamp);
-    match &row.value {
-        Some(value) => text::insert(&mut object, "value", value),
-        None => {
-            object.insert("deleted".to_owned(), true.into());
-        }
-    }
-    if let Some(expires_ms) = row.expires_ms {
-        object.insert("expires".to_owned(), show_time_ms(expires_ms).into());
-    }
-    object.into()
-}
-
-/// One page of a scan; `first` pages have the header. Values are cut to `width` characters.
-pub fn scan_table(rows: &[Row], first: bool, width: Option<usize>) -> String {
-    let mut table = Table::new(if first { &["key", "version", "value"] } else { &[] });
-    for row in rows {
-        let value = row.value.as_deref().unwrap_or_default();
-        table.row(vec![text::show(&row.key), row.timestamp.to_string(), text::show_within(value, width)]);
-    }
-    table.render()
-}
-
-/// One page of a history, newest first.
-pub fn history_table(rows: &[Row], first: bool, width: Option<usize>) -> String {
-    let mut table = Table::new(if first { &["version", "time", "value"] } else { &[] });
-    for row in rows {
-        let value = match &row.value {
-            Some(value) => text::show_within(value, width),
-            None => "(deleted)".to_owned(),
-        };
-        table.row(vec![row.timestamp.to_string(), show_time_ms(row.timestamp.millis()), value]);
-    }
-    table.render()
-}
+use super::Table;
+use crate::cli::text;
+use crate::cli::time::show_duration_ms;
 
 fn partitioning(table: &TableDescriptor) -> String {
     match &table.partitioning {
@@ -175,7 +18,7 @@ fn partitioning(table: &TableDescriptor) -> String {
 }
 
 /// What a shard owns, in the user's terms: slots of a hash table, keys of a range table.
-pub fn owned(table: &TableDescriptor, shard: &ShardDetails) -> String {
+fn owned(table: &TableDescriptor, shard: &ShardDetails) -> String {
     Layout::of(table).describe(&shard.start, &shard.end)
 }
 
@@ -252,12 +95,12 @@ pub fn tables(list: &[TableDetails]) -> String {
 pub fn table(details: &TableDetails) -> String {
     let table = &details.table;
     format!(
-        "table {} (id {}): {}, {} shards, {} voters each, history {}\n\n{}",
+        "table {} (id {}): {}, {}, {} each, history {}\n\n{}",
         table.name,
         table.id.0,
         partitioning(table),
-        details.shards.len(),
-        table.replication,
+        text::count(details.shards.len(), "shard"),
+        text::count(table.replication, "voter"),
         show_duration_ms(table.history_ms),
         shards(std::slice::from_ref(details))
     )
@@ -362,12 +205,13 @@ pub fn status(status: &ClusterStatus) -> String {
     let shards: usize = status.tables.iter().map(|table| table.shards.len()).sum();
     let alive = status.nodes.iter().filter(|node| node.alive).count();
     let mut text = format!(
-        "cluster {}: {}, as {} sees it\n{alive} of {} nodes alive, {} tables, {shards} shards, catalog led by {}\n",
+        "cluster {}: {}, as {} sees it\n{alive} of {} alive, {}, {}, catalog led by {}\n",
         status.cluster,
         if status.healthy { "healthy" } else { "NOT HEALTHY" },
         status.node,
-        status.nodes.len(),
-        status.tables.len(),
+        text::count(status.nodes.len(), "node"),
+        text::count(status.tables.len(), "table"),
+        text::count(shards, "shard"),
         or_dash(status.system.as_ref().and_then(|shard| shard.leader)),
     );
     for problem in &status.problems {
@@ -397,18 +241,14 @@ pub fn status_json(status: &ClusterStatus) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
     use trivet::types::{
-        ClusterId, Epoch, Error, Incarnation, NodeId, Observed, Reason, ReplicaId, ShardId, TableId, TableState,
+        ClusterId, Epoch, Error, Incarnation, NodeId, Reason, ReplicaId, ShardId, TableId, TableState,
     };
     use trivet::wire::admin::{Content, ReplicaChecksum, ReplicaDetails};
 
     use super::*;
     use crate::cli::golden;
-
-    const AT: Timestamp = Timestamp(1_795_000_000_123 << 16 | 7);
 
     fn table_details(id: u32, name: &str, partitioning: Partitioning, cuts: &[Bytes]) -> TableDetails {
         let table = TableDescriptor {
@@ -473,17 +313,12 @@ mod tests {
         }
     }
 
-    fn header() -> Header {
-        Header {
-            cluster: ClusterId(0xabc),
-            node: NodeId(2),
-            shard: ShardId(11),
-            epoch: Epoch(1),
-            role: Role::Follower,
-            as_of: AT,
-            age: Some(Duration::from_micros(1_250)),
-            degraded: false,
-        }
+    /// The smallest cluster there is.
+    fn of_one() -> ClusterStatus {
+        let mut tables = vec![all_tables().remove(2)];
+        tables[0].table.replication = 1;
+        let nodes = cluster(true).nodes.into_iter().take(1).collect();
+        ClusterStatus { nodes, tables, ..cluster(true) }
     }
 
     fn pretty(value: &Value) -> String {
@@ -497,8 +332,10 @@ mod tests {
         let text = [
             status(&cluster(true)),
             status(&cluster(false)),
+            status(&of_one()),
             table(&tables_of[0]),
             table(&tables_of[1]),
+            table(&of_one().tables[0]),
             shards(&tables_of),
             shard(Some(&tables_of[0].table), first),
             shard(None, first),
@@ -523,44 +360,5 @@ mod tests {
         text.push_str(&checksum(&report));
         text.push_str(&pretty(&checksum_json(&report)));
         golden::check("checksum", &text);
-    }
-
-    #[test]
-    fn data_is_shown() {
-        let row = |key: &'static [u8], value: Option<&'static [u8]>, expires_ms| Row {
-            key: key.into(),
-            timestamp: AT,
-            value: value.map(Bytes::from_static),
-            expires_ms,
-        };
-        let rows = [
-            row(b"o-1", Some(b"{\"amount\":1177,\"note\":\"a long one that does not fit\"}"), None),
-            row(b"\xff\x00", Some(b"\x1b[2J\n"), Some(AT.millis() + 5_000)),
-            row("größe".as_bytes(), Some(b""), None),
-            row(b"gone", None, None),
-        ];
-        let mut text = scan_table(&rows[..3], true, Some(40)) + &scan_table(&rows[..1], false, None);
-        text.push_str(&history_table(&rows, true, Some(40)));
-        for row in &rows {
-            text.push_str(&format!("{}\n", row_json(row)));
-        }
-        let current = Versioned { timestamp: AT, value: "open".into(), expires_ms: None };
-        let found = |body| Answer { header: header(), body };
-        text.push_str(&pretty(&get_json(b"o-1", &found(Some(current.clone())))));
-        text.push_str(&pretty(&get_json(b"o-2", &found(None))));
-        let applied = Outcome { applied: true, timestamp: AT, integers: vec![None, Some(-3)], observed: None };
-        let refused = |current| Outcome {
-            applied: false,
-            timestamp: AT,
-            integers: vec![],
-            observed: Some(Observed { condition: 1, current }),
-        };
-        for outcome in [applied, refused(Some(current)), refused(None)] {
-            if !outcome.applied {
-                text.push_str(&format!("{}\n", not_applied(&outcome)));
-            }
-            text.push_str(&pretty(&outcome_json(&Answer { header: header(), body: outcome })));
-        }
-        golden::check("data", &text);
     }
 }
