@@ -482,7 +482,7 @@ fn nothing_is_left_over() {
         concat!("to", "do!("),
         concat!("unimple", "mented!("),
         concat!("db", "g!("),
-        concat!("#[ign", "ore"),
+        concat!("#[ign", "ore]"),
         concat!("/wo", "rk/"),
         concat!("/fa", "rm/"),
         concat!("/ro", "ot/"),
@@ -636,4 +636,14 @@ fn the_readers_find_known_offences() {
     assert!(dead(Path::new("docs"), "# A title", "#another-title").is_some());
     assert!(dead(Path::new("docs"), "# A title", "#a-title").is_none());
     assert!(dead(Path::new("docs"), "", "no-such-page.md").is_some());
+}
+
+#[test]
+fn nothing_ships_with_planted_faults() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml");
+    let features = manifest.split("\n[features]\n").nth(1).expect("the crate has features");
+    let features = features.split("\n[").next().unwrap_or_default();
+    let code: Vec<&str> = features.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    let naming: Vec<&&str> = code.iter().filter(|line| line.contains("planted")).collect();
+    assert_eq!(naming, [&"planted = []"], "the feature `planted` stands alone: no other feature may turn it on");
 }

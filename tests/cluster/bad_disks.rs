@@ -6,25 +6,102 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::harness::{Cluster, get_any, put};
+use crate::harness::{Cluster, eventually, get, get_any, http, put, refused};
 use crate::load::Load;
 use crate::rejoining::{fill, fill_until_trimmed, write_large};
 
 /// Room for a node with little data, and little more.
 const SMALL_DISK: &str = "size=384m";
 
+/// What a disk that is nearly full has left: less than half of what is kept free on a disk of this size.
+const NEARLY_FULL_BYTES: u64 = 12 << 20;
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_loses_nothing() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: a full disk (mounting a small tmpfs needs root)");
-        return;
+async fn a_leader_whose_disk_fills_up_yields_and_no_call_fails() {
+    let Some((cluster, disks)) = on_small_disks(&[3]).await else { return };
+    cluster.create_hash_table("t", 4).await;
+    cluster.create_hash_table("large", 1).await;
+    let keys: Vec<String> = (0..8).map(|number| format!("counter-{number}")).collect();
+    for key in &keys {
+        cluster.transfer("t", key, 3).await;
     }
-    let mut cluster = Cluster::unstarted(3);
-    let disk = SmallDisk::mount(&cluster.node(3).directory);
+    let load = Load::start(&cluster, "t", 8).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    disks[0].fill_but(NEARLY_FULL_BYTES);
+    eventually("the node says so and leads nothing any more", || async {
+        let (code, text) = http(cluster.node(3).http, "/readyz").await;
+        let leads = cluster.metric(3, "trivet_node_leaders").await;
+        let room = cluster.metric(3, "trivet_node_disk_room").await;
+        let so = code == 503 && text.contains("disk: ") && leads == 0.0 && room == 0.0;
+        if so { Ok(()) } else { Err(format!("{code} {text} leads {leads} room {room}")) }
+    })
+    .await;
+    let seen = cluster.unhealthy().await.expect("a disk that is nearly full is a problem");
+    assert!(seen.contains("node 3: the disk is nearly full"), "{seen}");
+    // The others go on, with more than there is room for on the full disk; the node stays and answers what it can.
+    write_large(&cluster, "large").await;
+    assert!(cluster.node(3).is_running(), "{}", cluster.node(3).log_tail(40));
+    cluster.kv(3).get(get_any("t", "counter-0")).await.expect("reads go on");
+    cluster.kv(3).put(put("t", "through-the-full-node", "v")).await.expect("it passes writes on");
+
+    disks[0].free();
+    cluster.healthy().await;
+    load.finish().await.assert_flawless(200);
+    cluster.checksums_equal("t").await;
+    cluster.checksums_equal("large").await;
+    cluster.transfer("t", "k", 3).await;
+    cluster.kv(3).put(put("t", "k", "v")).await.expect("it leads and writes again");
+    let log = cluster.node(3).log_tail(1_000);
+    assert!(log.contains("there is room on the disk again") && !log.contains("panicked"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_all_disks_full_writes_are_refused_and_reads_go_on() {
+    let Some((cluster, disks)) = on_small_disks(&[1, 2, 3]).await else { return };
+    cluster.create_hash_table("t", 4).await;
+    cluster.create_hash_table("spare", 1).await;
+    fill(&cluster, "t", 200).await;
+
+    for disk in &disks {
+        disk.fill_but(NEARLY_FULL_BYTES);
+    }
+    eventually("all have noticed", || async {
+        let mut noticed = 0;
+        for id in cluster.ids() {
+            noticed += u32::from(cluster.metric(id, "trivet_node_disk_room").await == 0.0);
+        }
+        if noticed == 3 { Ok(()) } else { Err(noticed) }
+    })
+    .await;
     for id in cluster.ids() {
-        cluster.start(id);
+        refused(cluster.kv(id).put(put("t", "row-000000", "new")).await, "DISK_FULL");
+        let answer = cluster.kv(id).get(get("t", "row-000000")).await.expect("linearizable reads go on").into_inner();
+        assert_eq!(answer.found.expect("it is there").value, vec![b'x'; 1_024]);
+    }
+    let told = cluster.trivet(&["put", "t", "row-000000", "new"]);
+    assert_eq!(told.code, 4, "{told:?}");
+    assert!(told.said().contains("make room") || told.said().contains("have room"), "{told:?}");
+    // How room is made.
+    cluster.trivet(&["table", "drop", "spare", "--yes"]).ok();
+
+    for disk in &disks {
+        disk.free();
     }
     cluster.healthy().await;
+    for id in cluster.ids() {
+        cluster.kv(id).put(put("t", format!("after-{id}"), "v")).await.expect("writes go on");
+        assert!(cluster.node(id).is_running());
+    }
+    let rows = cluster.trivet(&["scan", "t", "--count"]).ok();
+    assert!(rows.contains("203"), "{rows}");
+    cluster.checksums_equal("t").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_loses_nothing() {
+    let Some((mut cluster, disks)) = on_small_disks(&[3]).await else { return };
+    let disk = &disks[0];
     cluster.create_hash_table("t", 8).await;
     cluster.create_hash_table("large", 1).await;
     let load = Load::start(&cluster, "t", 8).await;
@@ -104,6 +181,34 @@ async fn a_log_that_lost_its_synced_tail_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_old_copy_of_a_data_directory_is_refused() {
+    let mut cluster = Cluster::with_table(3).await;
+    fill(&cluster, "t", 50).await;
+    cluster.kill(3);
+    let directory = cluster.node(3).directory.clone();
+    let copy = cluster.root().join("copy");
+    copy_directory(&directory, &copy);
+    // It goes on for a while, and acknowledges what the copy has never seen.
+    cluster.start(3);
+    cluster.healthy().await;
+    fill(&cluster, "t", 50).await;
+    cluster.kill(3);
+    std::fs::remove_dir_all(&directory).expect("removed");
+    copy_directory(&copy, &directory);
+    cluster.start(3);
+    let code = cluster.node_mut(3).ended(Duration::from_secs(10)).expect("a node with an old copy does not serve");
+    assert!(code > 0);
+    let said = cluster.node(3).log_tail(20);
+    assert!(said.contains("old copy"), "{said}");
+    heals_after_a_wipe(&mut cluster).await;
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp runs");
+    assert!(copied.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn garbage_after_the_end_of_the_log_is_ignored() {
     let mut cluster = Cluster::with_table(3).await;
     fill(&cluster, "t", 200).await;
@@ -114,6 +219,21 @@ async fn garbage_after_the_end_of_the_log_is_ignored() {
     cluster.start(3);
     cluster.healthy().await;
     cluster.checksums_equal("t").await;
+}
+
+/// A cluster of three of whose nodes these have a small disk; none where that cannot be had.
+async fn on_small_disks(nodes: &[u64]) -> Option<(Cluster, Vec<SmallDisk>)> {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: a full disk (mounting a small tmpfs needs root)");
+        return None;
+    }
+    let mut cluster = Cluster::unstarted(3);
+    let disks = nodes.iter().map(|&id| SmallDisk::mount(&cluster.node(id).directory)).collect();
+    for id in cluster.ids() {
+        cluster.start(id);
+    }
+    cluster.healthy().await;
+    Some((cluster, disks))
 }
 
 fn newest_wal(cluster: &Cluster) -> PathBuf {
@@ -182,6 +302,20 @@ impl SmallDisk {
         for size in [1 << 20, 4 << 10, 1] {
             while file.write_all(&vec![0x5A; size]).is_ok() {}
         }
+    }
+
+    /// Writes until no more than this is left.
+    fn fill_but(&self, left: u64) {
+        let mut file = std::fs::File::create(self.ballast()).expect("room for a name");
+        let chunk = vec![0x5A; 256 << 10];
+        while self.left() > left {
+            file.write_all(&chunk).expect("there is room");
+        }
+    }
+
+    fn left(&self) -> u64 {
+        let space = rustix::fs::statvfs(&self.at).expect("it is mounted");
+        space.f_bavail * space.f_frsize
     }
 
     fn free(&self) {

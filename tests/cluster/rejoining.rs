@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use trivet::wire::proto::v1::StatusRequest;
+use trivet::wire::proto::v1::{CreateTableRequest, Partitioning, StatusRequest};
 
-use crate::harness::{Cluster, batch, eventually, get_any, put, rounds, set};
+use crate::harness::{Cluster, batch, delete, eventually, get_any, put, rounds, set};
 use crate::load::Load;
 
 /// Rows of a kibibyte that a catching-up replica must fetch.
@@ -134,6 +134,45 @@ pub async fn fill_until_trimmed(cluster: &Cluster, table: &str) {
         if trimmed > 0.0 { Ok(()) } else { Err(trimmed) }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_from_an_idle_table_leaves_the_disk() {
+    let cluster = Cluster::of(3).await;
+    let request = CreateTableRequest {
+        name: "large".to_owned(),
+        partitioning: Partitioning::Hash as i32,
+        shards: 1,
+        history_ms: Some(1_000),
+        ..CreateTableRequest::default()
+    };
+    cluster.tables(1).create(request).await.expect("the table is created");
+    write_large(&cluster, "large").await;
+    let on_disk = async || {
+        let mut bytes: f64 = 0.0;
+        for id in cluster.ids() {
+            bytes = bytes.max(cluster.metric(id, "trivet_storage_data_table_bytes").await);
+        }
+        bytes
+    };
+    // What is written packs well.
+    let full = eventually("the data lies in files", || async {
+        let bytes = on_disk().await;
+        if bytes > 2e6 { Ok(bytes) } else { Err(bytes) }
+    })
+    .await;
+    for part in 0..TRIMMING_MIB / 3 {
+        let operations = (0..12).map(|n| delete(format!("{{a}}{part}-{n}"))).collect();
+        cluster.kv(1).batch(batch("large", Vec::new(), operations)).await.expect("deleted");
+    }
+    // Nothing is written any more.
+    let deadline = std::time::Instant::now() + Duration::from_secs(120);
+    while on_disk().await > full / 8.0 {
+        assert!(std::time::Instant::now() < deadline, "{} bytes are still there", on_disk().await);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(cluster.trivet(&["scan", "large", "--count"]).ok().trim(), "0");
+    cluster.checksums_equal("large").await;
 }
 
 async fn replicas_on(cluster: &Cluster, node: u64) -> Vec<u64> {

@@ -296,7 +296,7 @@ impl Cluster {
         let mut answers = Vec::new();
         for shard in self.shards(table).await {
             let answer = eventually("all replicas give equal checksums", || async {
-                let request = ChecksumRequest { shard: shard.id, local_at: None };
+                let request = ChecksumRequest { shard: shard.id };
                 let answer = self.cluster(self.some_node()).checksum(request).await?.into_inner();
                 let whole = answer.replicas.iter().all(|replica| replica.failure.is_none());
                 if answer.equal && whole && answer.replicas.len() >= shard.replicas.len() {

@@ -1,0 +1,381 @@
+//! Judges what clients were answered by what is in the end found in the table: the history of every key.
+//!
+//! Versions are the order. Every version found must be explained by one write, every write that was answered must be
+//! found at its version, and running all of them in that order through a model of a few lines must give the very
+//! answers that clients got: conditions, sums, what a failed condition saw, several keys at once. A write that failed
+//! for good is never found, one whose fate is unknown at most once. Then real time: a write answered before another
+//! began has the lower version; an answer of a linearizable read is as of at least every write answered before it
+//! began; and what a read or a scan returned is the state at its position or later, never a mixture.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use trivet::types::{Action, Outcome, ReadLevel, ShardId, Test, Timestamp};
+
+use super::plan::Plan;
+use super::workload::{self, Done, Fate, History, Reading, Scanning, Writing};
+
+/// One version of a key as found in the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The value, none for a deletion.
+    pub value: Option<Bytes>,
+    /// When it runs out.
+    pub expires_ms: Option<u64>,
+}
+
+/// All versions of all keys.
+pub type Versions = BTreeMap<Bytes, BTreeMap<Timestamp, Found>>;
+
+/// What the clocks did, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Clocks {
+    /// True time at the beginning.
+    pub began_ms: u64,
+    /// The least and the most a node's clock was ever off.
+    pub skews_ms: (i64, i64),
+}
+
+/// Judges a whole run.
+pub fn judge(plan: &Plan, history: &History, versions: &Versions, clocks: Clocks) -> Result<(), String> {
+    let mut replay =
+        Replay { history, versions, state: BTreeMap::new(), used: BTreeSet::new(), made_at: BTreeMap::new() };
+    replay.run()?;
+    let made_at = replay.made_at;
+    real_time(history)?;
+    for reading in &history.reads {
+        judge_read(reading, versions, &made_at, history, clocks).map_err(|why| format!("{why}: {reading:?}"))?;
+    }
+    for scanning in &history.scans {
+        judge_scan(plan, scanning, versions, &made_at, history).map_err(|why| format!("{why}: {scanning:?}"))?;
+    }
+    linearizable_reads(history)
+}
+
+/// The write that made each version.
+type MadeAt = BTreeMap<(Bytes, Timestamp), u64>;
+
+struct Replay<'a> {
+    history: &'a History,
+    versions: &'a Versions,
+    state: BTreeMap<Bytes, (Timestamp, Found)>,
+    used: BTreeSet<u64>,
+    made_at: MadeAt,
+}
+
+/// A key's state as a write at `now_ms` sees it.
+fn live(state: Option<&(Timestamp, Found)>, now_ms: u64) -> Option<(Timestamp, Bytes)> {
+    let (timestamp, found) = state?;
+    let alive = found.expires_ms.is_none_or(|expires| expires > now_ms);
+    found.value.clone().filter(|_| alive).map(|value| (*timestamp, value))
+}
+
+impl Replay<'_> {
+    fn run(&mut self) -> Result<(), String> {
+        // What was found, by version; one version may stand in two shards, which have different keys.
+        let mut groups: BTreeMap<Timestamp, BTreeMap<Bytes, Found>> = BTreeMap::new();
+        for (key, versions) in self.versions {
+            for (timestamp, found) in versions {
+                groups.entry(*timestamp).or_default().insert(key.clone(), found.clone());
+            }
+        }
+        let mut decided: BTreeMap<Timestamp, Vec<(&Writing, &Outcome)>> = BTreeMap::new();
+        for writing in &self.history.writes {
+            if let Fate::Acked(done) = &writing.fate {
+                decided.entry(done.body.timestamp).or_default().push((writing, &done.body));
+            }
+        }
+        let times: BTreeSet<Timestamp> = groups.keys().chain(decided.keys()).copied().collect();
+        for timestamp in times {
+            let mut found = groups.remove(&timestamp).unwrap_or_default();
+            for (writing, outcome) in decided.remove(&timestamp).unwrap_or_default() {
+                self.acked(timestamp, writing, outcome, &mut found)?;
+            }
+            while let Some(key) = found.keys().next().cloned() {
+                self.unknown(timestamp, &key, &mut found)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn acked(
+        &mut self,
+        timestamp: Timestamp,
+        writing: &Writing,
+        outcome: &Outcome,
+        found: &mut BTreeMap<Bytes, Found>,
+    ) -> Result<(), String> {
+        let (expected, made) = self.model(timestamp, writing);
+        if expected != *outcome {
+            return Err(format!(
+                "write {} at {timestamp:?} was answered {outcome:?}; by the order of versions it is {expected:?}: {:?}",
+                writing.id, writing.write
+            ));
+        }
+        self.take(timestamp, writing, made, found)
+    }
+
+    /// Finds the write of unknown fate that made a version.
+    fn unknown(&mut self, timestamp: Timestamp, key: &Bytes, found: &mut BTreeMap<Bytes, Found>) -> Result<(), String> {
+        let open = self.history.writes.iter().filter(|writing| !self.used.contains(&writing.id));
+        let open = open.filter(|writing| writing.write.operations.iter().any(|operation| operation.key == *key));
+        for writing in open.filter(|writing| matches!(writing.fate, Fate::Unknown)) {
+            let (outcome, made) = self.model(timestamp, writing);
+            if outcome.applied && made.get(key) == found.get(key) {
+                return self.take(timestamp, writing, made, found);
+            }
+        }
+        let failed =
+            self.history.writes.iter().filter(|writing| matches!(writing.fate, Fate::Failed(_) | Fate::Refused(_)));
+        let failed = failed.filter(|writing| self.model(timestamp, writing).1.get(key) == found.get(key));
+        let failed: Vec<u64> = failed.map(|writing| writing.id).collect();
+        let before = self.state.get(key);
+        let found = &found[key];
+        Err(format!(
+            "nothing that may have taken effect explains {key:?} at {timestamp:?}: {found:?} after {before:?} (writes that \
+             failed for good and would: {failed:?})"
+        ))
+    }
+
+    /// Takes what a write made out of what was found.
+    fn take(
+        &mut self,
+        timestamp: Timestamp,
+        writing: &Writing,
+        made: BTreeMap<Bytes, Found>,
+        found: &mut BTreeMap<Bytes, Found>,
+    ) -> Result<(), String> {
+        if !self.used.insert(writing.id) {
+            return Err(format!("write {} took effect twice, again at {timestamp:?}", writing.id));
+        }
+        for (key, version) in made {
+            match found.remove(&key) {
+                Some(there) if there == version => {}
+                there => {
+                    return Err(format!(
+                        "write {} made {key:?} {version:?} at {timestamp:?}, but there is {there:?}",
+                        writing.id
+                    ));
+                }
+            }
+            self.made_at.insert((key.clone(), timestamp), writing.id);
+            self.state.insert(key, (timestamp, version));
+        }
+        Ok(())
+    }
+
+    /// What a write does and is answered at this version.
+    fn model(&self, timestamp: Timestamp, writing: &Writing) -> (Outcome, BTreeMap<Bytes, Found>) {
+        let now_ms = timestamp.millis();
+        let refused = |condition, current| {
+            let observed = Some(trivet::types::Observed { condition, current });
+            (Outcome { applied: false, timestamp, integers: Vec::new(), observed }, BTreeMap::new())
+        };
+        for (at, condition) in (0u32..).zip(&writing.write.conditions) {
+            let current = live(self.state.get(&condition.key), now_ms);
+            let holds = match (&condition.test, &current) {
+                (Test::Absent, current) => current.is_none(),
+                (Test::Present, current) => current.is_some(),
+                (Test::Version(version), Some((timestamp, _))) => timestamp == version,
+                (Test::Value(expected), Some((_, value))) => value == expected,
+                (Test::Version(_) | Test::Value(_), None) => false,
+            };
+            if !holds {
+                let expires_ms = self.state.get(&condition.key).and_then(|(_, found)| found.expires_ms);
+                let current =
+                    current.map(|(timestamp, value)| trivet::types::Versioned { timestamp, value, expires_ms });
+                return refused(at, current);
+            }
+        }
+        let (mut made, mut integers) = (BTreeMap::<Bytes, Found>::new(), Vec::new());
+        for operation in &writing.write.operations {
+            let key = &operation.key;
+            let mut integer = None;
+            match &operation.action {
+                Action::Put { value, ttl_ms } => {
+                    let expires_ms = ttl_ms.map(|ttl| now_ms + ttl);
+                    made.insert(key.clone(), Found { value: Some(value.clone()), expires_ms });
+                }
+                Action::Delete => {
+                    if self.state.get(key).is_some_and(|(_, found)| found.value.is_some()) {
+                        made.insert(key.clone(), Found { value: None, expires_ms: None });
+                    }
+                }
+                Action::Increment { delta } => {
+                    let before = live(self.state.get(key), now_ms);
+                    let number = before
+                        .as_ref()
+                        .map_or(Some(0), |(_, value)| std::str::from_utf8(value).ok()?.parse::<i64>().ok());
+                    let sum = number.unwrap_or(i64::MIN).wrapping_add(*delta);
+                    let expires_ms = before.and_then(|_| self.state.get(key)?.1.expires_ms);
+                    made.insert(key.clone(), Found { value: Some(sum.to_string().into()), expires_ms });
+                    integer = Some(sum);
+                }
+                Action::Rollback { .. } => unreachable!("clients here do not roll back"),
+            }
+            integers.push(integer);
+        }
+        if integers.iter().all(Option::is_none) {
+            integers.clear();
+        }
+        (Outcome { applied: true, timestamp, integers, observed: None }, made)
+    }
+}
+
+/// The newest version of each shard answered before a moment.
+struct Frontier {
+    acked: BTreeMap<ShardId, Vec<(u64, Timestamp, u64)>>,
+}
+
+impl Frontier {
+    fn new(history: &History) -> Frontier {
+        let mut acked: BTreeMap<ShardId, Vec<(u64, Timestamp, u64)>> = BTreeMap::new();
+        for writing in &history.writes {
+            if let Fate::Acked(Done { at, shard, body, .. }) = &writing.fate {
+                acked.entry(*shard).or_default().push((*at, body.timestamp, writing.id));
+            }
+        }
+        for acked in acked.values_mut() {
+            acked.sort_unstable();
+            let mut newest = (Timestamp::ZERO, 0);
+            for (_, timestamp, id) in acked.iter_mut() {
+                newest = newest.max((*timestamp, *id));
+                (*timestamp, *id) = newest;
+            }
+        }
+        Frontier { acked }
+    }
+
+    /// The newest version answered before `moment`, and the write that made it.
+    fn before(&self, shard: ShardId, moment: u64) -> Option<(Timestamp, u64)> {
+        let acked = self.acked.get(&shard)?;
+        let end = acked.partition_point(|(at, ..)| *at < moment);
+        acked[..end].last().map(|(_, timestamp, id)| (*timestamp, *id))
+    }
+}
+
+fn real_time(history: &History) -> Result<(), String> {
+    let frontier = Frontier::new(history);
+    for writing in &history.writes {
+        if let Fate::Acked(done) = &writing.fate
+            && let Some((before, by)) = frontier.before(done.shard, writing.from)
+            && before >= done.body.timestamp
+        {
+            return Err(format!(
+                "write {} began after write {by} was answered and yet has version {:?}, not after {before:?}",
+                writing.id, done.body.timestamp
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn linearizable_reads(history: &History) -> Result<(), String> {
+    let frontier = Frontier::new(history);
+    let reads = history.reads.iter().map(|read| (read.from, read.found.shard, read.found.as_of, read.level));
+    let scans =
+        history.scans.iter().map(|scan| (scan.from, scan.found.shard, scan.found.as_of, ReadLevel::Linearizable));
+    for (from, shard, as_of, level) in reads.chain(scans) {
+        let least = match level {
+            ReadLevel::Linearizable => frontier.before(shard, from),
+            ReadLevel::AtLeast(token) => Some((token.timestamp, 0)),
+            _ => None,
+        };
+        if let Some((least, by)) = least
+            && as_of < least
+        {
+            return Err(format!(
+                "a read ({level:?}) of {shard} that began at {from} is as of {as_of:?}; write {by} was answered before, with \
+                 version {least:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The states that a key had from its position as of an answer on, as far as they can have been there when it came.
+fn candidates<'a>(
+    key: &Bytes,
+    (as_of, at): (Timestamp, u64),
+    versions: &'a Versions,
+    made_at: &MadeAt,
+    history: &History,
+) -> Vec<Option<(Timestamp, &'a Found)>> {
+    let all = versions.get(key);
+    let before = all.and_then(|all| all.range(..=as_of).next_back()).map(|(timestamp, found)| (*timestamp, found));
+    let began = |timestamp: Timestamp| {
+        let id = made_at[&(key.clone(), timestamp)];
+        history.writes[usize::try_from(id - 1).expect("an index")].from
+    };
+    let later = all.into_iter().flat_map(|all| all.range(as_of.next()..));
+    let later = later.filter(|(timestamp, _)| began(**timestamp) < at);
+    [before].into_iter().chain(later.map(|(timestamp, found)| Some((*timestamp, found)))).collect()
+}
+
+fn judge_read(
+    reading: &Reading,
+    versions: &Versions,
+    made_at: &MadeAt,
+    history: &History,
+    clocks: Clocks,
+) -> Result<(), String> {
+    let Reading { from, key, found: Done { at, as_of, body, .. }, .. } = reading;
+    let candidates = candidates(key, (*as_of, *at), versions, made_at, history);
+    let wall = |micros: u64, skew: i64| clocks.began_ms.saturating_add_signed(skew) + micros / 1_000;
+    // The node's clock was at least and at most this while it answered.
+    let (least_ms, most_ms) = (wall(*from, clocks.skews_ms.0), wall(*at, clocks.skews_ms.1) + 1);
+    let (least_ms, most_ms) = (least_ms.max(as_of.millis()), most_ms.max(as_of.millis()));
+    let newest_ms = candidates.iter().flatten().map(|(timestamp, _)| timestamp.millis()).max().unwrap_or(0);
+    let most_ms = most_ms.max(newest_ms);
+    let fits = |candidate: &Option<(Timestamp, &Found)>| match (candidate, body) {
+        (None, None) => true,
+        (Some((_, Found { value: None, .. })), None) => true,
+        (Some((_, Found { expires_ms: Some(expires), .. })), None) => *expires <= most_ms,
+        (Some((timestamp, state)), Some(body)) => {
+            *timestamp == body.timestamp
+                && state.value.as_ref() == Some(&body.value)
+                && state.expires_ms == body.expires_ms
+                && state.expires_ms.is_none_or(|expires| expires > least_ms)
+        }
+        _ => false,
+    };
+    if candidates.iter().any(fits) {
+        return Ok(());
+    }
+    Err(format!("a read returned what was not there: the key was one of {candidates:?}"))
+}
+
+fn judge_scan(
+    plan: &Plan,
+    scanning: &Scanning,
+    versions: &Versions,
+    made_at: &MadeAt,
+    history: &History,
+) -> Result<(), String> {
+    let Scanning { tag, found: Done { at, as_of, body, .. }, .. } = scanning;
+    assert!(*tag < plan.tags, "clients scan the tags there are");
+    let keys = workload::keys_of(*tag);
+    // The moments at which the tag may have been looked at: as of the answer, or after any write that came later.
+    let mut moments = BTreeSet::from([*as_of]);
+    for key in &keys {
+        moments.extend(
+            candidates(key, (*as_of, *at), versions, made_at, history).into_iter().flatten().map(|(moment, _)| moment),
+        );
+    }
+    let rows: BTreeMap<&Bytes, (Timestamp, &Bytes)> =
+        body.iter().map(|(key, timestamp, value)| (key, (*timestamp, value))).collect();
+    if rows.len() != body.len() || !body.is_sorted_by(|one, next| one.0 < next.0) {
+        return Err("the rows of a scan are not in order, or not each there once".to_owned());
+    }
+    let fits = |moment: &Timestamp| {
+        keys.iter().all(|key| {
+            let state = versions.get(key).and_then(|all| all.range(..=*moment).next_back());
+            let there = state.and_then(|(timestamp, found)| Some((*timestamp, found.value.as_ref()?)));
+            rows.get(key).copied() == there
+        })
+    };
+    if moments.iter().filter(|moment| **moment >= *as_of).any(fits) {
+        return Ok(());
+    }
+    Err("a scan of one tag saw what never was at one moment".to_owned())
+}

@@ -1,0 +1,372 @@
+//! The clients: each on the routing client of its own, one call after another, everything noted.
+//!
+//! Values are unique and so are the deltas of increments, so that whatever is found in the end names the call that put
+//! it there. A third of the calls read. A finished write is now and then sent again under its request id, by this client or
+//! another, sometimes while it is still running.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use trivet::client::{Client, Table};
+use trivet::runtime::{Clock, sleep};
+use trivet::types::{
+    Action, Condition, Kind, Operation, Outcome, ReadLevel, Reason, RequestId, ScanBounds, ShardId, Test, Timestamp,
+    Token, Versioned, Write,
+};
+
+use super::entropy::Random;
+use super::plan::Plan;
+use super::run::Report;
+
+/// The table that the clients use.
+pub const TABLE: &str = "t";
+/// Keys of each kind in one tag.
+const KEYS_PER_TAG: u64 = 3;
+
+/// What a call was answered, and when, in microseconds of true time.
+#[derive(Clone, Debug)]
+pub struct Done<T> {
+    /// When the answer came.
+    pub at: u64,
+    /// The shard that answered.
+    pub shard: ShardId,
+    /// The newest version applied where it was answered.
+    pub as_of: Timestamp,
+    /// The answer.
+    pub body: T,
+}
+
+/// What became of a write.
+#[derive(Clone, Debug)]
+pub enum Fate {
+    /// It was answered.
+    Acked(Done<Outcome>),
+    /// It was refused by the shard's machine, without effect.
+    Refused(Reason),
+    /// It failed, without effect.
+    Failed(Reason),
+    /// Nobody knows.
+    Unknown,
+}
+
+/// A write.
+#[derive(Clone, Debug)]
+pub struct Writing {
+    /// Its number, which its values and deltas contain.
+    pub id: u64,
+    /// When it was first sent.
+    pub from: u64,
+    /// What was sent.
+    pub write: Write,
+    /// Whether it was sent more than once, so that one sending that fails says nothing of the others.
+    pub repeated: bool,
+    /// What became of it.
+    pub fate: Fate,
+}
+
+/// A read of one key.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// When it was sent.
+    pub from: u64,
+    /// The key.
+    pub key: Bytes,
+    /// How fresh.
+    pub level: ReadLevel,
+    /// What was found.
+    pub found: Done<Option<Versioned>>,
+}
+
+/// A scan of one tag.
+#[derive(Clone, Debug)]
+pub struct Scanning {
+    /// When it was sent.
+    pub from: u64,
+    /// The tag.
+    pub tag: u64,
+    /// What was found.
+    pub found: Done<Vec<(Bytes, Timestamp, Bytes)>>,
+}
+
+/// Everything that clients did.
+#[derive(Default)]
+pub struct History {
+    /// Writes, by their number less one.
+    pub writes: Vec<Writing>,
+    /// Reads that were answered.
+    pub reads: Vec<Reading>,
+    /// Scans that were answered.
+    pub scans: Vec<Scanning>,
+}
+
+/// The history that clients share.
+pub type Shared = Arc<Mutex<History>>;
+
+/// The keys of one tag that are kept for ever.
+pub fn keys_of(tag: u64) -> Vec<Bytes> {
+    let keys = (0..KEYS_PER_TAG).flat_map(|key| [format!("{{{tag}}}r{key}"), format!("{{{tag}}}c{key}")]);
+    keys.map(Bytes::from).collect()
+}
+
+/// All keys of a run. Those with a time to live have tags of their own.
+pub fn all_keys(plan: &Plan) -> Vec<Bytes> {
+    let lasting = (0..plan.tags).flat_map(keys_of);
+    let passing = (0..plan.tags).map(|tag| Bytes::from(format!("{{x{tag}}}c")));
+    lasting.chain(passing).collect()
+}
+
+/// One client's work.
+pub struct Worker {
+    /// The number of the client.
+    pub id: u64,
+    /// How it reaches the cluster.
+    pub client: Client,
+    /// How it reaches the cluster when it says something again.
+    pub other: Client,
+    /// The run.
+    pub plan: Plan,
+    /// What is noted.
+    pub history: Shared,
+    /// Whether to go on.
+    pub report: Report,
+    /// Its choices.
+    pub random: Random,
+    /// When to stop, by the run.
+    pub stop: Arc<std::sync::atomic::AtomicBool>,
+    /// The newest version it has seen, by shard.
+    pub seen: std::collections::BTreeMap<ShardId, Timestamp>,
+    /// The keys whose version it knows.
+    pub known: std::collections::BTreeMap<Bytes, Versioned>,
+    /// Counts its writes.
+    pub sequence: u64,
+}
+
+impl Worker {
+    /// Works until told to stop.
+    pub async fn run(mut self) {
+        let table = self.client.table(TABLE);
+        while !self.stop.load(std::sync::atomic::Ordering::Relaxed) {
+            let think = self.random.span(Duration::ZERO, self.plan.think);
+            sleep(think).await;
+            match self.random.below(100) {
+                0..27 => self.read(&table).await,
+                27..34 => self.scan(&table).await,
+                34..46 => self.repeat(&table).await,
+                _ => self.write(&table).await,
+            }
+        }
+    }
+
+    fn tag(&mut self) -> u64 {
+        self.random.below(self.plan.tags)
+    }
+
+    fn register(&mut self, tag: u64) -> Bytes {
+        format!("{{{tag}}}r{}", self.random.below(KEYS_PER_TAG)).into()
+    }
+
+    fn counter(&mut self, tag: u64) -> Bytes {
+        format!("{{{tag}}}c{}", self.random.below(KEYS_PER_TAG)).into()
+    }
+
+    fn any_key(&mut self) -> Bytes {
+        let keys = all_keys(&self.plan);
+        self.random.pick(&keys).clone()
+    }
+
+    /// The write of a number.
+    fn compose(&mut self, id: u64) -> Write {
+        let put =
+            |key: Bytes, ttl_ms| Operation { key, action: Action::Put { value: format!("v{id}").into(), ttl_ms } };
+        let add = |key: Bytes| Operation { key, action: Action::Increment { delta: id as i64 } };
+        let tag = self.tag();
+        let mut write = Write::default();
+        match self.random.below(100) {
+            0..20 => write.operations.push(put(self.register(tag), None)),
+            20..38 => {
+                let key = self.register(tag);
+                let known = self.known.get(&key).cloned();
+                let test = match (known, self.random.below(4)) {
+                    (Some(known), 0 | 1) => Test::Version(known.timestamp),
+                    (Some(known), 2) => Test::Value(known.value),
+                    (_, 3) => Test::Present,
+                    _ => Test::Absent,
+                };
+                write.conditions.push(Condition { key: key.clone(), test });
+                write.operations.push(put(key, None));
+            }
+            38..45 => write.operations.push(Operation { key: self.register(tag), action: Action::Delete }),
+            45..65 => write.operations.push(add(self.counter(tag))),
+            65..80 => {
+                // Some keys of one tag change together, if none of them is what it should not be.
+                let (one, other, counter) = (self.register(tag), self.register(tag), self.counter(tag));
+                if self.random.per_mille(300) {
+                    write.conditions.push(Condition { key: one.clone(), test: Test::Present });
+                }
+                write.operations.push(put(one.clone(), None));
+                if other != one {
+                    write.operations.push(put(other, None));
+                }
+                write.operations.push(add(counter));
+            }
+            choice => {
+                // A counter that runs out and begins anew.
+                let key = Bytes::from(format!("{{x{tag}}}c"));
+                if choice < 90 {
+                    let ttl_ms = Some(self.random.within(50, 2_000));
+                    let value = format!("{}", 1_000_000_000_000 + id).into();
+                    write.operations.push(Operation { key, action: Action::Put { value, ttl_ms } });
+                } else {
+                    write.operations.push(add(key));
+                }
+            }
+        }
+        write
+    }
+
+    async fn write(&mut self, table: &Table) {
+        let id = self.history.lock().writes.len() as u64 + 1;
+        let mut write = self.compose(id);
+        self.sequence += 1;
+        let request = RequestId { client: self.id, sequence: self.sequence, issued_ms: Clock::system().wall_ms() };
+        write.request = Some(request);
+        let (from, twice) = (self.report.micros(), self.random.per_mille(80));
+        let writing = Writing { id, from, write: write.clone(), repeated: twice, fate: Fate::Unknown };
+        self.history.lock().writes.push(writing);
+        if twice {
+            // The same request by two ways at once has one effect and one answer.
+            let other = self.other.table(TABLE);
+            let (one, again) = futures::future::join(table.batch(write.clone()), other.batch(write)).await;
+            self.note(id, one);
+            self.note(id, again);
+            self.report.count("writes sent twice at once");
+        } else {
+            let result = table.batch(write).await;
+            self.note(id, result);
+        }
+    }
+
+    /// Sends a write again whose fate is known, or not.
+    async fn repeat(&mut self, table: &Table) {
+        let again = {
+            let mut history = self.history.lock();
+            let recent = history.writes.len().min(60) as u64;
+            if recent == 0 {
+                return;
+            }
+            let at = history.writes.len() - 1 - usize::try_from(self.random.below(recent)).expect("small");
+            let writing = &mut history.writes[at];
+            writing.repeated |= matches!(writing.fate, Fate::Unknown);
+            // What failed without effect may be sent again, of course, but would no longer be the same call.
+            matches!(writing.fate, Fate::Acked(_) | Fate::Unknown).then(|| (writing.id, writing.write.clone()))
+        };
+        if let Some((id, write)) = again {
+            self.report.count("repeats");
+            let result = table.batch(write).await;
+            self.note(id, result);
+        }
+    }
+
+    fn note(&mut self, id: u64, result: trivet::types::Result<trivet::types::Answer<Outcome>>) {
+        let at = self.report.micros();
+        let mut history = self.history.lock();
+        let writing = &mut history.writes[usize::try_from(id - 1).expect("an index")];
+        match result {
+            Ok(answer) => {
+                let (shard, as_of) = (answer.header.shard, answer.header.as_of);
+                let seen = self.seen.entry(shard).or_default();
+                *seen = (*seen).max(answer.body.timestamp);
+                self.report.event(format_args!("write {id} -> {} {:?}", answer.body.timestamp, answer.body.integers));
+                match &writing.fate {
+                    Fate::Acked(first) if first.body != answer.body => self
+                        .report
+                        .violation(format!("write {id} was answered {:?} and then {:?}", first.body, answer.body)),
+                    Fate::Acked(_) => {}
+                    Fate::Refused(reason) | Fate::Failed(reason) => self.report.violation(format!(
+                        "write {id} failed for good ({}) and was answered {:?}",
+                        reason.as_str(),
+                        answer.body
+                    )),
+                    Fate::Unknown => {
+                        self.report.count(if answer.body.applied {
+                            "writes applied"
+                        } else {
+                            "writes refused by a condition"
+                        });
+                        if let [Operation { key, action: Action::Put { value, ttl_ms: None } }] =
+                            &writing.write.operations[..]
+                            && answer.body.applied
+                        {
+                            let timestamp = answer.body.timestamp;
+                            self.known
+                                .insert(key.clone(), Versioned { timestamp, value: value.clone(), expires_ms: None });
+                        }
+                        writing.fate = Fate::Acked(Done { at, shard, as_of, body: answer.body });
+                    }
+                }
+            }
+            Err(error) => {
+                self.report.event(format_args!("write {id} -> {}", error.reason.as_str()));
+                let unknown = matches!(error.kind(), Kind::Undetermined | Kind::Internal);
+                match &writing.fate {
+                    Fate::Unknown if unknown => self.report.count("undetermined writes"),
+                    Fate::Unknown if error.reason == Reason::NotAnInteger => writing.fate = Fate::Refused(error.reason),
+                    Fate::Unknown if !writing.repeated => {
+                        self.report.count("failed writes");
+                        writing.fate = Fate::Failed(error.reason);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    async fn read(&mut self, table: &Table) {
+        let key = self.any_key();
+        let from = self.report.micros();
+        let shard = self.client.locate(TABLE, &key).map(|(shard, ..)| shard);
+        let token = shard.and_then(|shard| self.seen.get(&shard).copied());
+        let level = match (self.random.below(10), token) {
+            (0, _) => ReadLevel::Any,
+            (1 | 2, Some(timestamp)) => ReadLevel::AtLeast(Token { timestamp }),
+            _ => ReadLevel::Linearizable,
+        };
+        let Ok(answer) = table.get_with(key.clone(), level).await else {
+            self.report.count("failed reads");
+            return;
+        };
+        self.report.count("reads");
+        let (shard, as_of) = (answer.header.shard, answer.header.as_of);
+        let at = self.report.micros();
+        self.report
+            .event(format_args!("read {key:?} {level:?} -> {:?} as of {as_of} by {}", answer.body, answer.header.node));
+        if let Some(found) = &answer.body {
+            let seen = self.seen.entry(shard).or_default();
+            *seen = (*seen).max(found.timestamp);
+            self.known.insert(key.clone(), found.clone());
+        }
+        let found = Done { at, shard, as_of, body: answer.body };
+        self.history.lock().reads.push(Reading { from, key, level, found });
+    }
+
+    async fn scan(&mut self, table: &Table) {
+        let tag = self.tag();
+        let from = self.report.micros();
+        let mut scan = table.scan(ScanBounds::Tag(tag.to_string().into()));
+        let Ok(Some(page)) = scan.next_page().await else {
+            self.report.count("failed scans");
+            return;
+        };
+        self.report.count("scans");
+        if page.body.cursor.is_some() {
+            return self.report.violation(format!("a scan of the few keys of tag {tag} has a second page"));
+        }
+        let at = self.report.micros();
+        let rows = page.body.rows.into_iter().map(|row| (row.key, row.timestamp, row.value.unwrap_or_default()));
+        let found = Done { at, shard: page.header.shard, as_of: page.header.as_of, body: rows.collect() };
+        self.report.event(format_args!("scan {tag} -> {:?}", found.body));
+        self.history.lock().scans.push(Scanning { from, tag, found });
+    }
+}
