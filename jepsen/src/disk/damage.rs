@@ -1,0 +1,89 @@
+//! Damage to the files of a stopped node.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+/// Bits flipped in one file: enough that a checksum of 32 bits finds them, and few enough to look like a real fault.
+const FLIPS: usize = 3;
+
+/// The files of a directory and those below it with this kind of name, in the order of their names, which for logs and
+/// table files is that of their making.
+pub fn files(directory: &Path, is: impl Fn(&str) -> bool + Copy) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files(&path, is));
+        } else if path.file_name().is_some_and(|name| is(&name.to_string_lossy())) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Files of tables.
+pub fn is_table(name: &str) -> bool {
+    name.ends_with(".sst")
+}
+
+/// Files of the write-ahead log.
+pub fn is_log(name: &str) -> bool {
+    name.strip_suffix(".log").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// The list of live files.
+pub fn is_manifest(name: &str) -> bool {
+    name.starts_with("MANIFEST-")
+}
+
+/// Flips some bits of a file where it holds something, between two shares of its length. Proof: it reads differently.
+pub fn flip(path: &Path, from: f64, to: f64, random: &mut SmallRng) -> Result<String> {
+    let before = fs::read(path)?;
+    // A log's end may be room that was set aside and not written yet.
+    let used = before.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let (low, high) = ((used as f64 * from) as usize, (used as f64 * to) as usize);
+    ensure!(low < high, "{} holds too little to damage", path.display());
+    let file = OpenOptions::new().write(true).open(path)?;
+    let mut places = Vec::new();
+    for _ in 0..FLIPS {
+        let place = random.random_range(low..high);
+        let byte = before[place] ^ (1 << random.random_range(0..8));
+        file.write_all_at(&[byte], place as u64)?;
+        places.push(place.to_string());
+    }
+    file.sync_all()?;
+    ensure!(fs::read(path)? != before, "{} reads as before", path.display());
+    Ok(format!("{} at {}", name_of(path), places.join(", ")))
+}
+
+/// Cuts the end off a file, so many bytes before the last that was written. Proof: it is shorter.
+pub fn truncate(path: &Path, bytes: u64) -> Result<String> {
+    let before = fs::read(path)?;
+    let used = before.iter().rposition(|&byte| byte != 0).map_or(0, |last| last as u64 + 1);
+    ensure!(used > bytes, "{} has only {used} bytes", path.display());
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.set_len(used - bytes)?;
+    file.sync_all()?;
+    ensure!(fs::metadata(path)?.len() == used - bytes, "{} is as long as before", path.display());
+    Ok(format!("{} from {used} to {} bytes", name_of(path), used - bytes))
+}
+
+/// Copies a directory as it is; the copy takes the place of what is there.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let _ = fs::remove_dir_all(to);
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).output().context("cannot run cp")?;
+    ensure!(done.status.success(), "cp: {}", String::from_utf8_lossy(&done.stderr));
+    Ok(())
+}
+
+/// The file's name.
+pub fn name_of(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,256 @@
+//! Faults, by name.
+//!
+//! Promise: a [`Nemesis`] strikes, proves that the fault took hold, lets it last, ends it, and proves that it has ended.
+//! A strike that cannot prove itself is an error, and fails the run: a fault that did not happen shows nothing. What a
+//! node must do under a fault (end at a failed sync, refuse a damaged log) is part of the strike, and not doing it is the
+//! same kind of error.
+//!
+//! Strikes of one nemesis follow one another; several nemeses strike independently. Locks on nodes (see
+//! [`crate::cluster`]) keep them from meeting in one process.
+
+mod answers;
+mod clock;
+mod damage;
+mod disk;
+mod kill;
+mod one_way;
+mod packets;
+mod partition;
+mod pause;
+mod power;
+mod rolling;
+mod wipe;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use futures::future::BoxFuture;
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+
+use crate::cluster::{Cluster, HEALTHY_WITHIN, Held, Wants, tail};
+use crate::history::Stopwatch;
+
+/// What nemeses work on.
+pub struct Stage {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// The clock of the histories.
+    pub clock: Stopwatch,
+    /// The longest time that a fault may last.
+    pub longest: Duration,
+}
+
+/// A fault that took hold and was ended.
+#[derive(Clone, Debug)]
+pub struct Struck {
+    /// What it hit.
+    pub target: String,
+    /// When it took hold.
+    pub from_ns: u64,
+    /// When it was ended.
+    pub to_ns: u64,
+    /// What showed that it took hold.
+    pub proof: String,
+}
+
+/// One kind of fault.
+pub trait Nemesis: Send + Sync {
+    /// Its name.
+    fn name(&self) -> &'static str;
+
+    /// What it does, in a sentence.
+    fn what(&self) -> &'static str;
+
+    /// What it needs of the machine.
+    fn wants(&self) -> Wants {
+        Wants::default()
+    }
+
+    /// The smallest cluster it makes sense on.
+    fn nodes_min(&self) -> u64 {
+        3
+    }
+
+    /// It must strike at least once in this time, or the run is vacuous.
+    fn pace(&self) -> Duration {
+        Duration::from_secs(15)
+    }
+
+    /// Texts in a node's ERROR lines that this fault explains.
+    fn excuses(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Whether no client is disturbed by it, so that a strike without many operations during it is none the worse.
+    fn strike<'a>(&'a self, stage: &'a Stage, random: &'a mut SmallRng) -> BoxFuture<'a, Result<Struck>>;
+}
+
+/// Every nemesis there is.
+pub fn all() -> Vec<Arc<dyn Nemesis>> {
+    let mut all: Vec<Arc<dyn Nemesis>> = Vec::new();
+    all.extend(kill::all());
+    all.push(Arc::new(pause::Pause));
+    all.extend(partition::all());
+    all.push(Arc::new(one_way::OneWay));
+    all.extend(packets::all());
+    all.extend(clock::all());
+    all.extend(power::all());
+    all.extend(damage::all());
+    all.extend(disk::all());
+    all.push(Arc::new(wipe::Wipe));
+    all.extend(answers::all());
+    all.push(Arc::new(rolling::Rolling));
+    all
+}
+
+/// The nemesis of this name; `kill` stands for any of `kill-one`, `kill-all` and so on, drawn anew for each strike,
+/// unless there is one of exactly that name. Those that the machine or the cluster cannot give are left out, with the
+/// reason.
+pub fn named(name: &str, possible: impl Fn(&dyn Nemesis) -> Result<(), String>) -> Result<Arc<dyn Nemesis>, String> {
+    let everything = all();
+    let family = |nemesis: &Arc<dyn Nemesis>| nemesis.name().split_once('-').is_some_and(|(family, _)| family == name);
+    let mut members: Vec<_> = everything.iter().filter(|nemesis| nemesis.name() == name).cloned().collect();
+    let exact = !members.is_empty();
+    if !exact {
+        members = everything.iter().filter(|nemesis| family(nemesis)).cloned().collect();
+    }
+    if members.is_empty() {
+        return Err(format!("there is no nemesis `{name}`; --list shows all"));
+    }
+    let mut reason = String::new();
+    members.retain(|nemesis| possible(nemesis.as_ref()).map_err(|why| reason = why).is_ok());
+    match (members.len(), exact) {
+        (0, _) => Err(format!("{name}: {reason}")),
+        (1, _) => Ok(members.remove(0)),
+        _ => Ok(Arc::new(Any { name: name.to_owned().leak(), members })),
+    }
+}
+
+/// One of several, drawn for each strike.
+struct Any {
+    name: &'static str,
+    members: Vec<Arc<dyn Nemesis>>,
+}
+
+impl Nemesis for Any {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn what(&self) -> &'static str {
+        "One of several"
+    }
+
+    fn wants(&self) -> Wants {
+        self.members.iter().fold(Wants::default(), |wants, member| wants.and(member.wants()))
+    }
+
+    fn pace(&self) -> Duration {
+        self.members.iter().map(|member| member.pace()).max().unwrap_or_default()
+    }
+
+    fn excuses(&self) -> &'static [&'static str] {
+        let all: Vec<&str> = self.members.iter().flat_map(|member| member.excuses().iter().copied()).collect();
+        // Made once or twice in a run.
+        all.leak()
+    }
+
+    fn strike<'a>(&'a self, stage: &'a Stage, random: &'a mut SmallRng) -> BoxFuture<'a, Result<Struck>> {
+        Box::pin(async move {
+            let member = self.members.choose(random).expect("it has members");
+            let mut struck = member.strike(stage, random).await?;
+            struck.target =
+                format!("{} {}", member.name().trim_start_matches(self.name).trim_matches('-'), struck.target);
+            Ok(struck)
+        })
+    }
+}
+
+impl Stage {
+    /// A time between these seconds and at most the longest, short ones as likely as long ones on a scale of powers.
+    fn some_time(&self, seconds: Range<f64>, random: &mut SmallRng) -> Duration {
+        let most = seconds.end.min(self.longest.as_secs_f64()).max(seconds.start * 1.01);
+        let drawn = random.random_range(seconds.start.ln()..most.ln());
+        Duration::from_secs_f64(drawn.exp())
+    }
+
+    /// Any node; with an even chance the one that leads most.
+    async fn some_node(&self, random: &mut SmallRng) -> u64 {
+        let ids = self.cluster.ids();
+        let any = *ids.choose(random).expect("a cluster has nodes");
+        if random.random_bool(0.5) { self.cluster.leader().await.unwrap_or(any) } else { any }
+    }
+
+    /// So many nodes, in a random order.
+    fn some_nodes(&self, count: usize, random: &mut SmallRng) -> Vec<u64> {
+        let mut ids = self.cluster.ids();
+        ids.shuffle(random);
+        ids.truncate(count);
+        ids
+    }
+
+    /// The size of the smallest majority.
+    fn majority(&self) -> usize {
+        self.cluster.ids().len() / 2 + 1
+    }
+
+    /// The largest number of nodes whose loss leaves a majority.
+    fn minority(&self) -> usize {
+        self.cluster.ids().len() - self.majority()
+    }
+
+    /// A nemesis that takes a node's data for good waits until all others have everything.
+    async fn all_well(&self) -> Result<()> {
+        self.cluster.healthy(2 * HEALTHY_WITHIN).await.map(|_| ())
+    }
+}
+
+/// Waits until a node that was started is ready; an error if it ends instead, or does not get there in time.
+async fn up(stage: &Stage, node: &mut Held) -> Result<()> {
+    let id = node.fixed.id;
+    let patience = Instant::now() + 2 * HEALTHY_WITHIN;
+    loop {
+        if let Some(code) = node.look()? {
+            bail!("node {id} ended with {code} instead of coming back; it said: {}", tail(&node.fixed.logged(), 1));
+        }
+        if stage.cluster.is_ready(id).await {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < patience,
+            "node {id} runs and is not ready after {:?}; it said: {}",
+            2 * HEALTHY_WITHIN,
+            tail(&node.fixed.logged(), 1)
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Nodes in words.
+fn names(ids: impl IntoIterator<Item = u64>) -> String {
+    ids.into_iter().map(|id| format!("n{id}")).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_families_stand_for_their_members() {
+        let mut names: Vec<_> = all().iter().map(|nemesis| nemesis.name()).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        let anything = |_: &dyn Nemesis| Ok(());
+        assert_eq!(named("kill-all", anything).expect("exact").name(), "kill-all");
+        assert_eq!(named("disk", anything).expect("a family").name(), "disk");
+        assert!(named("dis", anything).is_err(), "no abbreviations");
+        let none = named("disk", |_: &dyn Nemesis| Err("no root".to_owned()));
+        assert_eq!(none.err().as_deref(), Some("disk: no root"));
+    }
+}
