@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use trivet::types::Partitioning;
-use trivet::wire::admin::{HISTORY_MS_DEFAULT, NewTable, SHARDS_DEFAULT};
+use trivet::wire::admin::{HISTORY_MS_DEFAULT, NewTable};
 
 use super::exit::{Ended, Exit, Stop};
 use super::{Global, render, text, time};
@@ -36,7 +36,7 @@ pub struct Create {
     /// Keep keys in order
     #[arg(long, group = "kind")]
     range: bool,
-    /// Hash tables: how many shards [default: 8]
+    /// Hash tables: how many shards [default: one for each node]
     #[arg(long, value_name = "N", conflicts_with = "range", value_parser = clap::value_parser!(u32).range(1..))]
     shards: Option<u32>,
     /// Range tables: a key at which a shard begins; may be given several times
@@ -90,7 +90,7 @@ impl Create {
     fn table(&self) -> Result<NewTable, String> {
         let history_ms = self.history.map_or(HISTORY_MS_DEFAULT, |history| history.as_millis() as u64);
         let base = if self.hash {
-            NewTable::hash(&self.name, self.shards.unwrap_or(SHARDS_DEFAULT))
+            NewTable::hash(&self.name, self.shards.unwrap_or(0))
         } else {
             let points = self.split.iter().map(|key| text::argument(key, self.hex)).collect::<Result<_, _>>()?;
             let partitioning = Partitioning::Range { group_delimiter: self.group_delimiter.clone() };

@@ -88,7 +88,7 @@ impl Control {
             let new = change::NewTable {
                 name: wish.name.clone(),
                 partitioning: wish.partitioning.clone(),
-                shards: wish.shards,
+                shards: if wish.shards == 0 { living.len().max(1) as u32 } else { wish.shards },
                 split_points: wish.split_points.iter().map(|point| Bytes::copy_from_slice(point)).collect(),
                 replication,
                 history_ms: wish.history_ms,

@@ -138,7 +138,7 @@ impl Shard {
                 .await?;
         let (queue, queued) = mpsc::channel(proposer::QUEUE_COMMANDS_MAX);
         let (gate, waiting) = mpsc::channel(gate::QUEUE_READS_MAX);
-        spawn(proposer::run(group.clone(), clock.clone(), queued));
+        spawn(proposer::run(group.clone(), writer.clone(), clock.clone(), queued));
         spawn(gate::run(group.clone(), clock.clone(), waiting));
         Ok(Arc::new(Shard {
             id: options.shard,

@@ -13,6 +13,7 @@ use super::command;
 use super::metrics;
 use crate::raft::{Group, ProposeError};
 use crate::runtime::{Clock, yield_now};
+use crate::storage::LogWriter;
 use crate::types::{Error, Outcome, Outcomes, Reason, Timestamp};
 use crate::wire::proto::internal as log;
 
@@ -49,7 +50,7 @@ pub enum PendingKind {
 }
 
 /// Runs until the last sender is gone.
-pub async fn run(group: Group, clock: Clock, mut queue: mpsc::Receiver<Pending>) {
+pub async fn run(group: Group, writer: LogWriter, clock: Clock, mut queue: mpsc::Receiver<Pending>) {
     let mut waiting: VecDeque<Pending> = VecDeque::new();
     let mut taken = Vec::new();
     let mut in_flight = FuturesUnordered::new();
@@ -80,6 +81,7 @@ pub async fn run(group: Group, clock: Clock, mut queue: mpsc::Receiver<Pending>)
         }
         if !waiting.is_empty() && in_flight.len() < PROPOSALS_IN_FLIGHT_MAX {
             let (payload, answers) = gather(&mut waiting, &clock);
+            writer.note_crowd(answers.len());
             let group = group.clone();
             in_flight.push(async move { (group.propose(payload).await, answers) });
             continue;

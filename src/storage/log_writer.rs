@@ -3,7 +3,8 @@
 //! Groups submit appends, votes, truncations and purges; the queue is one FIFO, so the operations of a group keep their
 //! order. The thread takes everything queued (up to a bound), writes it as one batch, publishes how far each group's
 //! log is written, makes the log durable once, and then completes the operations in order. While it waits for the disk
-//! the next batch gathers: the running sync is the batching window, and there is no timer.
+//! the next batch gathers: the running sync is the batching window. Only when writers queue up anyway does it wait a
+//! moment longer for the groups that are about to come ([`super::pace`]).
 //!
 //! *Written* is weaker than durable and is what apply waits for: once an entry is in the store's one log, effects written
 //! later can never be durable without it.
@@ -12,15 +13,17 @@
 //! disk, so nothing more may be acknowledged. Back-pressure is not applied here, where it would stop heartbeats, but by
 //! whoever admits proposals, after a look at [`LogWriter::queue_bytes`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 use super::metrics::LogMetrics;
+use super::pace::{Crowd, Pace};
+use super::written::Written;
 use super::{Batch, Change, Engine, Error, Family, FatalHook, Result, abort_on_fatal, log_keys};
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Clock, Instant, simulation, spawn};
@@ -71,6 +74,11 @@ impl LogChange {
     fn needs_sync(&self) -> bool {
         matches!(self, LogChange::Append(_) | LogChange::Vote(_) | LogChange::Barrier)
     }
+
+    /// Rare, and somebody waits for it alone: nothing is gathered beside it.
+    fn is_urgent(&self) -> bool {
+        matches!(self, LogChange::Vote(_) | LogChange::Barrier)
+    }
 }
 
 /// Called once with what became of an operation, on the writer's thread: it must not block.
@@ -84,71 +92,6 @@ pub struct LogOp {
     pub change: LogChange,
     /// Who wants to know.
     pub done: Option<Done>,
-}
-
-/// How far one group's log is written.
-#[derive(Debug, Default)]
-pub struct Written {
-    index: AtomicU64,
-    submitted: Mutex<Submitted>,
-    changed: Notify,
-}
-
-/// Where a group's log will be when everything submitted is written.
-#[derive(Debug, Default)]
-struct Submitted {
-    last: u64,
-    /// Counts truncations: an append from before one must not be published after it.
-    generation: u64,
-}
-
-impl Written {
-    /// The highest index in the store's log (written, maybe not durable).
-    pub fn index(&self) -> u64 {
-        self.index.load(Ordering::Acquire)
-    }
-
-    /// Waits until the entry at `index` is written.
-    pub async fn wait(&self, index: u64) {
-        while self.index() < index {
-            let mut changed = std::pin::pin!(self.changed.notified());
-            changed.as_mut().enable();
-            if self.index() >= index {
-                return;
-            }
-            changed.await;
-        }
-    }
-
-    /// An operation is queued: its generation, and how far the log will reach once it is written. What lies behind a
-    /// truncation no longer counts from now on, though it may still be queued.
-    fn submit(&self, change: &LogChange) -> (u64, u64) {
-        let mut submitted = self.submitted.lock();
-        match change {
-            LogChange::Append(entries) => {
-                if let Some((last, _)) = entries.last() {
-                    submitted.last = *last;
-                }
-            }
-            LogChange::Truncate { from } => {
-                submitted.generation += 1;
-                submitted.last = submitted.last.min(from.saturating_sub(1));
-                self.index.fetch_min(submitted.last, Ordering::AcqRel);
-            }
-            LogChange::Purge { upto, .. } => submitted.last = submitted.last.max(*upto),
-            LogChange::Vote(_) | LogChange::Committed(_) | LogChange::Barrier => {}
-        }
-        (submitted.generation, submitted.last)
-    }
-
-    /// An operation of this generation was written and the log now reaches this far.
-    fn publish(&self, generation: u64, reaches: u64) {
-        let submitted = self.submitted.lock();
-        if submitted.generation == generation && self.index.fetch_max(reaches, Ordering::AcqRel) < reaches {
-            drop(submitted);
-            self.changed.notify_waiters();
-        }
-    }
 }
 
 struct Queued {
@@ -168,6 +111,8 @@ struct Queue {
     groups: HashMap<ShardId, Arc<Written>>,
     /// The thread sleeps and must be woken.
     asleep: bool,
+    /// The thread sleeps until these groups have come, or for a moment at most.
+    awaited: HashSet<ShardId>,
     stopping: bool,
     /// Nothing is accepted any more.
     closed: bool,
@@ -191,6 +136,7 @@ impl Queue {
 
 struct Shared {
     engine: Arc<dyn Engine>,
+    crowd: Crowd,
     queue: Mutex<Queue>,
     wake: Condvar,
     /// Wakes the task that stands for the thread in a simulation.
@@ -240,6 +186,7 @@ impl LogWriter {
     pub fn start_with(engine: Arc<dyn Engine>, fatal: FatalHook) -> Result<LogWriter> {
         let shared = Arc::new(Shared {
             engine,
+            crowd: Crowd::default(),
             queue: Mutex::default(),
             wake: Condvar::new(),
             woken: Notify::new(),
@@ -287,7 +234,14 @@ impl LogWriter {
             }
         };
         let (generation, reaches) = written.submit(&op.change);
-        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let queued = self.shared.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if !queue.awaited.is_empty() {
+            queue.awaited.remove(&group);
+            if op.change.is_urgent() || queued >= BATCH_BYTES_MAX {
+                queue.awaited.clear();
+            }
+            queue.asleep |= queue.awaited.is_empty();
+        }
         queue.ops.push_back(Queued { op, written, generation, reaches, bytes });
         if queue.asleep {
             queue.asleep = false;
@@ -296,14 +250,18 @@ impl LogWriter {
         }
     }
 
+    /// Tells that an append carries so many writes: the more they are, the longer they wait for one another anyway.
+    pub fn note_crowd(&self, writes: usize) {
+        self.shared.crowd.note(writes);
+    }
+
     /// How far a group's log is written.
     pub fn written(&self, group: ShardId) -> Arc<Written> {
         if let Some(written) = self.shared.queue.lock().groups.get(&group) {
             return written.clone();
         }
         let last = last_index(&*self.shared.engine, group);
-        let submitted = Mutex::new(Submitted { last, generation: 0 });
-        let fresh = Written { index: AtomicU64::new(last), submitted, changed: Notify::new() };
+        let fresh = Written::new(last);
         self.shared.queue.lock().groups.entry(group).or_insert_with(|| Arc::new(fresh)).clone()
     }
 
@@ -349,7 +307,8 @@ struct Worker {
 impl Worker {
     fn run(self) {
         let alarm = PanicAlarm(&self);
-        while let Some((ops, hints)) = self.take() {
+        let mut pace = Pace::new(self.clock.now());
+        while let Some((ops, hints)) = self.take(&mut pace) {
             if let Err((error, ops)) = self.process(ops, hints) {
                 (self.fatal)(&error);
                 self.close(ops, &error);
@@ -392,7 +351,7 @@ impl Worker {
     }
 
     /// Everything queued, up to the bound; none when the writer is to end and nothing is left.
-    fn take(&self) -> Option<(Vec<Queued>, HashMap<ShardId, Bytes>)> {
+    fn take(&self, pace: &mut Pace) -> Option<(Vec<Queued>, HashMap<ShardId, Bytes>)> {
         let mut queue = self.shared.queue.lock();
         while queue.ops.is_empty() {
             if queue.stopping {
@@ -405,7 +364,24 @@ impl Worker {
             self.shared.wake.wait(&mut queue);
             queue.asleep = false;
         }
-        Some(queue.take_batch())
+        let now = self.clock.now();
+        if let Some(due) = pace.due(&self.shared.crowd).filter(|&due| due > now)
+            && queue.ops.iter().map(|queued| queued.bytes).sum::<usize>() < BATCH_BYTES_MAX
+            && !queue.ops.iter().any(|queued| queued.op.change.is_urgent())
+        {
+            queue.awaited = pace.expected(queue.ops.iter().map(|queued| queued.op.group));
+            while !queue.awaited.is_empty() && !queue.stopping {
+                let left = due.saturating_duration_since(self.clock.now());
+                if left.is_zero() || self.shared.wake.wait_for(&mut queue, left).timed_out() {
+                    break;
+                }
+            }
+            queue.awaited.clear();
+        }
+        let (ops, hints) = queue.take_batch();
+        drop(queue);
+        pace.took(ops.iter().map(|queued| queued.op.group), self.clock.now(), &self.shared.crowd);
+        Some((ops, hints))
     }
 
     fn process(&self, ops: Vec<Queued>, hints: HashMap<ShardId, Bytes>) -> Result<(), (Error, Vec<Queued>)> {

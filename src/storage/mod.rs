@@ -54,9 +54,11 @@ mod log_writer;
 mod memory;
 pub mod metrics;
 pub mod mvcc;
+mod pace;
 mod rocks;
 mod survey;
 mod sweep;
+mod written;
 
 #[cfg(test)]
 mod tests;
@@ -64,10 +66,11 @@ mod tests;
 pub use engine::{Batch, Change, Cursor, Engine, Family, Lookup, Ranges, Reader, TableWriter, Tier};
 pub use error::{Error, FatalHook, Result, abort_on_fatal};
 pub use horizons::{Horizon, Horizons, Span, Spans};
-pub use log_writer::{Done, LogChange, LogOp, LogWriter, Written};
+pub use log_writer::{Done, LogChange, LogOp, LogWriter};
 pub use memory::Memory;
 pub use rocks::{Options, Rocks};
 pub use survey::Survey;
+pub use written::Written;
 
 /// Room on the device below which proposals should be refused with `DISK_FULL`: enough for the log, a flush and a
 /// compaction under way to finish, so that the node can go on serving reads and be freed of load.

@@ -62,9 +62,9 @@ pub struct Args {
     /// The table; made (hash, --shards) if it does not exist
     #[arg(long, value_name = "TABLE", default_value = "bench")]
     table: String,
-    /// Shards of the table, if it is made
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
-    shards: u32,
+    /// Shards of the table, if it is made [default: one for each node]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    shards: Option<u32>,
     /// Workers
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     concurrency: u32,
@@ -231,7 +231,7 @@ async fn targets(args: &Args, mix: &Mix, global: &Global) -> Ended<(String, Vec<
     }
     let _ = mix;
     let client = global.connect_by(!args.unary).await?;
-    table(&client, &args.table, args.shards).await?;
+    table(&client, &args.table, args.shards.unwrap_or(0)).await?;
     if args.spread {
         let (endpoints, deadline) = (&global.endpoints, global.deadline);
         let clock = Clock::system();
@@ -291,7 +291,7 @@ async fn table(client: &Client, name: &str, shards: u32) -> Ended<()> {
         Ok(_) => Ok(()),
         Err(error) if error.reason == Reason::UnknownTable => {
             match client.admin().create_table(NewTable::hash(name, shards)).await {
-                Ok(_) => eprintln!("created hash table {name} with {}", text::count(shards, "shard")),
+                Ok(made) => eprintln!("created hash table {name} with {}", text::count(made.shards.len(), "shard")),
                 Err(error) if error.reason == Reason::TableExists => {}
                 Err(error) => return Err(error.into()),
             }

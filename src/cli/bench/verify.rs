@@ -137,7 +137,7 @@ pub async fn run(path: &Path, args: &Args, global: &Global) -> Ended {
         return Err(Stop::usage(format!("--verify knows read, write and incr, not {}", kind.name())));
     }
     let client = global.connect().await?;
-    ensure_table(&client, &args.table, args.shards).await?;
+    ensure_table(&client, &args.table, args.shards.unwrap_or(0)).await?;
     let journal = Journal::create(path).map_err(Stop::error)?;
     let value_bytes = (args.value_size as usize).max(NUMBER_DIGITS);
     journal.note(&Entry::Run { table: args.table.clone(), value_bytes })?;

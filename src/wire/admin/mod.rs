@@ -13,4 +13,4 @@ mod wishes;
 pub use checksums::{ChecksumReport, Content, ReplicaChecksum};
 pub use cluster::{ClusterStatus, NodeDetails, Topology};
 pub use tables::{ReplicaDetails, ShardDetails, TableDetails};
-pub use wishes::{GROUP_DELIMITER_BYTES_MAX, HISTORY_MS_DEFAULT, NewTable, SHARDS_DEFAULT, SHARDS_MAX};
+pub use wishes::{GROUP_DELIMITER_BYTES_MAX, HISTORY_MS_DEFAULT, NewTable, SHARDS_MAX};

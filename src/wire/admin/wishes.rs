@@ -8,8 +8,6 @@ use crate::wire::proto::v1;
 
 /// Longest group delimiter, in bytes: it is searched for in every key.
 pub const GROUP_DELIMITER_BYTES_MAX: usize = 16;
-/// Shards of a hash table that asks for none in particular.
-pub const SHARDS_DEFAULT: u32 = 8;
 /// Most shards a table can be created with: each is a Raft group on several nodes.
 pub const SHARDS_MAX: u32 = 1_024;
 /// How long replaced versions stay readable unless said otherwise: one hour.
@@ -22,7 +20,8 @@ pub struct NewTable {
     pub name: String,
     /// How its keys become encoded keys.
     pub partitioning: Partitioning,
-    /// How many shards it begins with; for a range table one more than the split points.
+    /// How many shards it begins with; for a range table one more than the split points. 0: one for each node, which
+    /// spreads the leaders and gathers the most writes into each entry of a log.
     pub shards: u32,
     /// Range tables: the keys at which shards begin.
     pub split_points: Vec<Bytes>,
@@ -35,7 +34,7 @@ pub struct NewTable {
 }
 
 impl NewTable {
-    /// A hash table with everything at its default.
+    /// A hash table of so many shards (0: one for each node), with everything else at its default.
     pub fn hash(name: impl Into<String>, shards: u32) -> NewTable {
         NewTable {
             name: name.into(),
@@ -66,7 +65,6 @@ impl NewTable {
                     "split points belong to range tables; a hash table takes a number of shards",
                 ));
             }
-            Partitioning::Hash if given == 0 => SHARDS_DEFAULT,
             Partitioning::Hash => given,
             Partitioning::Range { .. } => {
                 let pieces = u32::try_from(request.split_points.len() + 1).unwrap_or(u32::MAX);
@@ -143,7 +141,7 @@ mod tests {
             ..Default::default()
         };
         let table = NewTable::decode(hash(), &limits).expect("decodes");
-        assert_eq!((table.shards, table.replication, table.history_ms), (SHARDS_DEFAULT, None, HISTORY_MS_DEFAULT));
+        assert_eq!((table.shards, table.replication, table.history_ms), (0, None, HISTORY_MS_DEFAULT));
 
         let range = || v1::CreateTableRequest { partitioning: v1::Partitioning::Range.into(), ..hash() };
         for refused in [
