@@ -163,7 +163,7 @@ async fn all_runs(arguments: &Arguments, ground: &Arc<Ground>) -> Result<bool> {
     };
     let seed = arguments.seed.unwrap_or_else(trivet::runtime::random_u64);
     if ground.net.is_none() {
-        eprintln!("without root: no namespaces and no disks of the nodes' own; what needs them is left out");
+        eprintln!("skipped: without root no namespaces and no disks of the nodes' own; what needs them is left out");
     }
     std::fs::create_dir_all(&arguments.results).with_context(|| format!("{}", arguments.results.display()))?;
     let (count, mut all_good, mut made) = (planned.len(), true, 0);
@@ -178,7 +178,7 @@ async fn all_runs(arguments: &Arguments, ground: &Arc<Ground>) -> Result<bool> {
             }
         }
         for why in &left_out {
-            eprintln!("left out: {why}");
+            eprintln!("skipped: {why}");
         }
         if nemeses.is_empty() && !left_out.is_empty() {
             continue;
