@@ -46,3 +46,8 @@ pub mod service;
 // 8: the composition root
 #[cfg(feature = "server")]
 pub mod server;
+
+// 9: what the fuzz targets call
+#[cfg(all(feature = "server", feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;

@@ -41,7 +41,8 @@ impl ShardMap {
             }
             covered = &shard.end;
         }
-        if covered != &last[..] {
+        // The range of the last id there is would be covered by no shards at all.
+        if covered != &last[..] || shards.is_empty() {
             return wrong("does not end where the table ends".to_owned());
         }
         let by_id: HashMap<ShardId, usize> = shards.iter().enumerate().map(|(at, shard)| (shard.id, at)).collect();
@@ -146,6 +147,8 @@ mod tests {
             let error = ShardMap::new(bad, &layout(false)).expect_err(expected);
             assert!(error.message.contains(expected), "{error}");
         }
+        let last = Layout { table: TableId(u32::MAX), ..layout(false) };
+        assert!(ShardMap::new(Vec::<ShardDescriptor>::new(), &last).is_err(), "a map is never empty");
         let mut twice = good;
         twice[1].id = twice[0].id;
         assert!(ShardMap::new(twice, &layout(false)).is_err());

@@ -34,6 +34,8 @@ mod apply;
 mod cache;
 mod codec;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod group;
 mod keeper;
 mod log;

@@ -19,7 +19,8 @@ pub struct Flags {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The number of this node, unique in the cluster and never changed
-    #[arg(long, value_name = "N")]
+    // As far as a number in the configuration file reaches.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
     pub id: Option<u64>,
     /// The data directory, of this node alone
     #[arg(long, value_name = "DIRECTORY")]

@@ -33,7 +33,19 @@ impl std::error::Error for ConfigError {}
 
 impl ConfigError {
     fn one(problem: impl Into<String>) -> ConfigError {
-        ConfigError { problems: vec![problem.into()] }
+        ConfigError::all([problem.into()])
+    }
+
+    /// One line each, whatever stands in the values they repeat.
+    fn all(problems: impl IntoIterator<Item = String>) -> ConfigError {
+        let line = |problem: String| {
+            let mut line = String::with_capacity(problem.len());
+            for c in problem.chars() {
+                if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+            }
+            line
+        };
+        ConfigError { problems: problems.into_iter().map(line).collect() }
     }
 }
 
@@ -96,10 +108,13 @@ impl Merged {
         };
         let spans = DeTable::parse(text).map_err(|error| located(&error, None))?;
         // Refuses unknown keys and wrong types; what it makes is not needed, since other layers may still be added.
-        let config = toml::from_str::<Config>(text).map_err(|error| {
+        let refuse = |error: toml::de::Error| {
             let key = error.span().and_then(|span| key_at(spans.get_ref(), span.start, String::new()));
             located(&error, key)
-        })?;
+        };
+        let config = toml::from_str::<Config>(text).map_err(refuse)?;
+        // A number beyond 63 bits fits some fields of a config, but no value that layers are merged as.
+        toml::from_str::<Table>(text).map_err(refuse)?;
         merge(&mut self.table, table_of(&config), &mut |key| given(spans.get_ref(), key));
         let mut lines = Vec::new();
         collect_lines(spans.get_ref(), "", &mut lines);
@@ -148,7 +163,7 @@ impl Merged {
             let origin = self.origins.get(problem.key);
             format!("{}: {}: {}", self.place(origin), problem.key, problem.message)
         });
-        Err(ConfigError { problems: problems.collect() })
+        Err(ConfigError::all(problems))
     }
 
     fn place(&self, origin: Option<&Origin>) -> String {
@@ -321,10 +336,14 @@ mod tests {
         assert!(unknown.starts_with("trivet.toml:3: lisen: unknown field `lisen`, expected one of `id`"), "{unknown}");
         let nested = refused("[timers]\nheartbeat = 3\n");
         assert!(nested.starts_with("trivet.toml:2: timers.heartbeat: unknown field"), "{nested}");
+        let large = refused("\nid = 9223372036854775808\n");
+        assert!(large.starts_with("trivet.toml:2: id: "), "{large}");
         let kind = refused("[limits]\n\nkey_bytes_max = \"many\"\n");
         assert_eq!(kind, "trivet.toml:3: limits.key_bytes_max: invalid type: string \"many\", expected usize");
         let value = refused("zone = \"a\"\nlisten = \"nowhere\"\n");
         assert_eq!(value, "trivet.toml:2: listen: `nowhere` is not an address of the form host:port");
+        let lines = refused("listen = \"a\\nb\"\n");
+        assert_eq!(lines, "trivet.toml:1: listen: `a\\nb` is not an address of the form host:port");
         let syntax = refused("zone = \"a\"\nlisten = \n");
         assert!(syntax.starts_with("trivet.toml:2: "), "{syntax}");
         assert!(!syntax.contains('\n'), "{syntax}");

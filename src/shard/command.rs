@@ -96,7 +96,7 @@ pub struct Proposal {
 
 impl Proposal {
     /// The payload of a log entry.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn encode(&self) -> Bytes {
         encode(log::Proposal {
             stamped: self.stamped.0,

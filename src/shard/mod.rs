@@ -26,6 +26,8 @@
 mod checksum;
 mod command;
 mod evaluate;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod gate;
 mod handle;
 mod machine;

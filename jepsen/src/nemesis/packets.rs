@@ -11,8 +11,8 @@ use rand::seq::IndexedRandom;
 
 use super::{Nemesis, Stage, Struck, names};
 use crate::cluster::Wants;
-use crate::net::CLIENTS;
 use crate::net::queue::{Treated, Treatment};
+use crate::net::{CLIENTS, one_way};
 
 /// Probes that are sent to see what becomes of them: with 5 % loss, all pass once in 170 times.
 const PROBES: u32 = 100;
@@ -45,7 +45,7 @@ impl Packets {
     /// Whether the probes that were sent to a treated node show what is done there.
     async fn prove(&self, stage: &Stage, node: u64, treatment: Treatment) -> Result<String> {
         let within = Duration::from_millis(2 * (treatment.delay + treatment.jitter) + 500);
-        let passed = stage.cluster.net()?.probe(CLIENTS, node, PROBES, within).await?;
+        let passed = stage.cluster.net()?.probe(node, PROBES, within).await?;
         let lost = PROBES - passed.count;
         match self.0 {
             Kind::Delay => {
@@ -114,8 +114,7 @@ impl Nemesis for Packets {
             }
             let to_ns = stage.clock.now_ns();
             for &id in &ids {
-                let passed = net.probe(CLIENTS, id, 1, Duration::from_millis(500)).await?;
-                ensure!(passed.count == 1, "a probe to n{id} was lost after the fault had ended");
+                net.prove_open(&one_way(&[CLIENTS], &[id])).await?;
             }
             Ok(Struck { target: names(ids), from_ns, to_ns, proof: proof? })
         })

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -43,6 +43,8 @@ pub const HTTP: u16 = 7500;
 
 /// Longest wait for a probe on a healthy link; a namespace is microseconds away.
 const PROBE_WITHIN: Duration = Duration::from_millis(250);
+/// Longest wait for a link that no other fault disturbs.
+const CALM_WITHIN: Duration = Duration::from_secs(40);
 
 /// What happens to packets from one port to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +65,8 @@ pub struct Net {
     probes: Probes,
     faults: Mutex<BTreeMap<FaultId, BTreeSet<Rule>>>,
     next: AtomicU64,
+    /// How often the faults have changed.
+    changes: AtomicU64,
 }
 
 /// The address of a port.
@@ -105,7 +109,7 @@ impl Net {
         let space = |port: Port| path_of(&format!("{prefix}n{port}"));
         let probes = Probes::between((1..=nodes).chain([CLIENTS]).map(|port| (port, space(port))))?;
         enter(&space(CLIENTS))?;
-        Ok(Net { prefix, probes, faults: Mutex::default(), next: AtomicU64::new(1) })
+        Ok(Net { prefix, probes, faults: Mutex::default(), next: AtomicU64::new(1), changes: AtomicU64::new(0) })
     }
 
     /// The namespace of a port, as a path.
@@ -141,7 +145,11 @@ impl Net {
     }
 
     fn put(&self, faults: &BTreeMap<FaultId, BTreeSet<Rule>>) -> Result<()> {
-        feed(&self.hub(), &["nft", "-f", "-"], &rule_set(faults.values().flatten()))
+        // Before and after: a probe that is under way at either moment may have met the fault.
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        let put = feed(&self.hub(), &["nft", "-f", "-"], &rule_set(faults.values().flatten()));
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        put
     }
 
     /// Whether any fault under way concerns this pair in either direction.
@@ -198,9 +206,26 @@ impl Net {
         Ok(())
     }
 
-    /// Sends probes from one port to another and says how they arrived.
-    pub async fn probe(&self, from: Port, to: Port, count: u32, within: Duration) -> Result<Passed> {
-        self.probes.send(from, to, count, within).await
+    /// Sends probes to a port, from one whose link to it no fault disturbs meanwhile, and says how they arrived: what
+    /// shows is then what is done at the port itself.
+    pub async fn probe(&self, to: Port, count: u32, within: Duration) -> Result<Passed> {
+        let until = Instant::now() + CALM_WITHIN;
+        while Instant::now() < until {
+            if let Some(from) = self.calm_link(to) {
+                let before = self.changes.load(Ordering::SeqCst);
+                let passed = self.probes.send(from, to, count, within).await?;
+                if self.changes.load(Ordering::SeqCst) == before {
+                    return Ok(passed);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        bail!("for {CALM_WITHIN:?} other faults left no link to {to} alone")
+    }
+
+    /// A port whose link to this one nothing disturbs.
+    fn calm_link(&self, to: Port) -> Option<Port> {
+        self.probes.ports().find(|&from| from != to && !self.is_disturbed(from, to))
     }
 
     /// Leads the clients' connections to each node through a proxy at the port given for it on their own side.

@@ -58,6 +58,11 @@ impl Probes {
         Ok(Probes { sockets, series: AtomicU64::new(1), asking: Mutex::new(()) })
     }
 
+    /// The ports that can send and receive, the clients' last.
+    pub(super) fn ports(&self) -> impl Iterator<Item = Port> + use<'_> {
+        self.sockets.keys().copied()
+    }
+
     /// Sends `count` datagrams and waits for the last of them this long after it was sent.
     pub(super) async fn send(&self, from: Port, to: Port, count: u32, within: Duration) -> Result<Passed> {
         let _alone = self.asking.lock().await;

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,12 +18,17 @@ use serde_json::{Map, Value};
 use super::template::Template;
 use crate::cli::text;
 
-/// Longest line read, in bytes: far above what a value may hold, so that a file without line ends does not fill memory.
+/// Longest line or row read, in bytes: far above what a value may hold, so that a file without line ends, or with a
+/// quote that is never closed, does not fill memory.
 const LINE_BYTES_MAX: u64 = 16 << 20;
 /// Read buffer over the file, in bytes: large enough that system calls do not matter.
 const BUFFER_BYTES: usize = 256 << 10;
 /// Most significant digits a double holds without loss.
 const DECIMAL_DIGITS_MAX: usize = 15;
+
+/// What a gzipped file begins with, and what some programs put before text.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 
 /// How the rows of a file are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -76,8 +81,18 @@ pub struct Rows {
 }
 
 enum Source {
-    Csv { reader: Box<csv::Reader<Box<dyn Read + Send>>>, header: Vec<String>, record: csv::StringRecord },
-    Lines { reader: Box<dyn BufRead + Send>, line: u64, buffer: Vec<u8> },
+    Csv {
+        reader: Box<csv::Reader<Bounded>>,
+        header: Vec<String>,
+        record: csv::StringRecord,
+        /// Bytes that the reader may still take for the row at hand.
+        left: Arc<AtomicU64>,
+    },
+    Lines {
+        reader: Box<dyn BufRead + Send>,
+        line: u64,
+        buffer: Vec<u8>,
+    },
 }
 
 impl Rows {
@@ -89,13 +104,19 @@ impl Rows {
 
     /// Reads rows from anything.
     pub fn new(source: impl Read + Send + 'static, shape: Shape) -> Result<Rows, String> {
-        let mut raw = BufReader::with_capacity(BUFFER_BYTES, source);
-        let start = raw.fill_buf().map_err(|error| format!("cannot read: {error}"))?;
-        let plain: Box<dyn BufRead + Send> = if start.starts_with(&[0x1f, 0x8b]) {
+        let (head, rest) = begin(source).map_err(|error| format!("cannot read: {error}"))?;
+        let gzipped = head.starts_with(&GZIP);
+        let raw = BufReader::with_capacity(BUFFER_BYTES, Cursor::new(head).chain(rest));
+        let plain: Box<dyn BufRead + Send> = if gzipped {
             Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(raw)))
         } else {
             Box::new(raw)
         };
+        let (mut head, rest) = begin(plain).map_err(|error| format!("line 1: {error}"))?;
+        if head == BYTE_ORDER_MARK {
+            head.clear();
+        }
+        let plain = Box::new(Cursor::new(head).chain(rest));
         let source = match shape.format {
             Format::Csv => Source::csv(plain, &shape)?,
             Format::Jsonl => Source::Lines { reader: plain, line: 0, buffer: Vec::new() },
@@ -106,17 +127,23 @@ impl Rows {
     /// The next row; none at the end. An error names its line.
     pub fn next(&mut self) -> Option<Result<Row, String>> {
         match &mut self.source {
-            Source::Csv { reader, header, record } => match reader.read_record(record) {
-                Ok(false) => None,
-                Ok(true) => {
-                    let line = record.position().map_or(0, csv::Position::line);
-                    Some(csv_row(&self.shape, header, record, line).map_err(|error| format!("line {line}: {error}")))
+            Source::Csv { reader, header, record, left } => {
+                // Reset from row to row: the reader's own buffer takes some of the next row along.
+                left.store(LINE_BYTES_MAX, Ordering::Relaxed);
+                match reader.read_record(record) {
+                    Ok(false) => None,
+                    Ok(true) => {
+                        let line = record.position().map_or(0, csv::Position::line);
+                        let row = csv_row(&self.shape, header, record, line);
+                        Some(row.map_err(|error| format!("line {line}: {error}")))
+                    }
+                    Err(error) => {
+                        // What the source itself says has no place; the reader knows how far it came.
+                        let line = error.position().map_or_else(|| reader.position().line(), csv::Position::line);
+                        Some(Err(format!("line {line}: {}", csv_error(&error))))
+                    }
                 }
-                Err(error) => {
-                    let line = error.position().map_or(0, csv::Position::line);
-                    Some(Err(format!("line {line}: {}", csv_error(&error))))
-                }
-            },
+            }
             Source::Lines { reader, line, buffer } => loop {
                 buffer.clear();
                 *line += 1;
@@ -137,9 +164,17 @@ impl Rows {
     }
 }
 
+/// The first bytes of a source and what comes after them; a pipe may give one byte at a time.
+fn begin<R: Read>(mut source: R) -> io::Result<(Vec<u8>, R)> {
+    let mut head = Vec::new();
+    source.by_ref().take(BYTE_ORDER_MARK.len() as u64).read_to_end(&mut head)?;
+    Ok((head, source))
+}
+
 impl Source {
     fn csv(plain: Box<dyn BufRead + Send>, shape: &Shape) -> Result<Source, String> {
-        let mut reader = csv::ReaderBuilder::new().from_reader(Box::new(plain) as Box<dyn Read + Send>);
+        let left = Arc::new(AtomicU64::new(LINE_BYTES_MAX));
+        let mut reader = csv::ReaderBuilder::new().from_reader(Bounded { inner: plain, left: left.clone() });
         let header = reader.headers().map_err(|error| format!("line 1: {}", csv_error(&error)))?;
         let header: Vec<String> = header.iter().map(|name| name.trim().to_owned()).collect();
         for (at, name) in header.iter().enumerate() {
@@ -156,7 +191,7 @@ impl Source {
                 return Err(format!("line 1: the header has no column '{field}'; it has {}", header.join(", ")));
             }
         }
-        Ok(Source::Csv { reader: Box::new(reader), header, record: csv::StringRecord::new() })
+        Ok(Source::Csv { reader: Box::new(reader), header, record: csv::StringRecord::new(), left })
     }
 }
 
@@ -258,6 +293,25 @@ fn exported(document: &Map<String, Value>, name: &str) -> Result<Bytes, String> 
         _ => Err(format!(
             "expected a line of `trivet export` with '{name}' or '{as_hex}'; for other documents say with --key how to make keys"
         )),
+    }
+}
+
+/// Lets a number of bytes through and then refuses, until the number is set again.
+struct Bounded {
+    inner: Box<dyn BufRead + Send>,
+    left: Arc<AtomicU64>,
+}
+
+impl Read for Bounded {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.left.load(Ordering::Relaxed);
+        if left == 0 {
+            return Err(io::Error::other(format!("longer than {LINE_BYTES_MAX} bytes")));
+        }
+        let length = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let read = self.inner.read(&mut buffer[..length])?;
+        self.left.fetch_sub(read as u64, Ordering::Relaxed);
+        Ok(read)
     }
 }
 
@@ -400,7 +454,45 @@ mod tests {
         two_members.extend(packed.finish().expect("memory"));
         assert_eq!(rows(&two_members, shape(Format::Csv, "{id}")).len(), 2);
         two_members.truncate(two_members.len() - 9);
-        assert!(rows(&two_members, shape(Format::Csv, "{id}")).last().expect("rows").is_err(), "a cut file is noticed");
+        let cut = rows(&two_members, shape(Format::Csv, "{id}")).pop().expect("rows");
+        let error = cut.expect_err("a cut file is noticed");
+        assert!(error.starts_with("line 4: "), "{error}");
+    }
+
+    /// Gives one byte at a time, as a pipe may.
+    struct Dripping(io::Cursor<Vec<u8>>);
+
+    impl Read for Dripping {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let length = buffer.len().min(1);
+            self.0.read(&mut buffer[..length])
+        }
+    }
+
+    #[test]
+    fn what_a_file_begins_with_is_seen_however_it_is_read() {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(b"\xef\xbb\xbfid\n1\n").expect("memory");
+        let marked_lines = b"\xef\xbb\xbf{\"id\":1}\n".to_vec();
+        for (data, format) in [
+            (packed.finish().expect("memory"), Format::Csv),
+            (b"\xef\xbb\xbfid\n1\n".to_vec(), Format::Csv),
+            (marked_lines, Format::Jsonl),
+        ] {
+            let mut rows = Rows::new(Dripping(io::Cursor::new(data)), shape(format, "{id}")).expect("a file");
+            let row = rows.next().expect("a row").expect("a good one");
+            assert_eq!((&row.key[..], &row.value[..]), (&b"1"[..], &b"{\"id\":1}"[..]));
+            assert!(rows.next().is_none());
+        }
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_ends_the_run() {
+        let endless = io::Cursor::new(b"id,n\n1,2\n3,\"").chain(io::repeat(b'x'));
+        let mut rows = Rows::new(endless, shape(Format::Csv, "{id}")).expect("a header");
+        assert!(rows.next().expect("a row").is_ok());
+        let error = rows.next().expect("a row").expect_err("too long");
+        assert!(error.starts_with("line ") && error.ends_with("longer than 16777216 bytes"), "{error}");
     }
 
     #[test]
