@@ -65,6 +65,8 @@ pub struct Cluster {
     /// The clients' proxies, one for each node, if there are any.
     pub proxies: Vec<Proxy>,
     connections: Vec<Connection>,
+    /// Held while a node is losing its data for good and until it has everything again.
+    pub replacing: Mutex<()>,
     exits: std::sync::Mutex<Vec<Exit>>,
     closed: AtomicBool,
     clock: Stopwatch,
@@ -98,6 +100,7 @@ impl Cluster {
             fixed,
             proxies,
             connections,
+            replacing: Mutex::new(()),
             exits: std::sync::Mutex::default(),
             closed: AtomicBool::new(false),
             clock,

@@ -209,7 +209,7 @@ impl Nemesis for Damage {
 
     fn strike<'a>(&'a self, stage: &'a Stage, random: &'a mut SmallRng) -> BoxFuture<'a, Result<Struck>> {
         Box::pin(async move {
-            stage.all_well().await?;
+            let _alone = stage.all_well().await?;
             let from_ns = stage.clock.now_ns();
             let (mut node, done) = if self.0 == Kind::Foreign {
                 self.swap(stage, random).await?

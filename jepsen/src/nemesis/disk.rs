@@ -144,6 +144,7 @@ impl Nemesis for Disk {
     fn excuses(&self) -> &'static [&'static str] {
         match self.0 {
             Kind::Slow | Kind::Hung => &[],
+            Kind::Full => &["the disk is full: no more entries are taken", "cannot make the log durable"],
             _ => &["cannot make the log durable", "storage was not closed in order"],
         }
     }

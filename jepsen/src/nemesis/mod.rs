@@ -30,6 +30,7 @@ use futures::future::BoxFuture;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
+use tokio::sync::MutexGuard;
 
 use crate::cluster::{Cluster, HEALTHY_WITHIN, Held, Wants, tail};
 use crate::history::Stopwatch;
@@ -203,9 +204,12 @@ impl Stage {
         self.cluster.ids().len() - self.majority()
     }
 
-    /// A nemesis that takes a node's data for good waits until all others have everything.
-    async fn all_well(&self) -> Result<()> {
-        self.cluster.healthy(2 * HEALTHY_WITHIN).await.map(|_| ())
+    /// A nemesis that takes a node's data for good waits until all others have everything, and no other one does the same
+    /// as long as it holds what it gets here: two at once would be the loss of a majority.
+    async fn all_well(&self) -> Result<MutexGuard<'_, ()>> {
+        let alone = self.cluster.replacing.lock().await;
+        self.cluster.healthy(2 * HEALTHY_WITHIN).await?;
+        Ok(alone)
     }
 }
 

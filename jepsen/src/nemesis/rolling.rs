@@ -28,7 +28,7 @@ impl Nemesis for Rolling {
 
     fn strike<'a>(&'a self, stage: &'a Stage, _: &'a mut SmallRng) -> BoxFuture<'a, Result<Struck>> {
         Box::pin(async move {
-            stage.all_well().await?;
+            let _alone = stage.all_well().await?;
             let ids = stage.cluster.ids();
             let id = ids[TURN.fetch_add(1, Ordering::Relaxed) % ids.len()];
             let mut nodes = stage.cluster.hold(&[id]).await;

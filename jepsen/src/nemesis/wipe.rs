@@ -41,7 +41,7 @@ impl Nemesis for Wipe {
 
     fn strike<'a>(&'a self, stage: &'a Stage, random: &'a mut SmallRng) -> BoxFuture<'a, Result<Struck>> {
         Box::pin(async move {
-            stage.all_well().await?;
+            let _alone = stage.all_well().await?;
             let id = stage.some_node(random).await;
             let mut nodes = stage.cluster.hold(&[id]).await;
             let node = nodes.first_mut().expect("one was asked for");
