@@ -46,8 +46,7 @@ pub fn is_manifest(name: &str) -> bool {
 /// Flips some bits of a file where it holds something, between two shares of its length. Proof: it reads differently.
 pub fn flip(path: &Path, from: f64, to: f64, random: &mut SmallRng) -> Result<String> {
     let before = fs::read(path)?;
-    // A log's end may be room that was set aside and not written yet.
-    let used = before.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let used = used(path, &before);
     let (low, high) = ((used as f64 * from) as usize, (used as f64 * to) as usize);
     ensure!(low < high, "{} holds too little to damage", path.display());
     let file = OpenOptions::new().write(true).open(path)?;
@@ -63,10 +62,46 @@ pub fn flip(path: &Path, from: f64, to: f64, random: &mut SmallRng) -> Result<St
     Ok(format!("{} at {}", name_of(path), places.join(", ")))
 }
 
+/// How much of a file means something. A write-ahead log lies in a file that may have been another log before: what
+/// follows its last record is old, or room that was set aside, and to damage it is no damage.
+fn used(path: &Path, bytes: &[u8]) -> usize {
+    match name_of(path).strip_suffix(".log").and_then(|number| number.parse().ok()) {
+        Some(number) => log_end(bytes, number),
+        None => bytes.len(),
+    }
+}
+
+/// Where the last record of a log of this number ends, by RocksDB's format: blocks of 32 KiB, a record is a CRC (4
+/// bytes), its length (2), its type and, as logs are written over others, the number of its log (4).
+fn log_end(bytes: &[u8], log: u32) -> usize {
+    const BLOCK: usize = 32 << 10;
+    const HEADER: usize = 11;
+    const TYPES: [u8; 6] = [5, 6, 7, 8, 11, 131];
+    let (mut at, mut end) = (0, 0);
+    loop {
+        let left = BLOCK - at % BLOCK;
+        if left < HEADER {
+            at += left;
+            continue;
+        }
+        let Some(header) = bytes.get(at..at + HEADER) else { return end };
+        let length = usize::from(u16::from_le_bytes([header[4], header[5]]));
+        let number = u32::from_le_bytes([header[7], header[8], header[9], header[10]]);
+        if !TYPES.contains(&header[6]) || number != log || HEADER + length > left {
+            return end;
+        }
+        at += HEADER + length;
+        if at > bytes.len() {
+            return end;
+        }
+        end = at;
+    }
+}
+
 /// Cuts the end off a file, so many bytes before the last that was written. Proof: it is shorter.
 pub fn truncate(path: &Path, bytes: u64) -> Result<String> {
     let before = fs::read(path)?;
-    let used = before.iter().rposition(|&byte| byte != 0).map_or(0, |last| last as u64 + 1);
+    let used = used(path, &before) as u64;
     ensure!(used > bytes, "{} has only {used} bytes", path.display());
     let file = OpenOptions::new().write(true).open(path)?;
     file.set_len(used - bytes)?;
@@ -86,4 +121,33 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
 /// The file's name.
 pub fn name_of(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(log: u32, length: usize) -> Vec<u8> {
+        let mut bytes = vec![1, 2, 3, 4];
+        bytes.extend((length as u16).to_le_bytes());
+        bytes.push(5);
+        bytes.extend(log.to_le_bytes());
+        bytes.extend(vec![9; length]);
+        bytes
+    }
+
+    #[test]
+    fn a_log_ends_where_its_own_records_do() {
+        // Filled but for five bytes, in which no header fits: the next record begins with the next block.
+        let mut bytes = record(14, (32 << 10) - 11 - 5);
+        bytes.extend([0; 5]);
+        bytes.extend(record(14, 100));
+        let end = bytes.len();
+        assert_eq!(log_end(&bytes, 14), end);
+        bytes.extend(record(9, 700));
+        bytes.extend([0; 4096]);
+        assert_eq!(log_end(&bytes, 14), end, "what another log has left does not count");
+        assert_eq!(log_end(&bytes[..end - 1], 14), (32 << 10) - 5, "half a record is none");
+        assert_eq!(log_end(&[], 14), 0);
+    }
 }

@@ -7,13 +7,15 @@
 //! inside.
 #![no_main]
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use trivet::keyspace::{Layout, version};
+use support::Pieces;
+use trivet::keyspace::{Layout, version as stored};
 use trivet::storage::mvcc::{self, ScanLimits, Version};
 use trivet::storage::{Batch, Engine, Family, Lookup, Memory, Options, Reader, Rocks, Tier, log_keys};
 use trivet::types::{Partitioning, ShardId, TableId, Timestamp};
@@ -24,41 +26,48 @@ const SLOW_STEPS_MAX: u32 = 3;
 /// Inputs after which the store is begun anew: what they left behind costs time.
 const INPUTS_PER_STORE: u32 = 2_000;
 /// Places in the small space of an input.
-const KEYS: u8 = 5;
-const TIMES: u8 = 12;
+const KEYS: u8 = 4;
+const TIMES: u8 = 10;
 
-fuzz_target!(|steps: Vec<Step>| check(&steps));
+fuzz_target!(|data: &[u8]| check(&mut Pieces(data)));
 
 /// A key and a time.
-#[derive(Arbitrary, Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Place(u8, u8);
 
-#[derive(Arbitrary, Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Content {
     Value(u8),
     Deletion,
-    Expiring(u8, u8),
+    Expiring(u8),
 }
 
-#[derive(Arbitrary, Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Change {
     Version(Place, Content),
-    Entry(Place, u8),
+    Entry(Place),
     Vote(u8),
     Forget(Place),
     ForgetRange(Place, Place),
     ForgetEntries(Place, Place),
 }
 
-#[derive(Arbitrary, Clone, Debug)]
+#[derive(Clone, Debug)]
 enum Step {
     Write(Vec<Change>),
     Sync,
     Snapshot,
-    /// Pages: from key, to key, at, now, descending, rows a page.
-    Scan(u8, u8, u8, u8, bool, u8),
+    /// Pages of a table between two keys as of a time, read at another.
+    Scan {
+        from: u8,
+        to: u8,
+        at: u8,
+        now: u8,
+        reverse: bool,
+        rows: u8,
+    },
     History(Place, u8),
-    Walk(Place, Place, Vec<Move>),
+    Walk(Family, Place, Place, Vec<Move>),
     /// Replaces the versions of the keys from the first on, without the second.
     Install(u8, u8, Vec<(Place, Content)>),
     /// Lets go what a reader at this time does not see, and compacts.
@@ -66,7 +75,7 @@ enum Step {
     Reopen,
 }
 
-#[derive(Arbitrary, Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Move {
     First,
     Last,
@@ -74,6 +83,73 @@ enum Move {
     SeekBack(Place),
     Next,
     Previous,
+}
+
+fn place(input: &mut Pieces<'_>) -> Place {
+    let byte = input.byte();
+    Place(byte % KEYS, byte / KEYS % TIMES)
+}
+
+fn version(input: &mut Pieces<'_>) -> (Place, Content) {
+    let (place, byte) = (place(input), input.byte());
+    let content = match byte % 8 {
+        0..=4 => Content::Value(byte),
+        5 => Content::Deletion,
+        _ => Content::Expiring(byte / 8 % (TIMES + 2)),
+    };
+    (place, content)
+}
+
+/// The next step; few bytes each, so that a changed byte changes one thing.
+fn step(input: &mut Pieces<'_>) -> Step {
+    let byte = input.byte();
+    let count = 1 + usize::from(byte / 16 % 8);
+    match byte % 16 {
+        0..=4 => Step::Write(
+            (0..count).map(|_| version(input)).map(|(place, content)| Change::Version(place, content)).collect(),
+        ),
+        5 => Step::Write((0..count).map(|_| other(input)).collect()),
+        6 => Step::Sync,
+        7 => Step::Snapshot,
+        8..=10 => {
+            let (keys, at, now) = (input.byte(), input.byte(), input.byte());
+            Step::Scan { from: keys % 8, to: keys / 8 % 8, at, now, reverse: byte & 0x10 != 0, rows: byte / 32 % 4 }
+        }
+        11 => Step::History(place(input), byte / 16 % 5),
+        12 => {
+            let family = if byte & 0x80 == 0 { Family::Data } else { Family::Log };
+            let (from, to) = (place(input), place(input));
+            Step::Walk(family, from, to, (0..count).map(|_| a_move(input)).collect())
+        }
+        13 => {
+            let keys = input.byte();
+            Step::Install(keys % 8, keys / 8 % 8, (0..count).map(|_| version(input)).collect())
+        }
+        14 => Step::Trim(byte / 16 % TIMES),
+        _ => Step::Reopen,
+    }
+}
+
+fn other(input: &mut Pieces<'_>) -> Change {
+    let byte = input.byte();
+    match byte % 8 {
+        0 | 1 => Change::Entry(place(input)),
+        2 => Change::Vote(byte),
+        3 | 4 => Change::Forget(place(input)),
+        5 | 6 => Change::ForgetRange(place(input), place(input)),
+        _ => Change::ForgetEntries(place(input), place(input)),
+    }
+}
+
+fn a_move(input: &mut Pieces<'_>) -> Move {
+    match input.byte() % 10 {
+        0 => Move::First,
+        1 => Move::Last,
+        2 => Move::Seek(place(input)),
+        3 => Move::SeekBack(place(input)),
+        4..=6 => Move::Next,
+        _ => Move::Previous,
+    }
 }
 
 /// The store that outlives an input.
@@ -103,7 +179,7 @@ impl Store {
 
 static STORE: Mutex<Option<Store>> = Mutex::new(None);
 
-fn check(steps: &[Step]) {
+fn check(input: &mut Pieces<'_>) {
     let mut kept = STORE.lock().expect("no input fails twice");
     let mut store = kept.take().filter(|store| store.inputs < INPUTS_PER_STORE).unwrap_or_else(Store::new);
     store.inputs += 1;
@@ -118,9 +194,13 @@ fn check(steps: &[Step]) {
         horizon: Timestamp::ZERO,
         slow_steps: 0,
     };
-    for step in steps.iter().take(STEPS_MAX) {
-        twins.step(step);
+    for _ in 0..STEPS_MAX {
+        if input.0.is_empty() {
+            break;
+        }
+        twins.step(&step(input));
     }
+    twins.compare();
     for (rocks, memory) in &twins.snapshots {
         assert_eq!(twins.dump(&**rocks), twins.dump(&**memory), "a snapshot");
     }
@@ -146,7 +226,7 @@ type Entries = Vec<(Bytes, Bytes)>;
 impl Twins {
     fn key(&self, key: u8) -> Bytes {
         // One key begins with another, one holds the byte that is escaped.
-        self.layout.encode([&b"a"[..], b"a\0", b"a\0b", b"b", b"\xFF"][usize::from(key % KEYS)])
+        self.layout.encode([&b"a"[..], b"a\0", b"a\0b", b"b", b"\xFF"][usize::from(key).min(4)])
     }
 
     fn time(time: u8) -> Timestamp {
@@ -154,23 +234,23 @@ impl Twins {
     }
 
     fn data_key(&self, place: Place) -> Bytes {
-        version::key(&self.key(place.0), Twins::time(place.1))
+        stored::key(&self.key(place.0), Twins::time(place.1))
     }
 
     fn entry_key(&self, place: Place) -> Bytes {
         log_keys::entry(self.group, u64::from(place.1 % TIMES))
     }
 
-    fn content(content: &Content) -> Bytes {
+    fn content(content: Content) -> Bytes {
         let version = |value: Option<u8>, expires_ms: Option<u8>| Version {
             timestamp: Timestamp::ZERO,
             value: value.map(|byte| Bytes::copy_from_slice(&[byte; 3])),
-            expires_ms: expires_ms.map(|time| u64::from(time % (TIMES + 2))),
+            expires_ms: expires_ms.map(u64::from),
         };
-        match *content {
+        match content {
             Content::Value(value) => version(Some(value), None),
             Content::Deletion => version(None, None),
-            Content::Expiring(value, at) => version(Some(value), Some(at)),
+            Content::Expiring(at) => version(Some(at), Some(at)),
         }
         .encode()
     }
@@ -184,21 +264,21 @@ impl Twins {
         let mut batch = Batch::new();
         let trimmed = self.horizon > Timestamp::ZERO;
         for change in changes {
-            match change {
-                Change::Version(place, content) if self.may_write(*place) => {
-                    batch.put(Family::Data, self.data_key(*place), Twins::content(content));
+            match *change {
+                Change::Version(place, content) if self.may_write(place) => {
+                    batch.put(Family::Data, self.data_key(place), Twins::content(content));
                 }
                 Change::Version(..) => {}
-                Change::Entry(place, value) => batch.put(Family::Log, self.entry_key(*place), vec![*value; 2]),
-                Change::Vote(value) => batch.put(Family::Raft, log_keys::vote(self.group), vec![*value]),
+                Change::Entry(place) => batch.put(Family::Log, self.entry_key(place), vec![place.0; 2]),
+                Change::Vote(value) => batch.put(Family::Raft, log_keys::vote(self.group), vec![value]),
                 // What was forgotten by hand is no history that a horizon could speak of.
-                Change::Forget(place) if !trimmed => batch.delete(Family::Data, self.data_key(*place)),
+                Change::Forget(place) if !trimmed => batch.delete(Family::Data, self.data_key(place)),
                 Change::ForgetRange(from, to) if !trimmed => {
-                    batch.delete_range(Family::Data, self.data_key(*from), self.data_key(*to));
+                    batch.delete_range(Family::Data, self.data_key(from), self.data_key(to));
                 }
                 Change::Forget(_) | Change::ForgetRange(..) => {}
                 Change::ForgetEntries(from, to) => {
-                    batch.delete_range(Family::Log, self.entry_key(*from), self.entry_key(*to));
+                    batch.delete_range(Family::Log, self.entry_key(from), self.entry_key(to));
                 }
             }
         }
@@ -206,15 +286,13 @@ impl Twins {
     }
 
     fn step(&mut self, step: &Step) {
-        if matches!(step, Step::Install(..) | Step::Trim(_) | Step::Reopen) {
-            self.slow_steps += 1;
-            if self.slow_steps > SLOW_STEPS_MAX {
-                return;
-            }
+        let slow = matches!(step, Step::Install(..) | Step::Trim(_) | Step::Reopen);
+        self.slow_steps += u32::from(slow);
+        if slow && self.slow_steps > SLOW_STEPS_MAX {
+            return;
         }
         match step {
             Step::Write(changes) => {
-                let changes = &changes[..changes.len().min(12)];
                 self.each(|engine| engine.write(self.batch(changes)).expect("a batch is taken"));
             }
             Step::Sync => self.each(|engine| engine.sync().expect("a sync works")),
@@ -223,21 +301,19 @@ impl Twins {
                     self.snapshots.push((self.store.rocks().snapshot(), self.memory.snapshot()));
                 }
             }
-            Step::Scan(from, to, at, now, reverse, rows) => self.scan(*from, *to, *at, *now, *reverse, *rows),
+            Step::Scan { from, to, at, now, reverse, rows } => self.scan(*from, *to, *at, *now, *reverse, *rows),
             Step::History(place, rows) => {
-                let (key, before, rows) = (self.key(place.0), Twins::time(place.1), usize::from(rows % 5));
+                let (key, before, rows) = (self.key(place.0), Twins::time(place.1), usize::from(*rows));
                 if self.horizon == Timestamp::ZERO {
                     let read = |reader: &dyn Reader| mvcc::history(reader, &key, before, rows).expect("readable");
                     assert_eq!(read(&**self.store.rocks()), read(&*self.memory));
                 }
             }
-            Step::Walk(from, to, moves) => {
-                if self.horizon == Timestamp::ZERO {
-                    let walked = |reader: &dyn Reader| self.walk(reader, Family::Data, *from, *to, moves);
+            Step::Walk(family, from, to, moves) => {
+                if self.horizon == Timestamp::ZERO || *family == Family::Log {
+                    let walked = |reader: &dyn Reader| self.walk(reader, *family, *from, *to, moves);
                     assert_eq!(walked(&**self.store.rocks()), walked(&*self.memory));
                 }
-                let walked = |reader: &dyn Reader| self.walk(reader, Family::Log, *from, *to, moves);
-                assert_eq!(walked(&**self.store.rocks()), walked(&*self.memory));
             }
             Step::Install(from, to, versions) => self.install(*from, *to, versions),
             Step::Trim(time) => self.trim(Twins::time(*time)),
@@ -248,7 +324,9 @@ impl Twins {
                 }
             }
         }
-        self.compare();
+        if slow {
+            self.compare();
+        }
     }
 
     fn each(&self, work: impl Fn(&dyn Engine)) {
@@ -322,12 +400,12 @@ impl Twins {
             expected.reverse();
         }
         for count_only in [false, true] {
-            let limits = ScanLimits { rows_max: usize::from(rows % 4), bytes_max: 1 << 20, count_only };
+            let limits = ScanLimits { rows_max: usize::from(rows), bytes_max: 1 << 20, count_only };
             for reader in [&**self.store.rocks() as &dyn Reader, &*self.memory] {
                 let (mut start, mut end) = (start.clone(), end.clone());
                 let (mut found, mut count) = (Vec::new(), 0);
                 for page_number in 0.. {
-                    assert!(page_number <= KEYS, "pages without end");
+                    assert!(page_number <= 2 * KEYS, "pages without end");
                     let page = mvcc::scan(reader, &start, &end, at, now_ms, reverse, limits).expect("readable");
                     assert!(page.count <= limits.rows_max.max(1) as u64);
                     count += page.count;
@@ -355,7 +433,7 @@ impl Twins {
         let key = |place| if family == Family::Data { self.data_key(place) } else { self.entry_key(place) };
         let mut cursor = reader.cursor(family, &key(from), &key(to));
         let mut seen = Vec::new();
-        for step in moves.iter().take(16) {
+        for step in moves {
             match step {
                 Move::First => cursor.seek_first(),
                 Move::Last => cursor.seek_last(),
@@ -374,9 +452,8 @@ impl Twins {
         let range = (self.key(from), self.key(to));
         let inside: BTreeMap<Bytes, Bytes> = versions
             .iter()
-            .take(8)
             .filter(|(place, _)| self.may_write(*place))
-            .map(|(place, content)| (self.data_key(*place), Twins::content(content)))
+            .map(|(place, content)| (self.data_key(*place), Twins::content(*content)))
             .filter(|(key, _)| range.0 <= *key && *key < range.1)
             .collect();
         if range.0 >= range.1 || self.horizon > Timestamp::ZERO {
@@ -425,7 +502,7 @@ impl Twins {
 fn versions_of(data: &[(Bytes, Bytes)]) -> BTreeMap<Bytes, Vec<Version>> {
     let mut keys: BTreeMap<Bytes, Vec<Version>> = BTreeMap::new();
     for (key, stored) in data.iter().rev() {
-        let (encoded, timestamp) = version::split(key).expect("only versions were written");
+        let (encoded, timestamp) = stored::split(key).expect("only versions were written");
         let version = Version::decode(timestamp, stored.clone()).expect("only versions were written");
         keys.entry(Bytes::copy_from_slice(encoded)).or_default().push(version);
     }
