@@ -25,7 +25,9 @@ pub enum Change {
     Put(Family, Bytes, Bytes),
     /// Remove a key.
     Delete(Family, Bytes),
-    /// Remove the keys from the first on, up to and without the second.
+    /// Remove the keys from the first on, up to and without the second. In family `Data` of whole keys, or of one key
+    /// down to its oldest version: the compaction filter also sees what a range deletion covers, and would take a
+    /// version that is gone for the newest at the horizon, and drop the one that is.
     DeleteRange(Family, Bytes, Bytes),
 }
 
