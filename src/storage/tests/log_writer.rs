@@ -194,6 +194,38 @@ fn what_queues_during_a_sync_shares_the_next_one() {
 }
 
 #[test]
+fn in_a_crowd_groups_that_keep_step_share_a_batch_and_one_that_stays_away_holds_nobody_up() {
+    let engine = Gated::new(0);
+    let writer = LogWriter::start_with(engine.clone(), no_fatality()).unwrap();
+    let (mut asker, answers) = Asker::new(&writer);
+    for _ in 0..1_000 {
+        writer.note_crowd(1_000);
+    }
+    asker.ask(1, append(1..=1, "a"));
+    engine.wait_for(&engine.writes, 1);
+    asker.ask(1, append(2..=2, "b"));
+    asker.ask(2, append(1..=1, "b"));
+    engine.permit(2);
+    for number in 1..=3 {
+        assert_eq!(answers.recv().unwrap(), (number, Ok(())));
+    }
+    assert_eq!(engine.writes.load(Ordering::SeqCst), 2);
+    // Group 2 is waited for and does not come; nor does anyone after the last.
+    engine.permit(usize::MAX / 2);
+    for (number, index) in (4..).zip(3..=6) {
+        asker.ask(1, append(index..=index, "c"));
+        assert_eq!(answers.recv_timeout(std::time::Duration::from_secs(60)).unwrap(), (number, Ok(())));
+    }
+    // A vote waits for nobody, and the end neither.
+    asker.ask(2, LogChange::Vote(Bytes::from_static(b"vote")));
+    assert_eq!(answers.recv().unwrap(), (8, Ok(())));
+    asker.ask(1, append(7..=7, "d"));
+    writer.stop();
+    assert_eq!(answers.recv().unwrap(), (9, Ok(())));
+    assert_eq!(entry(&*engine, 1, 7).unwrap(), b"d7"[..]);
+}
+
+#[test]
 fn truncation_and_purge_keep_their_place_in_the_queue() {
     let engine = Gated::new(usize::MAX / 2);
     let writer = LogWriter::start_with(engine.clone(), no_fatality()).unwrap();
