@@ -62,6 +62,11 @@ pub fn flip(path: &Path, from: f64, to: f64, random: &mut SmallRng) -> Result<St
     Ok(format!("{} at {}", name_of(path), places.join(", ")))
 }
 
+/// The length of what means something in a file.
+pub fn length(path: &Path) -> Result<u64> {
+    Ok(used(path, &fs::read(path)?) as u64)
+}
+
 /// How much of a file means something. A write-ahead log lies in a file that may have been another log before: what
 /// follows its last record is old, or room that was set aside, and to damage it is no damage.
 fn used(path: &Path, bytes: &[u8]) -> usize {

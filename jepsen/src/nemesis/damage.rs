@@ -21,6 +21,10 @@ use crate::disk::damage;
 const REFUSE_WITHIN: Duration = Duration::from_secs(10);
 /// Least part of a log's end that is cut off: more than what a group of syncs can have left unsynced.
 const CUT_MIN: u64 = 4 << 10;
+/// A log as long as this holds enough to cut off or to flip.
+const LOG_LENGTH_MIN: u64 = 64 << 10;
+/// A node that is started writes so much within a few seconds.
+const LOG_ATTEMPTS: u32 = 10;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -54,11 +58,15 @@ impl Damage {
     async fn harm(&self, stage: &Stage, node: &mut Held, random: &mut SmallRng) -> Result<Done> {
         let data = node.fixed.data.clone();
         match self.0 {
-            Kind::FlipTable | Kind::FlipLog | Kind::FlipManifest => {
+            Kind::FlipLog => {
+                let (file, _) = self.log_of_some_length(stage, node).await?;
+                let what = format!("bits of {}", damage::flip(&file, 0.1, 0.8, random)?);
+                Ok(Done { what, file: Some(file) })
+            }
+            Kind::FlipTable | Kind::FlipManifest => {
                 node.kill()?;
                 let (kind, from, to): (fn(&str) -> bool, f64, f64) = match self.0 {
                     Kind::FlipTable => (damage::is_table, 0.05, 0.95),
-                    Kind::FlipLog => (damage::is_log, 0.1, 0.8),
                     _ => (damage::is_manifest, 0.1, 0.9),
                 };
                 if damage::files(&data, kind).is_empty() {
@@ -68,17 +76,13 @@ impl Damage {
                     node.kill()?;
                 }
                 let files = damage::files(&data, kind);
-                // Of logs the newest: older ones may hold nothing that is still needed.
                 let file = if self.0 == Kind::FlipTable { files.choose(random) } else { files.last() };
                 let file = file.with_context(|| format!("n{} has no such file yet", node.fixed.id))?.clone();
                 let what = format!("bits of {}", damage::flip(&file, from, to, random)?);
                 Ok(Done { what, file: Some(file) })
             }
             Kind::Truncate => {
-                node.kill()?;
-                let files = damage::files(&data, damage::is_log);
-                let file = files.last().context("no log")?.clone();
-                let length = std::fs::metadata(&file)?.len();
+                let (file, length) = self.log_of_some_length(stage, node).await?;
                 let cut = random.random_range(CUT_MIN..(length / 2).max(CUT_MIN + 1));
                 Ok(Done { what: damage::truncate(&file, cut)?, file: Some(file) })
             }
@@ -97,6 +101,25 @@ impl Damage {
             }
             Kind::Foreign => bail!("needs two nodes"),
         }
+    }
+
+    /// The newest log of a node (older ones may hold nothing that is still needed) when it holds enough to be damaged,
+    /// and how much that is. The node is stopped afterwards.
+    async fn log_of_some_length(&self, stage: &Stage, node: &mut Held) -> Result<(std::path::PathBuf, u64)> {
+        for _ in 0..LOG_ATTEMPTS {
+            node.kill()?;
+            let files = damage::files(&node.fixed.data, damage::is_log);
+            let file = files.last().context("no log")?.clone();
+            let length = damage::length(&file)?;
+            if length >= LOG_LENGTH_MIN {
+                return Ok((file, length));
+            }
+            // It has just begun a new one.
+            node.start()?;
+            up(stage, node).await?;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        bail!("the newest log of n{} stays shorter than {LOG_LENGTH_MIN} bytes", node.fixed.id)
     }
 
     /// The directory of one node is put in the place of another's. The one it is taken from stands still meanwhile.
