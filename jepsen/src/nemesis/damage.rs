@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use trivet::client::{Client, Options};
 
-use super::{Nemesis, Stage, Struck, up, wipe};
+use super::{Misbehaved, Nemesis, Stage, Struck, up, wipe};
 use crate::cluster::{Held, tail};
 use crate::disk::damage;
 
@@ -145,7 +145,9 @@ impl Damage {
             let said = node.fixed.logged_since(before);
             // A node that meets damage while it writes aborts, which is an end by a signal.
             ensure!(code != 0, "n{id} ended with {code} over {}; it said: {}", done.what, tail(&said, 1));
-            ensure!(!said.contains("panicked"), "n{id} panicked over {}: {}", done.what, tail(&said, 3));
+            if said.contains("panicked") {
+                bail!(Misbehaved(format!("n{id} panicked over {}: {}", done.what, tail(&said, 3))));
+            }
             if let Some(file) = &done.file {
                 let named =
                     said.contains(&damage::name_of(file)) || said.contains(&node.fixed.data.display().to_string());
@@ -154,13 +156,13 @@ impl Damage {
             return Ok(if code > 0 { "refused to start" } else { "ended when it met it" }.to_owned());
         }
         match self.0 {
-            Kind::OldCopy | Kind::Foreign => bail!("n{id} was given {} and started", done.what),
+            Kind::OldCopy | Kind::Foreign => bail!(Misbehaved(format!("n{id} was given {} and started", done.what))),
             Kind::Truncate | Kind::FlipLog => {
-                bail!(
+                bail!(Misbehaved(format!(
                     "n{id} started though its log was damaged ({}); it said: {}",
                     done.what,
                     node.fixed.logged_since(before)
-                )
+                )))
             }
             Kind::FlipManifest | Kind::FlipTable => {}
         }
@@ -189,7 +191,7 @@ impl Damage {
             }
             (true, true, _) => Ok("named the file in its log".to_owned()),
             (true, false, true) => Ok("had no more use for the file".to_owned()),
-            (true, false, false) => bail!("n{id} did not notice {}", done.what),
+            (true, false, false) => bail!(Misbehaved(format!("n{id} did not notice {}", done.what))),
         }
     }
 }

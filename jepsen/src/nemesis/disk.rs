@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use futures::future::BoxFuture;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use super::{Nemesis, Stage, Struck, up};
+use super::{Misbehaved, Nemesis, Stage, Struck, up};
 use crate::cluster::{Held, Wants};
 
 /// Within this a node whose sync has failed must have ended. The next sync comes with the next write.
@@ -54,7 +54,10 @@ impl Disk {
                 let failed = shim()?.done()?.syncs_failed - before;
                 shim()?.rest()?;
                 ensure!(failed > 0, "n{} synced nothing for {END_WITHIN:?}", fixed.id);
-                ensure!(code.is_some(), "a sync of n{} failed and it went on for {END_WITHIN:?}", fixed.id);
+                if code.is_none() {
+                    let text = format!("a sync of n{} failed and it went on for {END_WITHIN:?}", fixed.id);
+                    bail!(Misbehaved(text));
+                }
                 ended = true;
                 format!("{failed} sync failed, it ended with {}", code.unwrap_or_default())
             }

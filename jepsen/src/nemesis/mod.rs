@@ -25,7 +25,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use futures::future::BoxFuture;
 use rand::RngExt;
 use rand::rngs::SmallRng;
@@ -57,6 +57,18 @@ pub struct Struck {
     /// What showed that it took hold.
     pub proof: String,
 }
+
+/// A node did under a fault what it must not do: as bad as a wrong answer.
+#[derive(Debug)]
+pub struct Misbehaved(pub String);
+
+impl std::fmt::Display for Misbehaved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misbehaved {}
 
 /// One kind of fault.
 pub trait Nemesis: Send + Sync {
@@ -219,17 +231,16 @@ async fn up(stage: &Stage, node: &mut Held) -> Result<()> {
     let patience = Instant::now() + 2 * HEALTHY_WITHIN;
     loop {
         if let Some(code) = node.look()? {
-            bail!("node {id} ended with {code} instead of coming back; it said: {}", tail(&node.fixed.logged(), 1));
+            let said = tail(&node.fixed.logged(), 1);
+            bail!(Misbehaved(format!("node {id} ended with {code} instead of coming back; it said: {said}")));
         }
         if stage.cluster.is_ready(id).await {
             return Ok(());
         }
-        ensure!(
-            Instant::now() < patience,
-            "node {id} runs and is not ready after {:?}; it said: {}",
-            2 * HEALTHY_WITHIN,
-            tail(&node.fixed.logged(), 1)
-        );
+        if Instant::now() >= patience {
+            let (patience, said) = (2 * HEALTHY_WITHIN, tail(&node.fixed.logged(), 1));
+            bail!(Misbehaved(format!("node {id} runs and is not ready after {patience:?}; it said: {said}")));
+        }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

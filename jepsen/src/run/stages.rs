@@ -20,7 +20,7 @@ use super::table::Row;
 use crate::check::Verdict;
 use crate::cluster::{Cluster, Ground, HEALTHY_WITHIN, Wants};
 use crate::history::{FaultSpan, History, Kind, Recorder, Stopwatch, write_faults};
-use crate::nemesis::{Nemesis, Stage, Struck};
+use crate::nemesis::{Misbehaved, Nemesis, Stage, Struck};
 use crate::report::{self, Judged};
 use crate::workload::{Context, Workload};
 
@@ -43,6 +43,7 @@ const AFTERMATH_NS: u64 = 1_000_000_000;
 const SHORT_SECONDS: u64 = 120;
 
 /// A run to be made.
+#[derive(Clone)]
 pub(super) struct Run {
     pub name: String,
     pub workloads: Vec<Arc<dyn Workload>>,
@@ -280,7 +281,8 @@ async fn strikes_of(nemesis: Arc<dyn Nemesis>, stage: Stage, mut random: SmallRn
             }
             Err(error) => {
                 say(stage.clock, &format!("{}: {error:#}", nemesis.name()));
-                strikes.problems.push(format!("I9: {}: {error:#}", nemesis.name()));
+                let kind = if error.is::<Misbehaved>() { "I8" } else { "I9" };
+                strikes.problems.push(format!("{kind}: {}: {error:#}", nemesis.name()));
                 // What it left behind may be anything; the others go on.
                 break;
             }
