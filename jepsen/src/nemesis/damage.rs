@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use futures::future::BoxFuture;
 use rand::RngExt;
 use rand::rngs::SmallRng;
@@ -144,14 +144,21 @@ impl Damage {
         if let Some(code) = node.ended(REFUSE_WITHIN).await? {
             let said = node.fixed.logged_since(before);
             // A node that meets damage while it writes aborts, which is an end by a signal.
-            ensure!(code != 0, "n{id} ended with {code} over {}; it said: {}", done.what, tail(&said, 1));
+            if code == 0 {
+                let text = format!("n{id} ended with {code} over {}; it said: {}", done.what, tail(&said, 1));
+                bail!(Misbehaved(text));
+            }
             if said.contains("panicked") {
                 bail!(Misbehaved(format!("n{id} panicked over {}: {}", done.what, tail(&said, 3))));
             }
             if let Some(file) = &done.file {
                 let named =
                     said.contains(&damage::name_of(file)) || said.contains(&node.fixed.data.display().to_string());
-                ensure!(named, "n{id} refused {} and named neither file nor directory: {}", done.what, tail(&said, 1));
+                if !named {
+                    let what = &done.what;
+                    let text = format!("n{id} refused {what} and named neither file nor directory: {}", tail(&said, 1));
+                    bail!(Misbehaved(text));
+                }
             }
             return Ok(if code > 0 { "refused to start" } else { "ended when it met it" }.to_owned());
         }

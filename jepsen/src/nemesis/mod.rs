@@ -220,8 +220,14 @@ impl Stage {
     /// as long as it holds what it gets here: two at once would be the loss of a majority.
     async fn all_well(&self) -> Result<MutexGuard<'_, ()>> {
         let alone = self.cluster.replacing.lock().await;
-        self.cluster.healthy(2 * HEALTHY_WITHIN).await?;
+        self.healthy_again().await?;
         Ok(alone)
+    }
+
+    /// Waits until the cluster is healthy; that it does not become so is the cluster's fault.
+    async fn healthy_again(&self) -> Result<()> {
+        let healthy = self.cluster.healthy(2 * HEALTHY_WITHIN).await;
+        healthy.map(|_| ()).map_err(|error| Misbehaved(format!("{error:#}")).into())
     }
 }
 

@@ -7,8 +7,8 @@ use futures::future::BoxFuture;
 use rand::rngs::SmallRng;
 
 use super::{Nemesis, Stage, Struck, up};
+use crate::cluster::Held;
 use crate::cluster::node::Entry;
-use crate::cluster::{HEALTHY_WITHIN, Held};
 
 pub(super) struct Wipe;
 
@@ -21,7 +21,7 @@ pub(super) async fn replace(stage: &Stage, node: &mut Held) -> Result<()> {
     node.entry = Entry::Join(others.join(","));
     node.start()?;
     up(stage, node).await?;
-    stage.cluster.healthy(2 * HEALTHY_WITHIN).await?;
+    stage.healthy_again().await?;
     Ok(())
 }
 
