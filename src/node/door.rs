@@ -6,8 +6,8 @@
 //! circles, and a client that knows no routing still reaches every key through any node.
 //!
 //! Failures that prove that nothing happened (not the leader, the range has changed, no connection) are tried again
-//! here until the deadline. A write whose fate is unknown is tried again only under its request id, which makes that
-//! safe; without one, the caller is told `RESULT_UNDETERMINED`.
+//! until the deadline (`routing`). A write whose fate is unknown is tried again only under its request id, which makes
+//! that safe; without one, the caller is told `RESULT_UNDETERMINED`.
 //!
 //! Scans, which cross shards, are paged in `paging`; each page takes the same way.
 
@@ -19,20 +19,16 @@ use futures::future::join_all;
 
 use super::host::Node;
 use super::metrics;
+use super::routing::Routed;
 use crate::catalog::TableEntry;
 use crate::runtime::planted::{self, Bug};
-use crate::runtime::{Instant, random_u64, sleep, timeout_at};
+use crate::runtime::{Instant, timeout_at};
 use crate::shard::{Served, Shard};
 use crate::types::{
-    Answer, Error, Header, Kind, NodeId, Outcome, Page, Read, ReadLevel, Reason, Request, Response, Result, Row,
-    ShardDescriptor, TableId, Timestamp, Versioned, Write,
+    Answer, Error, Header, Outcome, Page, Read, ReadLevel, Reason, Request, Response, Result, Row, ShardDescriptor,
+    TableId, Timestamp, Versioned, Write,
 };
 
-/// Between attempts: an election takes about a second, so asking again sooner than this only makes noise.
-const RETRY_WAIT: Duration = Duration::from_millis(40);
-/// How long one forwarded attempt may take when it can be repeated safely: a node that hangs must not use up the whole
-/// deadline.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// How long a table stays unknown here after the catalog's leader has confirmed that it is.
 const UNKNOWN_TABLE_KEPT: Duration = Duration::from_millis(200);
 /// Names remembered as unknown; a bound against floods of wrong names.
@@ -45,13 +41,6 @@ pub struct Context {
     pub deadline: Instant,
     /// Another node has passed it on: answer or refuse.
     pub forwarded: bool,
-}
-
-/// Where an attempt can be made.
-enum Place {
-    Here(Arc<Shard>),
-    There(NodeId),
-    Nowhere,
 }
 
 impl Node {
@@ -269,129 +258,6 @@ impl Node {
         }
     }
 
-    /// Finds the replica that can answer for `anchor` and asks it, again and again as long as nothing has happened and
-    /// the deadline allows it.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) async fn route<T, L, F, R>(
-        &self,
-        entry: &Arc<TableEntry>,
-        anchor: &[u8],
-        level: ReadLevel,
-        repeatable: bool,
-        context: Context,
-        local: L,
-        remote: R,
-    ) -> Result<Routed<T>>
-    where
-        L: Fn(Arc<Shard>, Arc<ShardDescriptor>) -> F,
-        F: Future<Output = Result<Served<T>>>,
-        R: Fn() -> Request,
-    {
-        let name = &entry.descriptor.name;
-        let mut entry = entry.clone();
-        let mut hint: Option<NodeId> = None;
-        let mut failed: Option<NodeId> = None;
-        let mut told: Option<Error> = None;
-        loop {
-            let descriptor = entry.shards.locate(anchor).clone();
-            let error = match self.place(&descriptor, level, hint.take(), failed.take(), context.forwarded) {
-                Place::Here(shard) => match local(shard, descriptor.clone()).await {
-                    Ok(served) => return Ok(Routed::Here(served, descriptor)),
-                    Err(error) => error,
-                },
-                Place::There(node) => {
-                    ::metrics::counter!(metrics::FORWARDED).increment(1);
-                    let now = self.clock().now();
-                    let patience = if repeatable { ATTEMPT_TIMEOUT } else { context.deadline.duration_since(now) };
-                    let deadline = context.deadline.min(now + patience);
-                    let asked = match self.connection(node) {
-                        Ok(connection) => connection.call(name, &remote(), deadline, true).await,
-                        Err(error) => Err(error),
-                    };
-                    match asked {
-                        Ok(response) => return Ok(Routed::There(response)),
-                        Err(error) => {
-                            // A leader whose disk is full is still the one to ask, until it has handed over.
-                            let answered = error.kind() == Kind::Redirect || error.reason == Reason::DiskFull;
-                            if error.leader != Some(node) && !answered {
-                                failed = Some(node);
-                            }
-                            error
-                        }
-                    }
-                }
-                Place::Nowhere => Error::new(
-                    Reason::NoQuorum,
-                    format!("no leader of {} is known to this node right now; try again in a moment", descriptor.id),
-                )
-                .with_retry_after(RETRY_WAIT),
-            };
-            let again = match error.kind() {
-                Kind::Redirect | Kind::Refresh | Kind::Unavailable => true,
-                Kind::Undetermined => repeatable,
-                _ => false,
-            };
-            let redirect = error.leader.filter(|&leader| leader != self.id());
-            let wait = if redirect.is_some() && error.kind() == Kind::Redirect {
-                Duration::ZERO
-            } else {
-                RETRY_WAIT + Duration::from_millis(random_u64() % 20)
-            };
-            if error.reason == Reason::DiskFull {
-                told = Some(error.clone());
-            }
-            let now = self.clock().now();
-            if !again || context.forwarded || now + wait >= context.deadline {
-                // That time ran out, or that nobody was there at the end, says less than what a leader gave as its reason.
-                let says_little =
-                    matches!(error.reason, Reason::DeadlineExceeded | Reason::NoQuorum | Reason::NotLeader);
-                return Err(told.filter(|_| says_little).unwrap_or(error));
-            }
-            hint = redirect;
-            sleep(wait).await;
-            // The range may have moved on meanwhile.
-            if let Some(newer) = self.directory().table(entry.descriptor.id) {
-                entry = newer.clone();
-            }
-        }
-    }
-
-    /// Where to make the next attempt.
-    fn place(
-        &self,
-        descriptor: &ShardDescriptor,
-        level: ReadLevel,
-        hint: Option<NodeId>,
-        failed: Option<NodeId>,
-        forwarded: bool,
-    ) -> Place {
-        let hosted = self.replicas().get(descriptor.id);
-        // A leader that hands over refuses and names another before it knows itself that it leads no more: to ask it
-        // again at once would go round in circles until the other leads.
-        if let Some(shard) = &hosted
-            && (forwarded || level == ReadLevel::Any || (shard.is_leader() && hint.is_none()))
-        {
-            return Place::Here(shard.clone());
-        }
-        if forwarded {
-            return Place::Nowhere;
-        }
-        let known = match &hosted {
-            Some(shard) => shard.leader().map(|(_, node)| node),
-            // Any replica knows the leader better than a node without one.
-            None => descriptor.replicas.iter().map(|replica| replica.node).find(|&node| self.hears(node)),
-        };
-        let elsewhere = |node: &NodeId| *node != self.id();
-        match hint.or(known).filter(elsewhere).filter(|node| Some(*node) != failed) {
-            Some(node) => Place::There(node),
-            None if hosted.is_some() => Place::Nowhere,
-            None => {
-                let mut others = descriptor.replicas.iter().map(|replica| replica.node).filter(elsewhere);
-                others.find(|node| Some(*node) != failed).map_or(Place::Nowhere, Place::There)
-            }
-        }
-    }
-
     pub(super) fn header<T>(&self, served: &Served<T>, descriptor: &ShardDescriptor) -> Header {
         let identity = self.try_identity().expect("a node with replicas is a member");
         Header {
@@ -425,14 +291,6 @@ impl Node {
     fn answer_of<T>(&self, served: Served<T>, descriptor: &ShardDescriptor) -> Answer<T> {
         Answer { header: self.header(&served, descriptor), body: served.body }
     }
-}
-
-/// An answer, and by whom.
-pub(super) enum Routed<T> {
-    /// A replica of this node.
-    Here(Served<T>, Arc<ShardDescriptor>),
-    /// Another node.
-    There(Response),
 }
 
 pub(super) fn mismatched() -> Error {

@@ -12,7 +12,8 @@
 //! - `follower`: turns the applied rows of shard 0 into the [`Directory`](crate::catalog::Directory).
 //! - `reconcile`: creates and destroys replicas, brings group memberships to what the catalog wants.
 //! - `room`: yields before the disk is full; `sweeper`: makes what was deleted leave it.
-//! - `door`: `(table, Request) -> Response`: local replica, or forwarded to the node that can; `paging`: scans,
+//! - `door`: `(table, Request) -> Response`: local replica, or forwarded to the node that can; `routing`: its attempts,
+//!   one after the other, and what they leave to be said; `paging`: scans,
 //!   page by page.
 //!
 //! Invariants: a frame names cluster, group and target replica and is refused on mismatch; a replica id that was
@@ -34,6 +35,7 @@ mod registry;
 mod replicas;
 mod report;
 mod room;
+mod routing;
 mod sweeper;
 mod transport;
 

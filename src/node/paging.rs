@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::door::{Context, Routed, mismatched};
+use super::door::{Context, mismatched};
 use super::host::Node;
+use super::routing::Routed;
 use crate::catalog::TableEntry;
 use crate::keyspace::ScanCursor;
 use crate::shard::{PageRequest, Shard};

@@ -24,11 +24,13 @@ pub enum Bug {
     ConditionBeforeLog,
     /// The effects of one run of entries are written in two batches.
     TornBatch,
+    /// A node that asks for a client forgets that an earlier attempt at a write may have taken effect.
+    ForgottenAttempt,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 9] = [
+    pub const ALL: [Bug; 10] = [
         Bug::UnconfirmedRead,
         Bug::FollowerRead,
         Bug::OutcomesLostInSnapshot,
@@ -38,6 +40,7 @@ impl Bug {
         Bug::TtlResurrection,
         Bug::ConditionBeforeLog,
         Bug::TornBatch,
+        Bug::ForgottenAttempt,
     ];
 
     /// The name that `TRIVET_PLANTED` knows it by.
@@ -52,6 +55,7 @@ impl Bug {
             Bug::TtlResurrection => "ttl-resurrection",
             Bug::ConditionBeforeLog => "condition-before-log",
             Bug::TornBatch => "torn-batch",
+            Bug::ForgottenAttempt => "forgotten-attempt",
         }
     }
 }

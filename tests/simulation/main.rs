@@ -85,6 +85,7 @@ mod planted {
         a_value_that_rises_from_the_dead_is_found: TtlResurrection;
         a_condition_judged_before_the_log_is_found: ConditionBeforeLog;
         a_torn_batch_is_found: TornBatch;
+        a_forgotten_attempt_is_found: ForgottenAttempt;
     }
 }
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use trivet::client::{Client, Options};
+use trivet::client::{Client, Connection, Options};
 use trivet::runtime::simulation::{self, Scope, Settings};
-use trivet::runtime::{Instant, sleep, timeout};
+use trivet::runtime::{Clock, Instant, sleep, timeout};
 use trivet::types::{Kind, Reason, ShardId, Timestamp};
 use trivet::wire::admin::NewTable;
 
@@ -167,6 +167,7 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
             id,
             client: clients[usize::try_from(id - 1).expect("small")].1.clone(),
             other: clients[usize::try_from(id % plan.clients).expect("small")].1.clone(),
+            doors: cluster.addresses().into_iter().map(|node| Connection::new(node, Clock::system())).collect(),
             plan: plan.clone(),
             history: history.clone(),
             report: report.clone(),

@@ -1,5 +1,6 @@
 //! The clients: each on the routing client of its own, one call after another, everything noted.
 //!
+//! Some writes go to one node instead, once: what it says after its own attempts is then all that is known of them.
 //! Values are unique and so are the deltas of increments, so that whatever is found in the end names the call that put
 //! it there. A third of the calls read. A finished write is now and then sent again under its request id, by this client or
 //! another, sometimes while it is still running.
@@ -9,11 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use trivet::client::{Client, Table};
+use trivet::client::{Client, Connection, Table};
 use trivet::runtime::{Clock, sleep};
 use trivet::types::{
-    Action, Condition, Kind, Operation, Outcome, ReadLevel, Reason, RequestId, ScanBounds, ShardId, Test, Timestamp,
-    Token, Versioned, Write,
+    Action, Answer, Condition, Error, Kind, Operation, Outcome, ReadLevel, Reason, Request, RequestId, Response,
+    ScanBounds, ShardId, Test, Timestamp, Token, Versioned, Write,
 };
 
 use super::entropy::Random;
@@ -125,6 +126,8 @@ pub struct Worker {
     pub client: Client,
     /// How it reaches the cluster when it says something again.
     pub other: Client,
+    /// Ways to single nodes.
+    pub doors: Vec<Connection>,
     /// The run.
     pub plan: Plan,
     /// What is noted.
@@ -242,9 +245,24 @@ impl Worker {
             self.note(id, one);
             self.note(id, again);
             self.report.count("writes sent twice at once");
+        } else if self.random.per_mille(300) {
+            let result = self.write_at_one_node(write).await;
+            self.report.count("writes at one node");
+            self.note(id, result);
         } else {
             let result = table.batch(write).await;
             self.note(id, result);
+        }
+    }
+
+    /// Asks one node, whether it leads or not, and leaves it at that.
+    async fn write_at_one_node(&mut self, write: Write) -> trivet::types::Result<Answer<Outcome>> {
+        let door = self.random.pick(&self.doors).clone();
+        let patience = self.random.span(Duration::from_secs(1), Duration::from_secs(5));
+        let deadline = Clock::system().now() + patience;
+        match door.call(TABLE, &Request::Write(write), deadline, false).await? {
+            Response::Written(answer) => Ok(answer),
+            other => Err(Error::internal(format!("a write was answered with {other:?}"))),
         }
     }
 
@@ -269,7 +287,7 @@ impl Worker {
         }
     }
 
-    fn note(&mut self, id: u64, result: trivet::types::Result<trivet::types::Answer<Outcome>>) {
+    fn note(&mut self, id: u64, result: trivet::types::Result<Answer<Outcome>>) {
         let at = self.report.micros();
         let mut history = self.history.lock();
         let writing = &mut history.writes[usize::try_from(id - 1).expect("an index")];

@@ -1,0 +1,235 @@
+//! The way of one request from this node to a replica that can answer it: attempt after attempt until the deadline.
+//!
+//! Promise: a refusal that says "nothing happened" is true of *all* attempts of the call, not only of the last. So an
+//! attempt at a write that may have had an effect is remembered ([`Attempts`]), and from then on only an answer, or a
+//! refusal that the shard decided under the request's id, is passed on as it is; everything else is told as
+//! `RESULT_UNDETERMINED`. The client keeps the same rule over its own attempts (`client::retry`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::door::Context;
+use super::host::Node;
+use super::metrics;
+use crate::catalog::TableEntry;
+use crate::runtime::planted::{self, Bug};
+use crate::runtime::{random_u64, sleep};
+use crate::shard::{Served, Shard};
+use crate::types::{Error, Kind, NodeId, ReadLevel, Reason, Request, Response, Result, ShardDescriptor};
+
+/// Between attempts: an election takes about a second, so asking again sooner than this only makes noise.
+const RETRY_WAIT: Duration = Duration::from_millis(40);
+/// How long one forwarded attempt may take when it can be repeated safely: a node that hangs must not use up the whole
+/// deadline.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// Where an attempt can be made.
+enum Place {
+    Here(Arc<Shard>),
+    There(NodeId),
+    Nowhere,
+}
+
+/// An answer, and by whom.
+pub(super) enum Routed<T> {
+    /// A replica of this node.
+    Here(Served<T>, Arc<ShardDescriptor>),
+    /// Another node.
+    There(Response),
+}
+
+/// What the failed attempts of one call leave to be said at its end.
+#[derive(Debug, Default)]
+struct Attempts {
+    /// One of them may have taken effect.
+    undetermined: bool,
+    /// What a leader gave as its reason.
+    told: Option<Error>,
+}
+
+impl Attempts {
+    /// Takes note of a failed attempt.
+    fn note(&mut self, error: &Error) {
+        self.undetermined |= matches!(error.kind(), Kind::Undetermined | Kind::Internal);
+        if error.reason == Reason::DiskFull {
+            self.told = Some(error.clone());
+        }
+    }
+
+    /// What to report when `error` was the last attempt's.
+    fn last_word(self, error: Error) -> Error {
+        // That time ran out, or that nobody was there at the end, says less than what a leader gave as its reason.
+        let says_little = matches!(error.reason, Reason::DeadlineExceeded | Reason::NoQuorum | Reason::NotLeader);
+        let error = self.told.filter(|_| says_little).unwrap_or(error);
+        // What the shard decided under the request's id is definite: had an earlier attempt taken effect, its outcome
+        // would have come back instead.
+        let decided = error.kind() == Kind::Invalid && error.reason != Reason::RequestExpired;
+        let says_so = matches!(error.kind(), Kind::Undetermined | Kind::Internal);
+        if !self.undetermined || decided || says_so || planted::is(Bug::ForgottenAttempt) {
+            return error;
+        }
+        let text = format!("an earlier attempt may have taken effect, and its repeat failed: {error}");
+        Error { reason: Reason::ResultUndetermined, message: text, ..error }
+    }
+}
+
+impl Node {
+    /// Finds the replica that can answer for `anchor` and asks it, again and again as long as nothing has happened and
+    /// the deadline allows it.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) async fn route<T, L, F, R>(
+        &self,
+        entry: &Arc<TableEntry>,
+        anchor: &[u8],
+        level: ReadLevel,
+        repeatable: bool,
+        context: Context,
+        local: L,
+        remote: R,
+    ) -> Result<Routed<T>>
+    where
+        L: Fn(Arc<Shard>, Arc<ShardDescriptor>) -> F,
+        F: Future<Output = Result<Served<T>>>,
+        R: Fn() -> Request,
+    {
+        let name = &entry.descriptor.name;
+        let mut entry = entry.clone();
+        let mut hint: Option<NodeId> = None;
+        let mut failed: Option<NodeId> = None;
+        let mut attempts = Attempts::default();
+        loop {
+            let descriptor = entry.shards.locate(anchor).clone();
+            let error = match self.place(&descriptor, level, hint.take(), failed.take(), context.forwarded) {
+                Place::Here(shard) => match local(shard, descriptor.clone()).await {
+                    Ok(served) => return Ok(Routed::Here(served, descriptor)),
+                    Err(error) => error,
+                },
+                Place::There(node) => {
+                    ::metrics::counter!(metrics::FORWARDED).increment(1);
+                    let now = self.clock().now();
+                    let patience = if repeatable { ATTEMPT_TIMEOUT } else { context.deadline.duration_since(now) };
+                    let deadline = context.deadline.min(now + patience);
+                    let asked = match self.connection(node) {
+                        Ok(connection) => connection.call(name, &remote(), deadline, true).await,
+                        Err(error) => Err(error),
+                    };
+                    match asked {
+                        Ok(response) => return Ok(Routed::There(response)),
+                        Err(error) => {
+                            // A leader whose disk is full is still the one to ask, until it has handed over.
+                            let answered = error.kind() == Kind::Redirect || error.reason == Reason::DiskFull;
+                            if error.leader != Some(node) && !answered {
+                                failed = Some(node);
+                            }
+                            error
+                        }
+                    }
+                }
+                Place::Nowhere => Error::new(
+                    Reason::NoQuorum,
+                    format!("no leader of {} is known to this node right now; try again in a moment", descriptor.id),
+                )
+                .with_retry_after(RETRY_WAIT),
+            };
+            let again = match error.kind() {
+                Kind::Redirect | Kind::Refresh | Kind::Unavailable => true,
+                Kind::Undetermined => repeatable,
+                _ => false,
+            };
+            let redirect = error.leader.filter(|&leader| leader != self.id());
+            let wait = if redirect.is_some() && error.kind() == Kind::Redirect {
+                Duration::ZERO
+            } else {
+                RETRY_WAIT + Duration::from_millis(random_u64() % 20)
+            };
+            attempts.note(&error);
+            let now = self.clock().now();
+            if !again || context.forwarded || now + wait >= context.deadline {
+                return Err(attempts.last_word(error));
+            }
+            hint = redirect;
+            sleep(wait).await;
+            // The range may have moved on meanwhile.
+            if let Some(newer) = self.directory().table(entry.descriptor.id) {
+                entry = newer.clone();
+            }
+        }
+    }
+
+    /// Where to make the next attempt.
+    fn place(
+        &self,
+        descriptor: &ShardDescriptor,
+        level: ReadLevel,
+        hint: Option<NodeId>,
+        failed: Option<NodeId>,
+        forwarded: bool,
+    ) -> Place {
+        let hosted = self.replicas().get(descriptor.id);
+        // A leader that hands over refuses and names another before it knows itself that it leads no more: to ask it
+        // again at once would go round in circles until the other leads.
+        if let Some(shard) = &hosted
+            && (forwarded || level == ReadLevel::Any || (shard.is_leader() && hint.is_none()))
+        {
+            return Place::Here(shard.clone());
+        }
+        if forwarded {
+            return Place::Nowhere;
+        }
+        let known = match &hosted {
+            Some(shard) => shard.leader().map(|(_, node)| node),
+            // Any replica knows the leader better than a node without one.
+            None => descriptor.replicas.iter().map(|replica| replica.node).find(|&node| self.hears(node)),
+        };
+        let elsewhere = |node: &NodeId| *node != self.id();
+        match hint.or(known).filter(elsewhere).filter(|node| Some(*node) != failed) {
+            Some(node) => Place::There(node),
+            None if hosted.is_some() => Place::Nowhere,
+            None => {
+                let mut others = descriptor.replicas.iter().map(|replica| replica.node).filter(elsewhere);
+                others.find(|node| Some(*node) != failed).map_or(Place::Nowhere, Place::There)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn last_word(reasons: &[Reason]) -> Reason {
+        let mut attempts = Attempts::default();
+        let error = |reason: &Reason| Error::new(*reason, "for a test");
+        reasons.iter().for_each(|reason| attempts.note(&error(reason)));
+        attempts.last_word(error(reasons.last().expect("an attempt"))).reason
+    }
+
+    #[test]
+    fn nothing_happened_is_said_only_when_no_attempt_can_have_had_an_effect() {
+        use Reason::*;
+        for last in [NotLeader, NoQuorum, DeadlineExceeded, DiskFull, NotReady, ShardNotHere, WrongEpoch, Overloaded] {
+            assert_eq!(last_word(&[NotLeader, last]), last);
+            assert_eq!(last_word(&[ResultUndetermined, last]), ResultUndetermined, "{last:?}");
+            assert_eq!(last_word(&[ResultUndetermined, NotLeader, last]), ResultUndetermined, "{last:?}");
+        }
+        assert_eq!(last_word(&[ResultUndetermined, RequestExpired]), ResultUndetermined);
+        assert_eq!(last_word(&[ResultUndetermined]), ResultUndetermined);
+        assert_eq!(last_word(&[ResultUndetermined, Internal]), Internal);
+    }
+
+    #[test]
+    fn what_the_shard_decided_stays_as_it_is() {
+        use Reason::*;
+        assert_eq!(last_word(&[ResultUndetermined, NotAnInteger]), NotAnInteger);
+        assert_eq!(last_word(&[ResultUndetermined, RequestMismatch]), RequestMismatch);
+    }
+
+    #[test]
+    fn a_full_disk_says_more_than_that_nobody_leads() {
+        use Reason::*;
+        assert_eq!(last_word(&[DiskFull, NotLeader]), DiskFull);
+        assert_eq!(last_word(&[DiskFull, DeadlineExceeded]), DiskFull);
+        assert_eq!(last_word(&[DiskFull, NotReady]), NotReady);
+        assert_eq!(last_word(&[DiskFull, ResultUndetermined, NoQuorum]), ResultUndetermined);
+    }
+}
