@@ -169,7 +169,7 @@ async fn all_runs(arguments: &Arguments, ground: &Arc<Ground>) -> Result<bool> {
         eprintln!("skipped: without root no namespaces and no disks of the nodes' own; what needs them is left out");
     }
     std::fs::create_dir_all(&arguments.results).with_context(|| format!("{}", arguments.results.display()))?;
-    let (count, mut all_good, mut made) = (planned.len(), true, 0);
+    let (count, mut made, mut bad) = (planned.len(), 0, Vec::new());
     for (number, planned) in planned.into_iter().enumerate() {
         let mut nemeses = Vec::new();
         let mut left_out = Vec::new();
@@ -219,10 +219,14 @@ async fn all_runs(arguments: &Arguments, ground: &Arc<Ground>) -> Result<bool> {
             row = stages::make(run, ground).await?;
             table::append(&arguments.results, &row)?;
         }
-        all_good &= row.problems.is_empty();
+        bad.extend(row.problems.iter().map(|problem| format!("  {}, seed {}: {problem}", row.name, row.seed)));
+    }
+    // Said again at the very end: whoever sees only the last lines of a log must see what was wrong.
+    if count > 1 && !bad.is_empty() {
+        println!("what was found in {made} runs:\n{}", bad.join("\n"));
     }
     if made == 0 {
         bail!("nothing could be run on this machine");
     }
-    Ok(all_good)
+    Ok(bad.is_empty())
 }
