@@ -1,15 +1,14 @@
-//! The handle by which a node uses one of its replicas.
+//! The handle by which a node uses one of its replicas: start and stop, writes, checksums, upkeep. Reads: `reads`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checksum::{self, Checksum};
 use super::command::Command;
-use super::evaluate::{Scratch, evaluate, is_settled, within_history};
+use super::evaluate::{Scratch, evaluate};
 use super::gate::{self, Waiting};
 use super::machine::{ShardMachine, Shared};
 use super::metrics;
@@ -18,17 +17,15 @@ use super::state::State;
 use crate::raft::{Group, GroupError, LogBounds, Part, Status, Timers, Transport};
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Clock, Instant, spawn, spawn_blocking, timeout_at};
-use crate::storage::mvcc::{self, Version};
-use crate::storage::{Engine, LogWriter, Lookup, Tier};
+use crate::storage::{Engine, LogWriter};
 use crate::types::{
-    Action, Epoch, Error, NodeId, Outcome, ReadLevel, Reason, ReplicaId, Result, Role, ShardId, Test, Timestamp,
-    Versioned, Write,
+    Action, Epoch, Error, NodeId, Outcome, Reason, ReplicaId, Result, Role, ShardId, Test, Timestamp, Write,
 };
 
 /// How long a checksum mark is kept for those who ask late.
 const CHECKSUM_MARK_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long writers are told to wait when a shard's queue is full.
-const OVERLOADED_RETRY: Duration = Duration::from_millis(50);
+pub(super) const OVERLOADED_RETRY: Duration = Duration::from_millis(50);
 /// Bytes waiting for the node's log writer beyond which new writes are refused: a disk that cannot keep up must be felt
 /// by clients, not by memory.
 const LOG_QUEUE_BYTES_MAX: usize = 64 << 20;
@@ -64,13 +61,12 @@ pub struct Shard {
     /// The group's last known leader and part, cheap to look at.
     status: watch::Receiver<Status>,
     shared: Arc<Shared>,
-    engine: Arc<dyn Engine>,
+    pub(super) engine: Arc<dyn Engine>,
     writer: LogWriter,
-    clock: Clock,
+    pub(super) clock: Clock,
     history_ms: AtomicU64,
-    /// No version at or before this may be stamped any more: someone has read the state as of then.
     queue: mpsc::Sender<Pending>,
-    gate: mpsc::Sender<Waiting>,
+    pub(super) gate: mpsc::Sender<Waiting>,
 }
 
 /// An answer of a replica, with what its header says.
@@ -86,36 +82,6 @@ pub struct Served<T> {
     pub age: Option<Duration>,
     /// The shard's epoch.
     pub epoch: Epoch,
-}
-
-/// One page of one shard, keys still encoded.
-#[derive(Clone, Debug, Default)]
-pub struct ShardPage {
-    /// The rows.
-    pub rows: Vec<(Bytes, Version)>,
-    /// How many rows the page stands for.
-    pub count: u64,
-    /// The encoded key to go on from, none when the range is done.
-    pub next: Option<Bytes>,
-}
-
-/// A page of a scan as the node asks for it.
-#[derive(Clone, Debug)]
-pub struct PageRequest {
-    /// The encoded range, within the shard.
-    pub start: Bytes,
-    /// Its end.
-    pub end: Bytes,
-    /// Descending.
-    pub reverse: bool,
-    /// Count only.
-    pub count_only: bool,
-    /// Rows at most.
-    pub rows_max: usize,
-    /// Bytes after which the page ends.
-    pub bytes_max: usize,
-    /// How fresh.
-    pub level: ReadLevel,
 }
 
 impl Shard {
@@ -200,7 +166,7 @@ impl Shard {
         self.status.borrow().leader
     }
 
-    fn role(&self) -> Role {
+    pub(super) fn role(&self) -> Role {
         match self.status.borrow().part {
             Part::Leader => Role::Leader,
             Part::Learner => Role::Learner,
@@ -236,7 +202,7 @@ impl Shard {
         Ok(!write.conditions.is_empty() && decided.verdict.is_ok_and(|outcome| outcome.applied))
     }
 
-    async fn enqueue(&self, kind: PendingKind, bytes: usize, deadline: Instant) -> Result<Outcome> {
+    pub(super) async fn enqueue(&self, kind: PendingKind, bytes: usize, deadline: Instant) -> Result<Outcome> {
         if self.clock.now() >= deadline {
             return Err(Error::new(Reason::DeadlineExceeded, "the deadline had passed before anything was done"));
         }
@@ -265,178 +231,6 @@ impl Shard {
                 "the deadline passed while the write was on its way; it may or may not take effect",
             )),
         }
-    }
-
-    /// Reads encoded keys.
-    pub async fn read(
-        &self,
-        epoch: Epoch,
-        keys: &[Bytes],
-        level: ReadLevel,
-        deadline: Instant,
-    ) -> Result<Served<Vec<Option<Versioned>>>> {
-        let proof = self.reach(level, deadline).await?;
-        let state = self.state();
-        if state.epoch != epoch || !keys.iter().all(|key| state.owns(key)) {
-            return Err(self.wrong_epoch());
-        }
-        let (at, now_ms) = self.position(level, &state, deadline).await?;
-        let mut values = Vec::with_capacity(keys.len());
-        let mut ran_out_ms = None;
-        for key in keys {
-            let version = match mvcc::newest(&*self.engine, key, at, Tier::Cache)? {
-                Lookup::Found(version) => Some(version),
-                Lookup::Missing => None,
-                Lookup::NeedsDisk => self.read_from_disk(key.clone(), at).await?,
-            };
-            let version = version.filter(|version| version.value.is_some());
-            if let Some(version) = version.as_ref().filter(|version| !version.lives_at(now_ms)) {
-                ran_out_ms = ran_out_ms.max(version.expires_ms);
-            }
-            values.push(version.and_then(|version| live(version, now_ms)));
-        }
-        self.gone_for_good(level, ran_out_ms, deadline).await?;
-        self.still_there(level)?;
-        Ok(self.served(values, state.last_timestamp, proof, epoch))
-    }
-
-    async fn read_from_disk(&self, key: Bytes, at: Timestamp) -> Result<Option<Version>> {
-        ::metrics::counter!(metrics::READS_FROM_DISK).increment(1);
-        let engine = self.engine.clone();
-        let lookup = spawn_blocking(move || mvcc::newest(&*engine, &key, at, Tier::Disk))
-            .await
-            .map_err(|_| Error::internal("a disk read was cancelled"))??;
-        Ok(match lookup {
-            Lookup::Found(version) => Some(version),
-            Lookup::Missing | Lookup::NeedsDisk => None,
-        })
-    }
-
-    /// Reads one page of a range that lies within the shard.
-    pub async fn scan(&self, epoch: Epoch, page: PageRequest, deadline: Instant) -> Result<Served<ShardPage>> {
-        let level = page.level;
-        let proof = self.reach(level, deadline).await?;
-        let state = self.state();
-        if state.epoch != epoch || page.start < state.start || page.end > state.end {
-            return Err(self.wrong_epoch());
-        }
-        let (at, now_ms) = self.position(level, &state, deadline).await?;
-        let engine = self.engine.clone();
-        let scanned = spawn_blocking(move || {
-            let limits =
-                mvcc::ScanLimits { rows_max: page.rows_max, bytes_max: page.bytes_max, count_only: page.count_only };
-            mvcc::scan(&*engine, &page.start, &page.end, at, now_ms, page.reverse, limits)
-        })
-        .await
-        .map_err(|_| Error::internal("a scan was cancelled"))??;
-        self.gone_for_good(level, scanned.ran_out_ms, deadline).await?;
-        self.still_there(level)?;
-        let page = ShardPage { rows: scanned.rows, count: scanned.count, next: scanned.next };
-        Ok(self.served(page, state.last_timestamp, proof, epoch))
-    }
-
-    /// The versions of one encoded key, newest first, as far back as the history window reaches.
-    pub async fn history(
-        &self,
-        epoch: Epoch,
-        key: Bytes,
-        before: Timestamp,
-        rows_max: usize,
-        deadline: Instant,
-    ) -> Result<Served<Vec<Version>>> {
-        let proof = self.reach(ReadLevel::Linearizable, deadline).await?;
-        let state = self.state();
-        if state.epoch != epoch || !state.owns(&key) {
-            return Err(self.wrong_epoch());
-        }
-        let engine = self.engine.clone();
-        let mut versions = spawn_blocking(move || mvcc::history(&*engine, &key, before, rows_max))
-            .await
-            .map_err(|_| Error::internal("a read of a history was cancelled"))??;
-        // At and before the horizon only the newest version is promised to be there; older ones may linger.
-        // The horizon is looked at after the read: it may have moved on while the read waited for the disk.
-        let horizon = self.state().horizon;
-        if let Some(position) = versions.iter().position(|version| version.timestamp <= horizon) {
-            versions.truncate(position + 1);
-            versions.truncate(position + usize::from(!is_settled(&versions[position], horizon)));
-        }
-        Ok(self.served(versions, state.last_timestamp, proof, epoch))
-    }
-
-    /// Waits until the replica can answer at this level; returns since when the answer is proven fresh.
-    async fn reach(&self, level: ReadLevel, deadline: Instant) -> Result<Option<Instant>> {
-        match level {
-            ReadLevel::Any => Ok(None),
-            ReadLevel::AtLeast(token) if self.state().last_timestamp >= token.timestamp => Ok(None),
-            _ => self.confirm(deadline).await.map(Some),
-        }
-    }
-
-    /// Waits at the gate: afterwards this leader's state holds every write acknowledged before the call.
-    pub async fn confirm(&self, deadline: Instant) -> Result<Instant> {
-        if !self.is_leader() {
-            return Err(self.not_leader());
-        }
-        if planted::is(Bug::UnconfirmedRead) {
-            return Ok(self.clock.now());
-        }
-        let (reader, confirmed) = oneshot::channel();
-        self.gate.try_send(reader).map_err(|_| {
-            Error::new(Reason::Overloaded, "too many reads wait for this shard; slow down")
-                .with_retry_after(OVERLOADED_RETRY)
-        })?;
-        match timeout_at(deadline, confirmed).await {
-            Some(Ok(asked)) => asked,
-            Some(Err(_)) => Err(Error::new(Reason::NotReady, "the replica has stopped")),
-            None => Err(Error::new(Reason::DeadlineExceeded, "leadership could not be confirmed before the deadline")),
-        }
-    }
-
-    /// The position to read at, and the moment by which values expire.
-    async fn position(&self, level: ReadLevel, state: &State, deadline: Instant) -> Result<(Timestamp, u64)> {
-        let now_ms = self.clock.wall_ms().max(state.last_timestamp.millis());
-        let ReadLevel::AsOf(at) = level else { return Ok((Timestamp::MAX, now_ms)) };
-        let now = Timestamp::from_millis(now_ms.saturating_add(1)).previous();
-        within_history(at, state.horizon, now)?;
-        // Nothing may be written at or before `at` any more, or the same read would answer differently later.
-        self.pass(at, deadline).await?;
-        Ok((at, at.millis()))
-    }
-
-    /// What one reader was told has run out stays so for all who come after, on every replica and whatever their
-    /// clocks say: the log says it too, before the answer goes out. Once for many values: time has then passed them all.
-    /// A copy that answers as it stands promises nothing.
-    async fn gone_for_good(&self, level: ReadLevel, ran_out_ms: Option<u64>, deadline: Instant) -> Result<()> {
-        match (level, ran_out_ms) {
-            (ReadLevel::Any | ReadLevel::AsOf(_), _) | (_, None) => Ok(()),
-            (_, Some(ran_out_ms)) => self.pass(Timestamp::from_millis(ran_out_ms), deadline).await,
-        }
-    }
-
-    /// Makes sure, through the log, that no later version gets a timestamp at or before this.
-    async fn pass(&self, moment: Timestamp, deadline: Instant) -> Result<()> {
-        if self.state().last_timestamp >= moment {
-            return Ok(());
-        }
-        match self.enqueue(PendingKind::Passed(moment), 0, deadline).await {
-            Ok(_) => Ok(()),
-            // Of a read nothing is undetermined: it is asked again.
-            Err(error) if error.reason == Reason::ResultUndetermined => Err(self.not_leader()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Refuses what was read at a position that the horizon has passed in the meantime: part of it may have been trimmed.
-    fn still_there(&self, level: ReadLevel) -> Result<()> {
-        match level {
-            ReadLevel::AsOf(at) => within_history(at, self.state().horizon, Timestamp::MAX),
-            _ => Ok(()),
-        }
-    }
-
-    fn served<T>(&self, body: T, as_of: Timestamp, proof: Option<Instant>, epoch: Epoch) -> Served<T> {
-        let age = proof.map(|since| self.clock.now().saturating_duration_since(since));
-        Served { body, role: self.role(), as_of, age, epoch }
     }
 
     /// Asks every replica, through the log, to note a checksum of its content at one position, under `name`.
@@ -503,12 +297,12 @@ impl Shard {
         self.group.stop().await;
     }
 
-    fn not_leader(&self) -> Error {
+    pub(super) fn not_leader(&self) -> Error {
         Error::new(Reason::NotLeader, format!("this replica does not lead {}", self.id))
             .with_leader(self.leader().map(|(_, node)| node))
     }
 
-    fn wrong_epoch(&self) -> Error {
+    pub(super) fn wrong_epoch(&self) -> Error {
         Error::new(
             Reason::WrongEpoch,
             format!("the range of {} is not what the request was routed by; fetch the topology again", self.id),
@@ -533,13 +327,4 @@ fn write_bytes(write: &Write) -> usize {
             }
     });
     conditions.chain(operations).sum::<usize>() + 64
-}
-
-/// A version as a reader at `now_ms` sees it.
-fn live(version: Version, now_ms: u64) -> Option<Versioned> {
-    if version.expires_ms.is_some_and(|expires| expires <= now_ms) {
-        return None;
-    }
-    let value = version.value?;
-    Some(Versioned { timestamp: version.timestamp, value, expires_ms: version.expires_ms })
 }

@@ -9,8 +9,8 @@
 //! one entry; when the entry is committed, `machine::ShardMachine` evaluates each command against the state before
 //! it, writes versions, outcomes and the applied position as one batch, and the outcomes travel back the same way.
 //!
-//! How a read passes: a linearizable read waits at the `gate`, where one confirmation of leadership serves all
-//! reads that arrived before it began, then reads the newest version from the block cache, or from the disk on the
+//! How a read passes (`reads`): a linearizable read waits at the `gate`, where one confirmation of leadership serves
+//! all reads that arrived before it began, then reads the newest version from the block cache, or from the disk on the
 //! blocking pool.
 //!
 //! Invariants
@@ -34,11 +34,13 @@ mod machine;
 pub mod metrics;
 mod outcomes;
 mod proposer;
+mod reads;
 mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub use checksum::Checksum;
-pub use handle::{PageRequest, Served, Shard, ShardOptions, ShardPage};
+pub use handle::{Served, Shard, ShardOptions};
+pub use reads::{PageRequest, ShardPage};
 pub use state::{State, requests_from};
