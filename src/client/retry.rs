@@ -182,15 +182,9 @@ impl Trouble {
         self.pauses.next().max(jitter(asked))
     }
 
-    /// A refusal is only definite if no earlier attempt can have taken effect. Those that the shard itself decided
-    /// under the request id are: had the first attempt been applied, its outcome would have come back instead.
+    /// A refusal is only definite if no earlier attempt can have taken effect.
     fn last_word(&self, error: Error) -> Error {
-        let decided = error.kind() == Kind::Invalid && error.reason != Reason::RequestExpired;
-        if !self.undetermined || decided {
-            return error;
-        }
-        let text = format!("an earlier attempt may have taken effect, and its repeat failed: {error}");
-        Error { reason: Reason::ResultUndetermined, message: text, ..error }
+        if self.undetermined { error.of_repeat() } else { error }
     }
 }
 
@@ -292,7 +286,7 @@ mod tests {
         assert_eq!(case.judge(error(Reason::ResultUndetermined)), Next::Again);
         assert!(is_pause(&case.judge(error(Reason::NoQuorum))));
         assert_eq!(case.trouble.give_up().reason, Reason::ResultUndetermined);
-        for reason in [Reason::RequestExpired, Reason::Internal, Reason::UnknownShard] {
+        for reason in [Reason::RequestExpired, Reason::ValueTooLarge, Reason::Internal, Reason::UnknownShard] {
             let Next::Fail(told) = case.judge(error(reason)) else { panic!("{reason:?} is final") };
             assert_eq!(told.reason, Reason::ResultUndetermined, "{reason:?}");
         }

@@ -3,7 +3,7 @@
 //! Promise: a refusal that says "nothing happened" is true of *all* attempts of the call, not only of the last. So an
 //! attempt at a write that may have had an effect is remembered ([`Attempts`]), and from then on only an answer, or a
 //! refusal that the shard decided under the request's id, is passed on as it is; everything else is told as
-//! `RESULT_UNDETERMINED`. The client keeps the same rule over its own attempts (`client::retry`).
+//! `RESULT_UNDETERMINED` ([`Error::of_repeat`]). The client keeps the same rule over its own attempts (`client::retry`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,19 +38,19 @@ pub(super) enum Routed<T> {
     There(Response),
 }
 
-/// What the failed attempts of one call leave to be said at its end.
+/// What the failed attempts of one call, before its last, leave to be said at its end.
 #[derive(Debug, Default)]
 struct Attempts {
     /// One of them may have taken effect.
-    undetermined: bool,
+    open: bool,
     /// What a leader gave as its reason.
     told: Option<Error>,
 }
 
 impl Attempts {
-    /// Takes note of a failed attempt.
+    /// Takes note of a failed attempt that another follows.
     fn note(&mut self, error: &Error) {
-        self.undetermined |= matches!(error.kind(), Kind::Undetermined | Kind::Internal);
+        self.open |= error.kind().leaves_open();
         if error.reason == Reason::DiskFull {
             self.told = Some(error.clone());
         }
@@ -61,15 +61,7 @@ impl Attempts {
         // That time ran out, or that nobody was there at the end, says less than what a leader gave as its reason.
         let says_little = matches!(error.reason, Reason::DeadlineExceeded | Reason::NoQuorum | Reason::NotLeader);
         let error = self.told.filter(|_| says_little).unwrap_or(error);
-        // What the shard decided under the request's id is definite: had an earlier attempt taken effect, its outcome
-        // would have come back instead.
-        let decided = error.kind() == Kind::Invalid && error.reason != Reason::RequestExpired;
-        let says_so = matches!(error.kind(), Kind::Undetermined | Kind::Internal);
-        if !self.undetermined || decided || says_so || planted::is(Bug::ForgottenAttempt) {
-            return error;
-        }
-        let text = format!("an earlier attempt may have taken effect, and its repeat failed: {error}");
-        Error { reason: Reason::ResultUndetermined, message: text, ..error }
+        if self.open && !planted::is(Bug::ForgottenAttempt) { error.of_repeat() } else { error }
     }
 }
 
@@ -142,11 +134,11 @@ impl Node {
             } else {
                 RETRY_WAIT + Duration::from_millis(random_u64() % 20)
             };
-            attempts.note(&error);
             let now = self.clock().now();
             if !again || context.forwarded || now + wait >= context.deadline {
                 return Err(attempts.last_word(error));
             }
+            attempts.note(&error);
             hint = redirect;
             sleep(wait).await;
             // The range may have moved on meanwhile.
@@ -200,8 +192,9 @@ mod tests {
     fn last_word(reasons: &[Reason]) -> Reason {
         let mut attempts = Attempts::default();
         let error = |reason: &Reason| Error::new(*reason, "for a test");
-        reasons.iter().for_each(|reason| attempts.note(&error(reason)));
-        attempts.last_word(error(reasons.last().expect("an attempt"))).reason
+        let (last, before) = reasons.split_last().expect("an attempt");
+        before.iter().for_each(|reason| attempts.note(&error(reason)));
+        attempts.last_word(error(last)).reason
     }
 
     #[test]
@@ -212,9 +205,11 @@ mod tests {
             assert_eq!(last_word(&[ResultUndetermined, last]), ResultUndetermined, "{last:?}");
             assert_eq!(last_word(&[ResultUndetermined, NotLeader, last]), ResultUndetermined, "{last:?}");
         }
-        assert_eq!(last_word(&[ResultUndetermined, RequestExpired]), ResultUndetermined);
+        for last in [RequestExpired, ValueTooLarge, InvalidRequest, WrongCluster, Internal] {
+            assert_eq!(last_word(&[ResultUndetermined, last]), ResultUndetermined, "{last:?}");
+            assert_eq!(last_word(&[last]), last);
+        }
         assert_eq!(last_word(&[ResultUndetermined]), ResultUndetermined);
-        assert_eq!(last_word(&[ResultUndetermined, Internal]), Internal);
     }
 
     #[test]

@@ -31,6 +31,13 @@ pub enum Kind {
     Internal,
 }
 
+impl Kind {
+    /// Whether a write that failed so may have taken effect, or may still do.
+    pub fn leaves_open(self) -> bool {
+        matches!(self, Kind::Undetermined | Kind::Internal)
+    }
+}
+
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal, $kind:ident;)*) => {
         /// Why a request failed. The numbers and names are part of the protocol and are never changed.
@@ -129,6 +136,14 @@ reasons! {
     Internal = 51, "INTERNAL", Internal;
 }
 
+impl Reason {
+    /// Whether only the shard itself refuses a write so, and keeps the refusal under the request's id. A repeat that
+    /// hears it can be sure of all attempts before it: had one taken effect, its outcome would have come back instead.
+    pub fn is_verdict(self) -> bool {
+        matches!(self, Reason::NotAnInteger | Reason::RequestMismatch | Reason::HistoryTrimmed)
+    }
+}
+
 /// A failure with its reason, a sentence for a person, and hints for a program.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Error {
@@ -165,6 +180,16 @@ impl Error {
         self
     }
 
+    /// What the failure of a write's repeat means for the write when an earlier attempt may have taken effect: unless
+    /// the shard decided it, nobody knows.
+    pub fn of_repeat(self) -> Error {
+        if self.reason.is_verdict() || self.reason == Reason::ResultUndetermined {
+            return self;
+        }
+        let message = format!("an earlier attempt may have taken effect, and its repeat failed: {self}");
+        Error { reason: Reason::ResultUndetermined, message, ..self }
+    }
+
     /// Shorthand for `InvalidRequest`.
     pub fn invalid(message: impl Into<String>) -> Error {
         Error::new(Reason::InvalidRequest, message)
@@ -193,3 +218,19 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_shard_itself_decided_speaks_for_earlier_attempts() {
+        let verdicts = [Reason::NotAnInteger, Reason::RequestMismatch, Reason::HistoryTrimmed];
+        for &reason in Reason::ALL {
+            let told = Error::new(reason, "for a test").with_leader(Some(NodeId(2))).of_repeat();
+            let expected = if verdicts.contains(&reason) { reason } else { Reason::ResultUndetermined };
+            assert_eq!((told.reason, told.leader), (expected, Some(NodeId(2))), "{reason:?}");
+            assert!(told.message.contains("for a test"), "{told}");
+        }
+    }
+}

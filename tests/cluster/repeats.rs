@@ -37,6 +37,29 @@ async fn a_repeat_gets_the_first_answer_and_has_no_effect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_may_have_taken_effect_is_not_called_refused() {
+    let cluster = Cluster::with_table(3).await;
+    let (leader, _) = cluster.leader("t", "counter").await;
+    let (asked, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    let id = fresh_id();
+    // The node asked passes the write on to a leader that has stopped answering, and in the end knows of no leader at
+    // all. That nobody leads is then true and says nothing of the write, which the old leader still has before it.
+    cluster.pause(leader);
+    cluster.pause(other);
+    let answer = cluster.kv(asked).increment(increment("t", "counter", 7, id)).await;
+    cluster.resume(leader);
+    cluster.resume(other);
+    refused(answer, "RESULT_UNDETERMINED");
+
+    cluster.healthy().await;
+    let first = send(&cluster, asked, id).await;
+    assert_eq!(first.integers[0].value, Some(7), "counted once, by the first attempt or by this one");
+    same(&first, &send(&cluster, other, id).await, "once more");
+    let found = cluster.kv(asked).get(get("t", "counter")).await.expect("a read").into_inner().found.expect("counted");
+    assert_eq!((found.value.as_ref(), found.version), (b"7".as_slice(), first.version));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_id_sent_to_all_nodes_at_once_counts_once() {
     let cluster = Cluster::with_table(3).await;
     for _ in 0..20 {

@@ -9,7 +9,7 @@
 //! ```text
 //! cargo test --release --test simulation                        the seeds of every day, and the tests of the tests
 //! TRIVET_SEEDS=1000..6000 cargo test --release --test simulation seeds -- --nocapture
-//! TRIVET_SEED=17 cargo test --release --test simulation one_seed -- --nocapture --ignored
+//! TRIVET_SEED=17 cargo test --release --test simulation seeds -- --nocapture
 //! ```
 #![allow(clippy::disallowed_methods, reason = "the driver lives in real time, outside of what it tests")]
 
@@ -29,16 +29,13 @@ use driver::Batch;
 /// Seeds run when nothing else is said.
 const SEEDS: std::ops::Range<u64> = 0..200;
 
-/// Runs one seed in this process; with `TRIVET_TRACE`, shows its whole trace.
-#[test]
-#[ignore = "one process per seed: started by the other tests, or by hand with TRIVET_SEED"]
-fn one_seed() {
-    driver::one_seed();
-}
-
-/// Many seeds pass, and together they have seen enough for that to mean something.
+/// Many seeds pass, each in a process of its own, and together they have seen enough for that to mean something. With
+/// `TRIVET_SEED` this is such a process and runs that one; with `TRIVET_TRACE` too, it shows its whole trace.
 #[test]
 fn seeds() {
+    if let Some(seed) = driver::seed() {
+        return driver::one_seed(seed);
+    }
     let batch = Batch::of(driver::range().unwrap_or(SEEDS)).run();
     assert!(batch.failures.is_empty(), "{}", batch.report());
     println!("{}", batch.report());

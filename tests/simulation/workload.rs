@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use trivet::client::{Client, Connection, Table};
 use trivet::runtime::{Clock, sleep};
 use trivet::types::{
-    Action, Answer, Condition, Error, Kind, Operation, Outcome, ReadLevel, Reason, Request, RequestId, Response,
-    ScanBounds, ShardId, Test, Timestamp, Token, Versioned, Write,
+    Action, Answer, Condition, Error, Operation, Outcome, ReadLevel, Reason, Request, RequestId, Response, ScanBounds,
+    ShardId, Test, Timestamp, Token, Versioned, Write,
 };
 
 use super::entropy::Random;
@@ -327,7 +327,7 @@ impl Worker {
             }
             Err(error) => {
                 self.report.event(format_args!("write {id} -> {}", error.reason.as_str()));
-                let unknown = matches!(error.kind(), Kind::Undetermined | Kind::Internal);
+                let unknown = error.kind().leaves_open();
                 match &writing.fate {
                     Fate::Unknown if unknown => self.report.count("undetermined writes"),
                     Fate::Unknown if error.reason == Reason::NotAnInteger => writing.fate = Fate::Refused(error.reason),

@@ -45,7 +45,7 @@ impl Lost {
     }
 
     fn of_write(error: Error) -> Lost {
-        let unknown = matches!(error.kind(), Kind::Undetermined | Kind::Internal);
+        let unknown = error.kind().leaves_open();
         Lost { error, unknown }
     }
 }
@@ -198,7 +198,7 @@ impl Access {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
-            unknown |= write && matches!(error.kind(), Kind::Undetermined | Kind::Internal);
+            unknown |= write && error.kind().leaves_open();
             let final_word = matches!(error.kind(), Kind::Invalid | Kind::NotFound);
             if final_word || self.clock.now() + PAUSE >= deadline {
                 return Err(if unknown { Error { reason: Reason::ResultUndetermined, ..error } } else { error });
