@@ -20,6 +20,7 @@ use super::codec;
 use super::log::LogStore;
 use super::machine::{Cut, Cutter, Entry, Machine};
 use super::metrics;
+use super::staged::Staged;
 use super::types::{LogId, Payload, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::runtime;
 use crate::storage::{self, Engine};
@@ -226,59 +227,46 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     }
 }
 
-/// The data of a snapshot: a cut still to be written, or files received. Whatever is left on disk goes with it.
+/// The data of a snapshot: a cut still to be written, or files on this node's disk, which go with it.
 pub struct SnapshotFiles {
     /// Names it in logs and in storage's bookkeeping.
     pub name: String,
     cut: Option<(PathBuf, Box<dyn Cut>)>,
-    files: Vec<PathBuf>,
-    directory: Option<PathBuf>,
+    staged: Option<Staged>,
 }
 
 impl SnapshotFiles {
     fn none() -> SnapshotFiles {
-        SnapshotFiles { name: String::new(), cut: None, files: Vec::new(), directory: None }
+        SnapshotFiles { name: String::new(), cut: None, staged: None }
     }
 
     fn cut(name: String, directory: PathBuf, cut: Box<dyn Cut>) -> SnapshotFiles {
-        SnapshotFiles { name, cut: Some((directory, cut)), files: Vec::new(), directory: None }
+        SnapshotFiles { name, cut: Some((directory, cut)), staged: None }
     }
 
     /// Files from another replica.
-    pub fn received(name: String, files: Vec<PathBuf>) -> SnapshotFiles {
-        SnapshotFiles { name, cut: None, files, directory: None }
+    pub fn received(name: String, staged: Staged) -> SnapshotFiles {
+        SnapshotFiles { name, cut: None, staged: Some(staged) }
     }
 
     /// The cut inside, with its directory made; it is removed when this value goes. Blocks on the disk.
     pub fn take_cut(&mut self) -> storage::Result<Option<Box<dyn Cut>>> {
         let Some((directory, cut)) = self.cut.take() else { return Ok(None) };
-        let made = std::fs::create_dir_all(&directory);
-        self.directory = Some(directory.clone());
-        match made {
-            Ok(()) => Ok(Some(cut)),
-            Err(error) => Err(storage::Error::Io(format!("creating {}: {error}", directory.display()))),
-        }
+        let staged = Staged::create(directory.clone())
+            .map_err(|error| storage::Error::Io(format!("creating {}: {error}", directory.display())))?;
+        self.staged = Some(staged);
+        Ok(Some(cut))
     }
 
     /// All files; those of a cut are written now. Blocks on the disk.
     fn collect(&mut self) -> storage::Result<Vec<PathBuf>> {
-        if let Some(mut cut) = self.take_cut()? {
+        let cut = self.take_cut()?;
+        let Some(staged) = &mut self.staged else { return Ok(Vec::new()) };
+        if let Some(mut cut) = cut {
             while let Some(file) = cut.next_file()? {
-                self.files.push(file);
+                staged.push(file);
             }
         }
-        Ok(self.files.clone())
-    }
-}
-
-impl Drop for SnapshotFiles {
-    fn drop(&mut self) {
-        // What storage took in is gone already; the staging directory is emptied at the next start in any case.
-        for file in &self.files {
-            let _ = std::fs::remove_file(file);
-        }
-        if let Some(directory) = &self.directory {
-            let _ = std::fs::remove_dir_all(directory);
-        }
+        Ok(staged.files().to_vec())
     }
 }

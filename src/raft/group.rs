@@ -1,7 +1,6 @@
 //! The handle of one replica of one group: proposals, reads, members, messages from other replicas.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +22,7 @@ use super::metrics;
 use super::network::Network;
 use super::options::Options;
 use super::receive;
+use super::staged::Staged;
 use super::status::{Part, Status};
 use super::transport::{Kind, Transport};
 use super::types::{Command, Metrics, Raft, Snapshot, SnapshotMeta, TypeConfig};
@@ -193,14 +193,14 @@ impl Group {
         receive::dispatch(&self.inner.raft, kind, payload, answer);
     }
 
-    /// Takes in a snapshot that was received whole: its header and its files in order. What is left of the files
-    /// afterwards is removed. Returns this replica's vote, which tells the sender whether it still leads.
+    /// Takes in a snapshot that was received whole: its header and its files in order. Dropping the future leaves the
+    /// installation where it is, and the files with it. Returns this replica's vote, which tells the sender whether it still leads.
     pub async fn receive_snapshot(
         &self,
         header: proto::SnapshotHeader,
-        files: Vec<PathBuf>,
+        staged: Staged,
     ) -> Result<proto::Vote, SnapshotError> {
-        let files = SnapshotFiles::received(header.snapshot_id.clone(), files);
+        let files = SnapshotFiles::received(header.snapshot_id.clone(), staged);
         if header.group != self.shard().0 || header.to_replica != self.replica().0 {
             return Err(SnapshotError::Refused("it is meant for another replica".to_owned()));
         }

@@ -1,7 +1,7 @@
 //! Snapshots on their way: cut, chunked, checksummed and paced on one side; staged, checked and installed on the other.
 
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tonic::{Status, Streaming};
 use super::link::{endpoint, peer_client};
 use crate::node::host::Node;
 use crate::node::metrics;
-use crate::raft::{Cut, SnapshotError, TransportError};
+use crate::raft::{Cut, SnapshotError, Staged, TransportError};
 use crate::runtime::{random_u64, sleep, spawn, spawn_blocking, timeout};
 use crate::types::{ReplicaId, ShardId};
 use crate::wire::Channel;
@@ -163,68 +163,46 @@ pub async fn receive(
         .get(shard)
         .filter(|hosted| hosted.replica() == replica)
         .ok_or_else(|| Status::failed_precondition(format!("this node does not host {replica} of {shard}")))?;
-    let staged = Staged::new(&node.engine().staging(), shard).await?;
-    let files = staged.fill(chunks).await?;
-    let vote = hosted.group().receive_snapshot(header, files).await.map_err(|error| match error {
+    let staged = fill(&node.engine().staging(), shard, chunks).await?;
+    let vote = hosted.group().receive_snapshot(header, staged).await.map_err(|error| match error {
         SnapshotError::Refused(why) => Status::failed_precondition(why),
         SnapshotError::Stopped => Status::unavailable("the replica has stopped"),
     })?;
     Ok(vote)
 }
 
-/// A directory that goes away with its owner (the installed files are linked or moved out of it by then).
-struct Staged {
-    directory: PathBuf,
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        // What cannot be removed now is removed when the engine is opened next.
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
-}
-
-impl Staged {
-    async fn new(staging: &Path, shard: ShardId) -> Result<Staged, Status> {
-        let directory = staging.join(format!("in-{shard}-{:016x}", random_u64()));
-        let made = directory.clone();
-        on_disk(move || std::fs::create_dir_all(made))
-            .await
-            .map_err(|error| Status::internal(format!("cannot stage a snapshot: {error}")))?;
-        Ok(Staged { directory })
-    }
-
-    async fn fill(&self, mut chunks: Streaming<SnapshotChunk>) -> Result<Vec<PathBuf>, Status> {
-        let failed = |error: std::io::Error| Status::internal(format!("cannot stage a snapshot: {error}"));
-        let mut files: Vec<PathBuf> = Vec::new();
-        let mut open: Option<std::fs::File> = None;
-        loop {
-            match next(&mut chunks).await? {
-                Part::Header(_) => return Err(Status::invalid_argument("a second header")),
-                Part::Data(data) => {
-                    if crc32fast::hash(&data.bytes) != data.checksum {
-                        return Err(Status::data_loss("a chunk of the snapshot does not match its checksum"));
-                    }
-                    if data.file as usize == files.len() && data.file < FILES_MAX {
-                        close(open.take()).await.map_err(failed)?;
-                        let path = self.directory.join(format!("{:06}.sst", data.file));
-                        files.push(path.clone());
-                        open = Some(on_disk(move || std::fs::File::create(path)).await.map_err(failed)?);
-                    } else if data.file as usize + 1 != files.len() {
-                        return Err(Status::invalid_argument("the files of a snapshot come in order"));
-                    }
-                    if let Some(mut file) = open.take() {
-                        let written = on_disk(move || file.write_all(&data.bytes).map(|()| file)).await;
-                        open = Some(written.map_err(failed)?);
-                    }
+/// Writes what arrives into a staging directory of its own.
+async fn fill(staging: &Path, shard: ShardId, mut chunks: Streaming<SnapshotChunk>) -> Result<Staged, Status> {
+    let failed = |error: std::io::Error| Status::internal(format!("cannot stage a snapshot: {error}"));
+    let directory = staging.join(format!("in-{shard}-{:016x}", random_u64()));
+    let mut staged = on_disk(move || Staged::create(directory)).await.map_err(failed)?;
+    let mut open: Option<std::fs::File> = None;
+    loop {
+        match next(&mut chunks).await? {
+            Part::Header(_) => return Err(Status::invalid_argument("a second header")),
+            Part::Data(data) => {
+                if crc32fast::hash(&data.bytes) != data.checksum {
+                    return Err(Status::data_loss("a chunk of the snapshot does not match its checksum"));
                 }
-                Part::End(count) => {
+                if data.file as usize == staged.files().len() && data.file < FILES_MAX {
                     close(open.take()).await.map_err(failed)?;
-                    if count as usize != files.len() {
-                        return Err(Status::data_loss("files of the snapshot are missing"));
-                    }
-                    return Ok(files);
+                    let path = staged.directory().join(format!("{:06}.sst", data.file));
+                    staged.push(path.clone());
+                    open = Some(on_disk(move || std::fs::File::create(path)).await.map_err(failed)?);
+                } else if data.file as usize + 1 != staged.files().len() {
+                    return Err(Status::invalid_argument("the files of a snapshot come in order"));
                 }
+                if let Some(mut file) = open.take() {
+                    let written = on_disk(move || file.write_all(&data.bytes).map(|()| file)).await;
+                    open = Some(written.map_err(failed)?);
+                }
+            }
+            Part::End(count) => {
+                close(open.take()).await.map_err(failed)?;
+                if count as usize != staged.files().len() {
+                    return Err(Status::data_loss("files of the snapshot are missing"));
+                }
+                return Ok(staged);
             }
         }
     }

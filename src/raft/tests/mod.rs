@@ -11,7 +11,7 @@ mod suite;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +20,8 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::{
-    Cut, Cutter, Entry, Group, Kind, LogBounds, Machine, Options, Outgoing, Status, Timers, Transport, TransportError,
+    Cut, Cutter, Entry, Group, Kind, LogBounds, Machine, Options, Outgoing, Staged, Status, Timers, Transport,
+    TransportError,
 };
 use crate::keyspace::{side, version};
 use crate::runtime::{self, Clock, random_u64};
@@ -314,6 +315,8 @@ struct Net {
     groups: Mutex<HashMap<NodeId, (Group, PathBuf)>>,
     faults: Mutex<Faults>,
     snapshots: AtomicU64,
+    /// The next snapshot's sender gives up as soon as it is being installed.
+    gives_up: AtomicBool,
     conflicts: AtomicU64,
 }
 
@@ -388,21 +391,27 @@ impl Transport for Link {
             let unreachable = || TransportError::Unreachable("the link is cut".to_owned());
             let Some((group, staging)) = target.filter(|_| !net.is_cut(me, to)) else { return Err(unreachable()) };
             let directory = staging.join(format!("in-{:x}", random_u64()));
-            let files = runtime::spawn_blocking(move || {
-                std::fs::create_dir_all(&directory).expect("a directory can be made");
-                let mut files = Vec::new();
+            let staged = runtime::spawn_blocking(move || {
+                let mut staged = Staged::create(directory).expect("a directory can be made");
                 while let Some(from) = cut.next_file().expect("the cut can be written") {
-                    let file = directory.join(format!("{}", files.len()));
+                    let file = staged.directory().join(format!("{}", staged.files().len()));
                     std::fs::rename(&from, &file).or_else(|_| std::fs::copy(&from, &file).map(|_| ())).expect("copied");
                     let _ = std::fs::remove_file(&from);
-                    files.push(file);
+                    staged.push(file);
                 }
-                files
+                staged
             })
             .await
             .expect("no panic");
             net.snapshots.fetch_add(1, Ordering::Relaxed);
-            group.receive_snapshot(header, files).await.map_err(|error| TransportError::Refused(error.to_string()))
+            let mut receiving = Box::pin(group.receive_snapshot(header, staged));
+            if net.gives_up.swap(false, Ordering::Relaxed) {
+                // The installation has been asked for when the call breaks off.
+                let asked = futures::poll!(&mut receiving);
+                assert!(asked.is_pending(), "an installation takes a while");
+                return Err(unreachable());
+            }
+            receiving.await.map_err(|error| TransportError::Refused(error.to_string()))
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Logs are trimmed; who falls behind gets a snapshot.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use super::super::apply::{Applier, SnapshotFiles};
 use super::super::codec;
 use super::super::types::{Command, LeaderId, LogEntry, LogId, Payload, StoredMembership};
 use super::{Base, Cluster, On, SHARD, TestMachine, content, until};
-use crate::raft::{LogBounds, SnapshotError};
+use crate::raft::{LogBounds, SnapshotError, Staged};
 use crate::runtime;
 use crate::storage::Engine;
 use crate::types::ReplicaId;
@@ -176,26 +177,81 @@ async fn snapshots_that_no_leader_sends_are_refused() {
         ..Default::default()
     };
     let me = follower.replica;
-    let stray = tempfile::NamedTempFile::new().expect("a file").into_temp_path();
-    for (what, header, files) in [
-        ("for another replica", header(ReplicaId(99), term, (term, index + 5)), vec![stray.to_path_buf()]),
-        ("newer than its sender", header(me, term, (term + 1, index + 5)), vec![]),
-        ("against what is committed", header(me, term + 5, (term + 5, index)), vec![]),
-        ("without a position", proto::SnapshotHeader { mark: None, ..header(me, term, (term, 1)) }, vec![]),
-        ("without a vote", proto::SnapshotHeader { vote: None, ..header(me, term, (term, 1)) }, vec![]),
+    let directory = tempfile::tempdir().expect("a directory");
+    for (what, header) in [
+        ("for another replica", header(ReplicaId(99), term, (term, index + 5))),
+        ("newer than its sender", header(me, term, (term + 1, index + 5))),
+        ("against what is committed", header(me, term + 5, (term + 5, index))),
+        ("without a position", proto::SnapshotHeader { mark: None, ..header(me, term, (term, 1)) }),
+        ("without a vote", proto::SnapshotHeader { vote: None, ..header(me, term, (term, 1)) }),
     ] {
-        let refused = follower.group.receive_snapshot(header, files).await;
+        let staged = staged(directory.path());
+        let at = staged.directory().to_owned();
+        let refused = follower.group.receive_snapshot(header, staged).await;
         assert!(matches!(refused, Err(SnapshotError::Refused(_))), "{what}: {refused:?}");
+        assert!(!at.exists(), "the files of a refused snapshot go");
     }
-    assert!(!stray.exists(), "the files of a refused snapshot go");
     let index = cluster.write("all is well").await;
     cluster.agree_all(index).await;
     cluster.stop().await;
 }
 
+/// A directory of one file.
+fn staged(within: &Path) -> Staged {
+    let mut staged = Staged::create(within.join("staged")).expect("a directory");
+    let file = staged.directory().join("0");
+    std::fs::write(&file, "content").expect("written");
+    staged.push(file);
+    staged
+}
+
 #[test]
 fn files_received_go_with_the_snapshot() {
-    let file = tempfile::NamedTempFile::new().expect("a file").into_temp_path();
-    drop(SnapshotFiles::received("test".to_owned(), vec![file.to_path_buf()]));
-    assert!(!file.exists());
+    let directory = tempfile::tempdir().expect("a directory");
+    let files = SnapshotFiles::received("test".to_owned(), staged(directory.path()));
+    assert!(directory.path().join("staged/0").exists());
+    drop(files);
+    assert!(!directory.path().join("staged").exists());
+}
+
+async fn a_snapshot_whose_sender_gives_up_while_it_is_installed_does_no_harm(on: On) {
+    let mut cluster = Cluster::new(on, 3, 0, SMALL).await;
+    let first = cluster.write("first").await;
+    cluster.agree_all(first).await;
+    let leader = cluster.leader().await;
+    let behind = cluster.others(leader)[0];
+    cluster.crash(behind, false).await;
+    for number in 0..100 {
+        cluster.write(payload(number)).await;
+    }
+    for at in cluster.others(behind) {
+        let group = &cluster.hosts[at].group;
+        until("the log is trimmed", || group.status().purged.is_some_and(|purged| purged > first + 10)).await;
+    }
+    cluster.net.gives_up.store(true, Ordering::Relaxed);
+    cluster.restart(behind).await;
+    let index = cluster.write("last").await;
+    let applied = cluster.agree_all(index).await;
+    assert_eq!(applied.len(), 102);
+    assert!(!cluster.net.gives_up.load(Ordering::Relaxed), "a sender has given up");
+    let group = cluster.hosts[behind].group.clone();
+    assert_ne!(group.status().part, crate::raft::Part::Stopped);
+    let staging = cluster.hosts[behind].base.engine().staging();
+    until("nothing is left of the files", || {
+        std::fs::read_dir(&staging)
+            .expect("a directory")
+            .all(|entry| std::fs::read_dir(entry.expect("readable").path()).is_ok_and(|files| files.count() == 0))
+    })
+    .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_whose_sender_gives_up_while_it_is_installed_does_no_harm_in_memory() {
+    a_snapshot_whose_sender_gives_up_while_it_is_installed_does_no_harm(On::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_whose_sender_gives_up_while_it_is_installed_does_no_harm_on_rocksdb() {
+    a_snapshot_whose_sender_gives_up_while_it_is_installed_does_no_harm(On::Rocks).await;
 }
