@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::Control;
+use super::{Control, STEP_TIMEOUT};
 use crate::catalog::{Directory, NodeRow, change};
 use crate::node::{IdentityAnswer, JoinAnswer, JoinAsk, ask};
 use crate::types::{ClusterId, Error, Incarnation, NodeId, Reason, Result, ShardId};
@@ -23,17 +23,17 @@ impl Control {
             return Err(wrong_cluster(identity.cluster));
         }
         let row = question.row;
-        if self.node.directory().cluster().is_none() {
+        // A leader that is new may not know yet what the last one wrote, and a refusal here ends the node's process.
+        let directory = self.fresh_directory(self.node.clock().now() + STEP_TIMEOUT).await?;
+        if directory.cluster().is_none() {
             return Err(Error::new(Reason::NotReady, "the cluster is being founded; try again in a moment"));
         }
-        let replaced = self.refuse_taken(&row, question.cluster.is_some()).await?;
-        self.change(|directory: &Directory| match directory.node(row.id) {
-            Some(known) if known.incarnation != row.incarnation && Some(known.incarnation) == replaced => {
-                change::replace_incarnation(directory, &row).map(|write| Some(((), write)))
-            }
-            _ => Ok(change::join_node(directory, &row)?.map(|write| ((), write))),
-        })
-        .await?;
+        let gone = match directory.node(row.id) {
+            Some(known) => self.refuse_taken(known, &row, question.cluster.is_some()).await?,
+            None => None,
+        };
+        self.change(|directory: &Directory| Ok(change::admit_node(directory, &row, gone)?.map(|write| ((), write))))
+            .await?;
         let directory = self.node.directory();
         let system = directory
             .shard(ShardId::SYSTEM)
@@ -46,8 +46,7 @@ impl Control {
     }
 
     /// Refuses an id that someone else holds. Returns the incarnation whose place the newcomer may take.
-    async fn refuse_taken(&self, row: &NodeRow, member: bool) -> Result<Option<Incarnation>> {
-        let Some(known) = self.node.directory().node(row.id).cloned() else { return Ok(None) };
+    async fn refuse_taken(&self, known: &NodeRow, row: &NodeRow, member: bool) -> Result<Option<Incarnation>> {
         if known.incarnation == row.incarnation && known.address == row.address {
             return Ok(None);
         }

@@ -18,7 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 pub use nodes::{
-    SYSTEM_HISTORY_MS, SYSTEM_TABLE, SYSTEM_VOTERS_MAX, found_cluster, join_node, replace_incarnation, system_shard,
+    SYSTEM_HISTORY_MS, SYSTEM_TABLE, SYSTEM_VOTERS_MAX, admit_node, found_cluster, join_node, replace_incarnation,
+    system_shard,
 };
 pub use replicas::{REPLACEMENTS_MAX, add_system_replica, mend_node, replace_replica};
 pub use tables::{

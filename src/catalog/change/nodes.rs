@@ -6,8 +6,8 @@ use crate::catalog::directory::Directory;
 use crate::catalog::rows::{ClusterRow, Counter, NodeRow, RowKey};
 use crate::keyspace::Layout;
 use crate::types::{
-    ClusterId, Epoch, Error, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor,
-    ShardId, TableDescriptor, TableId, TableState,
+    ClusterId, Epoch, Error, Incarnation, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result,
+    ShardDescriptor, ShardId, TableDescriptor, TableId, TableState,
 };
 
 /// The name under which the catalog can be read.
@@ -86,6 +86,23 @@ pub fn found_cluster(cluster: ClusterId, created_ms: u64, founders: &[NodeRow]) 
     draft.counters.insert(Counter::Shard, FIRST_SHARD);
     draft.counters.insert(Counter::Replica, FIRST_REPLICA + shard.replicas.len() as u64);
     draft.finish()
+}
+
+/// What to write when a node asks to be let in, after whoever held its id was looked for: `gone` is the incarnation
+/// that was not to be found, whose place it may take. None if there is nothing to write.
+///
+/// `CONFLICT` if by now another one holds the id: it has to be looked for first, since it may be alive, or be this very
+/// node's start before the last.
+pub fn admit_node(directory: &Directory, row: &NodeRow, gone: Option<Incarnation>) -> Result<Option<Write>> {
+    match directory.node(row.id) {
+        Some(known) if known.incarnation == row.incarnation => join_node(directory, row),
+        None => join_node(directory, row),
+        Some(known) if Some(known.incarnation) == gone => replace_incarnation(directory, row).map(Some),
+        Some(_) => Err(Error::new(
+            Reason::Conflict,
+            format!("{} changed hands while its holder was being looked for; try again", row.id),
+        )),
+    }
 }
 
 /// A node joins, or says what has changed about it (addresses, zone, version). A new node gets a replica of shard 0

@@ -247,6 +247,29 @@ fn changes_are_golden() {
 }
 
 #[test]
+fn an_id_is_taken_over_only_from_the_one_that_was_looked_for() {
+    let mut model = founded(3);
+    let admit = |model: &Model, incarnation, gone: Option<u64>| {
+        admit_node(&model.directory(), &node(3, incarnation), gone.map(Incarnation))
+    };
+    let known = model.directory().node(NodeId(3)).expect("a founder").incarnation.0;
+    assert!(admit(&model, known, None).expect("it is the one").is_none());
+    // Its disk is lost, and of two starts with an empty one both ask; the first is written late, when the second's
+    // former holder has been looked for already. It must ask again, and not be told that it is somebody else.
+    let first = admit(&model, 501, Some(known)).expect("nobody holds it").expect("a write");
+    let second = admit(&model, 502, Some(known)).expect("nobody holds it").expect("a write");
+    model.write(&first).expect("written");
+    assert!(model.write(&second).is_none(), "of two rivals one wins");
+    assert_eq!(reason(admit(&model, 502, Some(known))), Reason::Conflict);
+    assert_eq!(reason(admit(&model, 502, None)), Reason::Conflict);
+    let second = admit(&model, 502, Some(501)).expect("the first start is gone").expect("a write");
+    model.write(&second).expect("written");
+    assert_eq!(model.directory().node(NodeId(3)).expect("a row").incarnation, Incarnation(502));
+    // One that never was here needs nobody's place.
+    assert!(admit_node(&model.directory(), &node(9, 9), None).expect("a newcomer").is_some());
+}
+
+#[test]
 fn wishes_that_make_no_sense_are_refused() {
     let directory = founded(3).directory();
     let create = |wish: &NewTable| create_table(&directory, wish, around(&directory, wish.replication as usize));
