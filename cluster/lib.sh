@@ -51,6 +51,8 @@ python_prerequisites() {
 build_environment() {
   local cache=${XDG_CACHE_HOME:-$HOME/.cache}/trivet
   export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
+  # Checksums of RocksDB by instruction instead of by table: needs a processor of 2010 or newer.
+  if [ "$(uname -m)" = x86_64 ]; then export CXXFLAGS="${CXXFLAGS:--msse4.2 -mpclmul}"; fi
   if command -v ccache >/dev/null; then
     export CC="ccache gcc" CXX="ccache g++" CCACHE_DIR=$cache/ccache CCACHE_MAXSIZE=4G CCACHE_BASEDIR=$HOME CCACHE_NOHASHDIR=1
   fi

@@ -1,4 +1,5 @@
-//! Which replica of each shard should lead, so that leaders are spread evenly.
+//! Which replica of each shard should lead, so that leaders are spread evenly: those of one table first, for its load
+//! comes all at once, and among equals those of all tables.
 
 use std::collections::VecDeque;
 
@@ -6,22 +7,25 @@ use super::Candidate;
 
 /// Puts the preferred leader first in each list of positions in `nodes`; the others keep their order.
 ///
-/// Each shard first takes its replica on the node that leads least for its capacity. Then leaderships are passed on
-/// along chains of shards, as long as that makes two nodes more even; what is left cannot be made more even.
+/// The lists are the shards of one table. Each shard first takes its replica on the node that leads least for its
+/// capacity. Then leaderships are passed on along chains of shards, as long as that makes two nodes more even; what is
+/// left cannot be made more even.
 pub fn first(nodes: &[Candidate], mut lists: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
     let mut leads: Vec<u64> = nodes.iter().map(|node| node.leaders.into()).collect();
+    // One leadership of this table outweighs all that there were before.
+    let weight = leads.iter().sum::<u64>() + 1;
     // Whether a node with one leader more is still less loaded than another is now.
     let evener = |leads: &[u64], to: usize, from: usize| {
-        (leads[to] + 1) * u64::from(nodes[from].capacity) < leads[from] * u64::from(nodes[to].capacity)
+        (leads[to] + weight) * u64::from(nodes[from].capacity) < leads[from] * u64::from(nodes[to].capacity)
     };
     for list in &mut lists {
         let least = |&a: &usize, &b: &usize| {
             let (a, b) = (list[a], list[b]);
-            let load = |at: usize, other: usize| (leads[at] + 1) * u64::from(nodes[other].capacity);
+            let load = |at: usize, other: usize| (leads[at] + weight) * u64::from(nodes[other].capacity);
             load(a, b).cmp(&load(b, a))
         };
         if let Some(leader) = (0..list.len()).min_by(least) {
-            leads[list[leader]] += 1;
+            leads[list[leader]] += weight;
             list[..=leader].rotate_right(1);
         }
     }
@@ -29,8 +33,8 @@ pub fn first(nodes: &[Candidate], mut lists: Vec<Vec<usize>>) -> Vec<Vec<usize>>
     while let Some(path) = chain(&lists, &leads, evener) {
         for &(shard, place) in &path {
             let list = &mut lists[shard];
-            leads[list[0]] -= 1;
-            leads[list[place]] += 1;
+            leads[list[0]] -= weight;
+            leads[list[place]] += weight;
             list[..=place].rotate_right(1);
         }
     }
@@ -100,9 +104,23 @@ mod tests {
     }
 
     #[test]
-    fn what_nodes_lead_already_counts() {
-        let led = first(&nodes(&[5, 0, 5]), vec![vec![0, 1, 2]; 4]);
-        assert!(led.iter().all(|list| list[0] == 1));
+    fn a_table_is_spread_evenly_whatever_its_nodes_lead_already() {
+        for before in [[5, 0, 5], [2, 0, 0], [1, 1, 0], [0, 900, 0]] {
+            let led = first(&nodes(&before), vec![vec![0, 1, 2]; 3]);
+            let counts = [0, 1, 2].map(|node| led.iter().filter(|list| list[0] == node).count());
+            assert_eq!(counts, [1, 1, 1], "before: {before:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_even_goes_to_those_that_lead_least() {
+        let counts = |before: &[u32], shards: usize| {
+            let led = first(&nodes(before), vec![vec![0, 1, 2]; shards]);
+            [0, 1, 2].map(|node| led.iter().filter(|list| list[0] == node).count())
+        };
+        assert_eq!(counts(&[5, 0, 5], 4), [1, 2, 1]);
+        assert_eq!(counts(&[5, 0, 5], 1), [0, 1, 0]);
+        assert_eq!(counts(&[0, 7, 3], 5), [2, 1, 2]);
     }
 
     #[test]
@@ -111,8 +129,8 @@ mod tests {
         let led = first(&nodes(&[0, 0]), vec![vec![0, 1], vec![0], vec![0]]);
         assert_eq!(led[0], [1, 0]);
         // Node 2 can be relieved only by way of node 1.
-        let led = first(&nodes(&[0, 1, 2]), vec![vec![2], vec![2, 1], vec![1, 0], vec![1, 0]]);
+        let led = first(&nodes(&[0, 0, 0]), vec![vec![2], vec![2, 1], vec![2, 1], vec![1, 0], vec![1, 0], vec![1]]);
         let counts = [0, 1, 2].map(|node| led.iter().filter(|list| list[0] == node).count());
-        assert_eq!(counts, [2, 1, 1]);
+        assert_eq!(counts, [2, 2, 2]);
     }
 }

@@ -164,7 +164,7 @@ pub fn decode_entry(bytes: Bytes) -> Result<LogEntry> {
 }
 
 /// An append request as a frame's payload. Entries from the log store carry their bytes already.
-pub fn encode_append(request: &AppendRequest) -> Bytes {
+pub fn encode_append(request: &AppendRequest, held: u64) -> Bytes {
     encode(&proto::AppendRequest {
         vote: Some(vote_to_proto(&request.vote)),
         previous: request.prev_log_id.as_ref().map(log_id_to_proto),
@@ -172,18 +172,20 @@ pub fn encode_append(request: &AppendRequest) -> Bytes {
         entries: (request.entries.iter())
             .map(|entry| entry.encoded.clone().unwrap_or_else(|| encode_entry(entry)))
             .collect(),
+        held,
     })
 }
 
-/// The append request in a frame.
-pub fn decode_append(bytes: Bytes) -> Result<AppendRequest> {
+/// The append request in a frame, and the last entry that all members hold.
+pub fn decode_append(bytes: Bytes) -> Result<(AppendRequest, u64)> {
     let message: proto::AppendRequest = decode("an append request", bytes)?;
-    Ok(AppendRequest {
+    let request = AppendRequest {
         vote: vote_from_proto(message.vote)?,
         prev_log_id: message.previous.map(log_id_from_proto),
         entries: message.entries.into_iter().map(decode_entry).collect::<Result<_>>()?,
         leader_commit: message.commit.map(log_id_from_proto),
-    })
+    };
+    Ok((request, message.held))
 }
 
 /// The answer to an append request as a frame's payload.
@@ -320,7 +322,8 @@ mod tests {
             entries: entries.clone(),
             leader_commit: None,
         };
-        let decoded = decode_append(encode_append(&append)).expect("decodes");
+        let (decoded, held) = decode_append(encode_append(&append, 77)).expect("decodes");
+        assert_eq!(held, 77);
         assert_eq!((decoded.vote, decoded.prev_log_id, decoded.leader_commit), (append.vote, append.prev_log_id, None));
         assert_eq!(decoded.entries, entries);
         let mut request = VoteRequest::new(Vote::new(3, 4), Some(id(5)));

@@ -62,14 +62,15 @@ fn check_members(entry: &LogEntry) {
 
 fn append(bytes: &Bytes) {
     let read = codec::decode_append(bytes.clone());
-    let carries = read.as_ref().is_ok_and(|request| !request.entries.is_empty());
+    let carries = read.as_ref().is_ok_and(|(request, _)| !request.entries.is_empty());
     assert_eq!(carries_entries(Kind::Append, bytes), carries);
     assert!(!carries_entries(Kind::Vote, bytes));
-    let Ok(request) = read else { return };
+    let Ok((request, held)) = read else { return };
     let facts =
         |request: &AppendRequest| (request.vote, request.prev_log_id, request.leader_commit, request.entries.clone());
-    let again = codec::decode_append(codec::encode_append(&request)).expect("it was just encoded");
-    assert_eq!(facts(&again), facts(&request));
+    let (again, also_held) =
+        codec::decode_append(codec::encode_append(&request, held)).expect("it was just encoded");
+    assert_eq!((facts(&again), also_held), (facts(&request), held));
 }
 
 /// An answer says how far the logs agree, or why not; said again it means the same.

@@ -70,7 +70,7 @@ impl Group {
             .map_err(|error| GroupError::Start(error.to_string()))?;
         let (applier, applied) = Applier::open(options.shard, machine, engine, log.clone())
             .map_err(|error| GroupError::Start(error.to_string()))?;
-        let network = Network::new(options.shard, options.replica, options.timers, transport, clock);
+        let network = Network::new(options.shard, options.replica, options.timers, log.clone(), transport, clock);
         let raft = Raft::new(options.replica.0, config, network, log.clone(), applier)
             .await
             .map_err(|error| GroupError::Start(error.to_string()))?;
@@ -190,7 +190,7 @@ impl Group {
             let _ = answer.send(Err(format!("a message from {from} for {to} reached {}", self.replica())));
             return;
         }
-        receive::dispatch(&self.inner.raft, kind, payload, answer);
+        receive::dispatch(&self.inner.raft, &self.inner.log, kind, payload, answer);
     }
 
     /// Takes in a snapshot that was received whole: its header and its files in order. Dropping the future leaves the
@@ -238,7 +238,7 @@ impl Group {
     /// Makes the applied state durable and removes the log before it, but for the tail that is kept. The group does
     /// this by itself when its log has grown ([`super::LogBounds`]).
     pub async fn snapshot_and_purge(&self) {
-        keeper::snapshot_and_purge(&self.inner).await;
+        keeper::trim(&self.inner, true).await;
     }
 
     /// Stops the replica and waits until its machine is gone: nothing is written afterwards. Pending proposals end as

@@ -11,11 +11,11 @@ use openraft::type_config::async_runtime::watch::WatchReceiver;
 
 use super::group::{Inner, status_of};
 use super::metrics;
-use super::types::ServerMetrics;
+use super::types::{Metrics, ServerMetrics};
 use crate::runtime::{self, Task};
 
 /// The shortest pause between two trimmings of one log.
-const TRIM_PAUSE: Duration = Duration::from_secs(1);
+const TRIM_PAUSE: Duration = Duration::from_millis(250);
 /// How long a trimming waits for the applied state to become durable; afterwards it is tried again.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -39,7 +39,7 @@ pub fn spawn(inner: &Arc<Inner>) -> Task<()> {
                     idle = false;
                     let inner = &inner;
                     trimming = Some(async move {
-                        snapshot_and_purge(inner).await;
+                        trim(inner, false).await;
                         runtime::sleep(TRIM_PAUSE).await;
                     }.boxed()).into();
                 }
@@ -75,11 +75,24 @@ fn publish(inner: &Inner, server: &ServerMetrics) {
     });
 }
 
-/// Makes the applied state durable, then removes the log before it but for the tail to be kept.
-pub async fn snapshot_and_purge(inner: &Inner) {
+/// The last entry that every member holds, as far as this replica knows because it leads.
+fn held_by_all(metrics: &Metrics) -> Option<u64> {
+    let replication = metrics.replication.as_ref()?;
+    let members = metrics.membership_config.membership().nodes();
+    members.map(|(member, _)| replication.get(member)?.map(|id| id.index)).min()?
+}
+
+/// Makes the applied state durable, then removes the log before it but for the tail to be kept; with `all` also what
+/// some member lacks, though there is not much of it.
+pub async fn trim(inner: &Inner, all: bool) {
     let mut report = inner.raft.metrics();
-    let applied = report.borrow_watched().last_applied.map(|id| id.index);
-    let Some(upto) = applied.and_then(|applied| inner.log.purgeable(applied)) else { return };
+    let (applied, held) = {
+        let report = report.borrow_watched();
+        (report.last_applied.map(|id| id.index), held_by_all(&report))
+    };
+    // Followers learn it with the next entries.
+    held.into_iter().for_each(|index| inner.log.note_held(index));
+    let Some(upto) = applied.and_then(|applied| inner.log.purgeable(applied, all)) else { return };
     if inner.raft.trigger().snapshot().await.is_err() {
         return;
     }

@@ -10,6 +10,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::future::Either;
@@ -51,6 +52,8 @@ struct Shared {
     state: Mutex<State>,
     /// Told when there is more log than is to be kept.
     full: Notify,
+    /// The last entry known to be held by every member of the group.
+    held: AtomicU64,
     closed: CancellationToken,
 }
 
@@ -92,7 +95,7 @@ impl LogStore {
         // Entries at or before the purged one can be left over from a purge that was cut short by a snapshot.
         let last = newest.map(|entry| entry.id).filter(|id| id.index >= after(purged)).or(purged);
         let state =
-            State { vote, purged, last, cache: Cache::default(), sizes: Sizes::new(bounds.keep_bytes), told: false };
+            State { vote, purged, last, cache: Cache::default(), sizes: Sizes::new(bounds.keep_bytes.min(bounds.held_keep_bytes)), told: false };
         let written = writer.written(group);
         let shared = Shared {
             group,
@@ -102,6 +105,7 @@ impl LogStore {
             bounds,
             state: Mutex::new(state),
             full: Notify::new(),
+            held: AtomicU64::new(0),
             closed: CancellationToken::new(),
         };
         let log = LogStore { shared: Arc::new(shared) };
@@ -133,11 +137,28 @@ impl LogStore {
         self.shared.full.notified().await;
     }
 
-    /// The last entry that can be removed so that the tail to be kept stays, if that is worth the trouble.
-    pub fn purgeable(&self, applied: u64) -> Option<u64> {
+    /// The last entry known to be held by every member, 0 if none is.
+    pub fn held(&self) -> u64 {
+        self.shared.held.load(Ordering::Relaxed)
+    }
+
+    /// Every member of the group holds the entries up to and with `index`. A hint: if a member that joins later needs
+    /// them, it gets a snapshot.
+    pub fn note_held(&self, index: u64) {
+        self.shared.held.fetch_max(index, Ordering::Relaxed);
+    }
+
+    /// The last applied entry that can be removed so that the tail to be kept stays, if that is worth the trouble. What
+    /// some member lacks goes only if there is too much of it, or if `all` says so.
+    pub fn purgeable(&self, applied: u64, all: bool) -> Option<u64> {
+        let bounds = &self.shared.bounds;
         let mut state = self.shared.state.lock();
         state.told = false;
-        state.sizes.purgeable(self.shared.bounds.keep_bytes, applied)
+        let held = state.sizes.purgeable(bounds.held_keep_bytes, applied.min(self.held()));
+        let any = (all || state.sizes.bytes() > bounds.bytes_max)
+            .then(|| state.sizes.purgeable(bounds.keep_bytes, applied))
+            .flatten();
+        held.max(any)
     }
 
     /// Waits until the entry at `index`, as this log has it now, is in the write-ahead log: then whatever is written
@@ -367,7 +388,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 state.cache.push(entry);
             }
             state.cache.shrink(CACHE_BYTES_MAX, self.shared.written.index());
-            if !state.told && state.sizes.bytes() > self.shared.bounds.bytes_max {
+            let LogBounds { bytes_max, held_bytes_max, .. } = self.shared.bounds;
+            if !state.told && state.sizes.bytes() > bytes_max.min(held_bytes_max) {
                 state.told = true;
                 self.shared.full.notify_one();
             }

@@ -32,6 +32,7 @@ use tokio::sync::oneshot;
 
 use super::apply::SnapshotFiles;
 use super::codec;
+use super::log::LogStore;
 use super::metrics;
 use super::options::Timers;
 use super::transport::{Kind, Outgoing, Transport, TransportError};
@@ -58,6 +59,8 @@ pub struct Network {
     from: ReplicaId,
     /// How long an answer to an append may take: longer than any healthy sync of a log, short enough to notice.
     patience: Duration,
+    /// Knows which entries all members hold.
+    log: LogStore,
     transport: Arc<dyn Transport>,
     clock: Clock,
 }
@@ -68,10 +71,11 @@ impl Network {
         group: ShardId,
         from: ReplicaId,
         timers: Timers,
+        log: LogStore,
         transport: Arc<dyn Transport>,
         clock: Clock,
     ) -> Network {
-        Network { group, from, patience: 2 * timers.election_max, transport, clock }
+        Network { group, from, patience: 2 * timers.election_max, log, transport, clock }
     }
 }
 
@@ -301,7 +305,7 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Appends<S> {
     fn send(&mut self, request: AppendRequest) {
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.id).or(previous);
-        let payload = codec::encode_append(&request);
+        let payload = codec::encode_append(&request, self.peer.network.log.held());
         let bytes = payload.len();
         let answer = self.peer.send(Kind::Append, payload);
         self.bytes += bytes;

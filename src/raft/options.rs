@@ -46,16 +46,21 @@ impl Default for Timers {
 /// How much log a replica keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogBounds {
-    /// Bytes of log after which the applied part is trimmed.
+    /// Bytes of log after which the applied part is trimmed, whoever lags.
     pub bytes_max: u64,
-    /// Bytes of applied log that are kept for replicas which lag a little. More than is written while a snapshot of
-    /// the shard travels, or a replica that fell behind would need one snapshot after the other.
+    /// Bytes of applied log that are then kept for replicas which lag. More than is written while a snapshot of the
+    /// shard travels, or a replica that fell behind would need one snapshot after the other.
     pub keep_bytes: u64,
+    /// Bytes of log after which the part that every member holds is trimmed. Little, so that entries go before storage
+    /// moves them from memory to files: that was half of what compaction had to do under a load of writes.
+    pub held_bytes_max: u64,
+    /// Bytes of log that every member holds and that are kept all the same.
+    pub held_keep_bytes: u64,
 }
 
 impl Default for LogBounds {
     fn default() -> LogBounds {
-        LogBounds { bytes_max: 32 << 20, keep_bytes: 16 << 20 }
+        LogBounds { bytes_max: 32 << 20, keep_bytes: 16 << 20, held_bytes_max: 3 << 20, held_keep_bytes: 1 << 20 }
     }
 }
 

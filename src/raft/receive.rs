@@ -14,6 +14,7 @@ use openraft::raft::TransferLeaderError;
 use tokio::sync::oneshot;
 
 use super::codec::{self, CodecError};
+use super::log::LogStore;
 use super::transport::Kind;
 use super::types::{Raft, VoteResponse};
 use crate::runtime;
@@ -21,8 +22,8 @@ use crate::runtime;
 type Handler = Pin<Box<dyn Future<Output = Result<Bytes, String>> + Send>>;
 
 /// Hands a message to the core and sees to its answer.
-pub fn dispatch(raft: &Raft, kind: Kind, payload: Bytes, answer: oneshot::Sender<Result<Bytes, String>>) {
-    let handler = match handler(raft.clone(), kind, payload) {
+pub fn dispatch(raft: &Raft, log: &LogStore, kind: Kind, payload: Bytes, answer: oneshot::Sender<Result<Bytes, String>>) {
+    let handler = match handler(raft.clone(), log, kind, payload) {
         Ok(handler) => handler,
         Err(error) => {
             let _ = answer.send(Err(error.to_string()));
@@ -46,15 +47,16 @@ pub fn dispatch(raft: &Raft, kind: Kind, payload: Bytes, answer: oneshot::Sender
 
 /// Whether a message would make the log of its receiver longer. (A heartbeat does not.)
 pub fn carries_entries(kind: Kind, payload: &Bytes) -> bool {
-    kind == Kind::Append && codec::decode_append(payload.clone()).is_ok_and(|request| !request.entries.is_empty())
+    kind == Kind::Append && codec::decode_append(payload.clone()).is_ok_and(|(request, _)| !request.entries.is_empty())
 }
 
-fn handler(raft: Raft, kind: Kind, payload: Bytes) -> Result<Handler, CodecError> {
+fn handler(raft: Raft, log: &LogStore, kind: Kind, payload: Bytes) -> Result<Handler, CodecError> {
     Ok(match kind {
         Kind::Append => {
             // Entries stay in the cache as slices of what they came in. The connection's buffer also holds the frames
             // of other groups and must not be kept for the sake of a few of them.
-            let request = codec::decode_append(Bytes::copy_from_slice(&payload))?;
+            let (request, held) = codec::decode_append(Bytes::copy_from_slice(&payload))?;
+            log.note_held(held);
             Box::pin(async move {
                 let response = raft.append_entries(request).await.map_err(|error| error.to_string())?;
                 Ok(codec::encode_append_response(&response))

@@ -92,6 +92,8 @@ pub struct Proposal {
     pub checksum: Option<u64>,
     /// No later version may lie at or before this.
     pub passed: Option<Timestamp>,
+    /// The versions of single puts may carry the outcomes of their requests.
+    pub versions_carry_outcomes: bool,
 }
 
 impl Proposal {
@@ -104,6 +106,7 @@ impl Proposal {
             horizon: self.horizon.map(|timestamp| timestamp.0),
             checksum: self.checksum,
             passed: self.passed.map(|timestamp| timestamp.0),
+            versions_carry_outcomes: self.versions_carry_outcomes,
         })
     }
 
@@ -117,6 +120,7 @@ impl Proposal {
             horizon: proposal.horizon.map(Timestamp),
             checksum: proposal.checksum,
             passed: proposal.passed.map(Timestamp),
+            versions_carry_outcomes: proposal.versions_carry_outcomes,
         })
     }
 }
@@ -205,6 +209,7 @@ mod tests {
             horizon: Some(Timestamp(5)),
             checksum: Some(1),
             passed: Some(Timestamp(6)),
+            versions_carry_outcomes: true,
         };
         assert_eq!(Proposal::decode(proposal.encode()).unwrap(), proposal);
     }

@@ -64,7 +64,7 @@ pub struct Shard {
     pub(super) engine: Arc<dyn Engine>,
     writer: LogWriter,
     pub(super) clock: Clock,
-    history_ms: AtomicU64,
+    history_ms: Arc<AtomicU64>,
     queue: mpsc::Sender<Pending>,
     pub(super) gate: mpsc::Sender<Waiting>,
 }
@@ -104,7 +104,8 @@ impl Shard {
                 .await?;
         let (queue, queued) = mpsc::channel(proposer::QUEUE_COMMANDS_MAX);
         let (gate, waiting) = mpsc::channel(gate::QUEUE_READS_MAX);
-        spawn(proposer::run(group.clone(), writer.clone(), clock.clone(), queued));
+        let history_ms = Arc::new(AtomicU64::new(options.history_ms));
+        spawn(proposer::run(group.clone(), writer.clone(), clock.clone(), history_ms.clone(), queued));
         spawn(gate::run(group.clone(), clock.clone(), waiting));
         Ok(Arc::new(Shard {
             id: options.shard,
@@ -115,7 +116,7 @@ impl Shard {
             engine,
             writer,
             clock,
-            history_ms: AtomicU64::new(options.history_ms),
+            history_ms,
             queue,
             gate,
         }))

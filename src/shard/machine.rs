@@ -15,13 +15,14 @@ use tokio::sync::watch;
 use super::command::{Command, Proposal};
 use super::evaluate::{Scratch, evaluate};
 use super::metrics;
-use super::outcomes::{Place, RECENT_OUTCOMES_MAX, Recent, RecentOutcomes, Record, Verdict, place};
+use super::outcomes::{self, Place, RECENT_OUTCOMES_MAX, Recent, RecentOutcomes, Record, Verdict, place};
 use super::snapshot::{self, ShardCutter};
 use super::state::{REQUEST_RETENTION_MS, State, requests_from};
 use crate::keyspace::{side, version};
 use crate::raft::{Cutter, Entry, Machine};
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Clock, Instant};
+use crate::storage::mvcc::Origin;
 use crate::storage::{self, Batch, Engine, Family, Lookup, Reader, Tier};
 use crate::types::{Error, Outcomes, Reason, ShardId, Timestamp};
 
@@ -107,16 +108,17 @@ impl ShardMachine {
         let key = side::outcome(anchor, *client, *sequence);
         match self.engine.get(Family::Data, &key, Tier::Disk)? {
             Lookup::Found(bytes) => Record::decode(bytes).map(Some).map_err(storage::Error::from),
-            Lookup::Missing => Ok(None),
+            Lookup::Missing => outcomes::carried(&*self.engine, place, issued_ms, self.state.carried_until),
             Lookup::NeedsDisk => unreachable!("a read of the disk tier always knows"),
         }
     }
 
-    /// Decides one command and adds its effects to the batch.
+    /// Decides one command and adds its effects to the batch; the version may carry the outcome if `carry` says so.
     fn apply_command(
         &mut self,
         command: &Command,
         stamped: Timestamp,
+        carry: bool,
         scratch: &mut Scratch<'_>,
         batch: &mut Batch,
     ) -> storage::Result<Verdict> {
@@ -142,8 +144,15 @@ impl ShardMachine {
         self.state.last_timestamp = timestamp;
         self.state.requests_from_ms = self.state.requests_from_ms.max(requests_from(timestamp));
         let decided = evaluate(write, timestamp, self.state.horizon, scratch)?;
+        let carry = carry && outcomes::is_carried(write, timestamp);
+        let origin = write.request.filter(|_| carry).map(|request| Origin {
+            client: request.client,
+            sequence: request.sequence,
+            issued_ms: request.issued_ms,
+            fingerprint,
+        });
         for (key, value) in &decided.versions {
-            batch.put(Family::Data, version::key(key, value.timestamp), value.encode());
+            batch.put(Family::Data, version::key(key, value.timestamp), value.encode_from(origin.as_ref()));
         }
         scratch.write(decided.versions);
         if let Some(request) = &write.request {
@@ -153,7 +162,11 @@ impl ShardMachine {
                 decided: timestamp,
                 verdict: decided.verdict.clone(),
             };
-            batch.put(Family::Data, side::outcome(anchor, request.client, request.sequence), record.encode());
+            if carry {
+                self.state.carried_until = timestamp;
+            } else {
+                batch.put(Family::Data, side::outcome(anchor, request.client, request.sequence), record.encode());
+            }
             self.state.issued_max_ms = self.state.issued_max_ms.max(request.issued_ms);
             // Before it is stored: a repeat may stand in the same batch.
             self.recent.insert(place(anchor, request), record);
@@ -215,14 +228,18 @@ impl ShardMachine {
     ) -> storage::Result<Outcomes> {
         let mut outcomes: Outcomes = Vec::with_capacity(proposal.commands.len());
         for command in &proposal.commands {
-            outcomes.push(self.apply_command(command, proposal.stamped, scratch, batch)?);
+            let carry = proposal.versions_carry_outcomes;
+            outcomes.push(self.apply_command(command, proposal.stamped, carry, scratch, batch)?);
         }
         if let Some(passed) = proposal.passed {
             self.state.last_timestamp = self.state.last_timestamp.max(passed);
         }
         if let Some(horizon) = proposal.horizon {
-            self.state.horizon = self.state.horizon.max(horizon.min(self.state.last_timestamp));
             self.state.requests_from_ms = self.state.requests_from_ms.max(requests_from(proposal.stamped));
+            // Whatever the table's history is now: versions that carry outcomes stay until nobody may ask for those.
+            let carried_from = outcomes::carried_from(self.state.requests_from_ms);
+            let limit = if self.state.carried_until < carried_from { Timestamp::MAX } else { carried_from.previous() };
+            self.state.horizon = self.state.horizon.max(horizon.min(self.state.last_timestamp).min(limit));
         }
         Ok(outcomes)
     }
@@ -234,6 +251,8 @@ impl ShardMachine {
             self.engine.write(std::mem::take(&mut batch))?;
         }
         batch.put(Family::Data, side::applied(self.shard), self.state.encode());
+        // Neighbours one after the other: a sorted memtable takes them in with fewer steps.
+        batch.changes.sort_by(|a, b| a.key().cmp(b.key()));
         self.engine.write(batch)?;
         self.shared.state.store(Arc::new(self.state.clone()));
         self.publish_horizon();

@@ -4,6 +4,11 @@
 //! than that are refused before they get here (`requests_from_ms`), so a record may go once its request would be
 //! refused.
 //!
+//! The outcome of the commonest request, a single put, is known from the version that it made. If the table keeps its
+//! history for longer than requests are remembered, the version carries the id of its request (`storage::mvcc::Origin`)
+//! and there is no record: half of what storage would have to take in. A version is found again by the time at which the
+//! request says it was issued; if that is far from the time of the version ([`is_carried`]), there is a record after all.
+//!
 //! A record lies in family `Data` under the encoded key of the command's first key, so it moves with its range. So a
 //! request id is one with its first key: the same id with another payload is refused if that key is the same, and is
 //! another request if it is not. The cache answers "never seen" without touching the disk: it holds *every* record issued at or after `covered_from_ms`.
@@ -14,11 +19,22 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use prost::Message;
 
-use crate::types::{Error, Observed, Outcome, Reason, RequestId, Result, Timestamp, Versioned};
+use super::state::REQUEST_RETENTION_MS;
+use crate::storage::mvcc::{self, Origin};
+use crate::storage::{self, Reader};
+use crate::types::{Action, Error, Observed, Outcome, Reason, RequestId, Result, Timestamp, Versioned, Write};
 use crate::wire::proto::internal as log;
 
 /// Outcomes kept in memory per replica: several seconds of writes of a busy shard, about 2 MB.
 pub const RECENT_OUTCOMES_MAX: usize = 8_192;
+
+/// The least history of a table whose versions carry outcomes: ample, so that what keeps the horizon behind them
+/// ([`super::machine`]) never has to.
+pub const CARRYING_HISTORY_MS_MIN: u64 = 2 * REQUEST_RETENTION_MS;
+/// How long before the time of its issue a request may be decided, by the clocks, for its version to carry its outcome.
+const CARRIED_EARLY_MS: u64 = 500;
+/// How long after it: a busy shard's first attempt. Repeats look at all versions of a key in this time.
+const CARRIED_LATE_MS: u64 = 2_000;
 
 /// What a request brought about: its outcome, or its deterministic refusal.
 pub type Verdict = Result<Outcome>;
@@ -107,6 +123,47 @@ impl Record {
             verdict,
         })
     }
+}
+
+/// Whether the version of a write, decided at `timestamp`, can stand for its record.
+pub fn is_carried(write: &Write, timestamp: Timestamp) -> bool {
+    let single_put = write.conditions.is_empty()
+        && matches!(write.operations.as_slice(), [operation] if matches!(operation.action, Action::Put { .. }));
+    single_put
+        && write.request.is_some_and(|request| {
+            let (from, to) = carried_within(request.issued_ms);
+            from <= timestamp && timestamp <= to
+        })
+}
+
+/// The times of the versions that may carry the outcome of a request issued at `issued_ms`.
+fn carried_within(issued_ms: u64) -> (Timestamp, Timestamp) {
+    let from = Timestamp::from_millis(issued_ms.saturating_sub(CARRIED_EARLY_MS));
+    let beyond = Timestamp::from_millis(issued_ms.saturating_add(CARRIED_LATE_MS + 1));
+    (from, beyond.previous())
+}
+
+/// Versions before this carry no outcome that may still be asked for, when requests from `requests_from_ms` on are taken.
+pub fn carried_from(requests_from_ms: u64) -> Timestamp {
+    carried_within(requests_from_ms).0
+}
+
+/// The record of a request as the version that it wrote tells it, if there is one. Reads the disk.
+pub fn carried(
+    reader: &dyn Reader,
+    (anchor, client, sequence): &Place,
+    issued_ms: u64,
+    carried_until: Timestamp,
+) -> storage::Result<Option<Record>> {
+    let (from, to) = carried_within(issued_ms);
+    if carried_until < from {
+        return Ok(None);
+    }
+    let found = mvcc::written_by(reader, anchor, (*client, *sequence), from, to)?;
+    Ok(found.map(|(timestamp, Origin { issued_ms, fingerprint, .. })| {
+        let verdict = Ok(Outcome { applied: true, timestamp, ..Outcome::default() });
+        Record { issued_ms, fingerprint, decided: timestamp, verdict }
+    }))
 }
 
 /// Where a record lies: under the encoded key of its command's first key, by client and sequence. Part of the question

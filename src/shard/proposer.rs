@@ -4,6 +4,8 @@
 //! entries and an idle one answers at once.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -11,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::command;
 use super::metrics;
+use super::outcomes::CARRYING_HISTORY_MS_MIN;
 use crate::raft::{Group, ProposeError};
 use crate::runtime::{Clock, yield_now};
 use crate::storage::LogWriter;
@@ -49,8 +52,14 @@ pub enum PendingKind {
     Checksum(u64),
 }
 
-/// Runs until the last sender is gone.
-pub async fn run(group: Group, writer: LogWriter, clock: Clock, mut queue: mpsc::Receiver<Pending>) {
+/// Runs until the last sender is gone. `history_ms` is how long the table keeps replaced versions.
+pub async fn run(
+    group: Group,
+    writer: LogWriter,
+    clock: Clock,
+    history_ms: Arc<AtomicU64>,
+    mut queue: mpsc::Receiver<Pending>,
+) {
     let mut waiting: VecDeque<Pending> = VecDeque::new();
     let mut taken = Vec::new();
     let mut in_flight = FuturesUnordered::new();
@@ -80,7 +89,8 @@ pub async fn run(group: Group, writer: LogWriter, clock: Clock, mut queue: mpsc:
             }
         }
         if !waiting.is_empty() && in_flight.len() < PROPOSALS_IN_FLIGHT_MAX {
-            let (payload, answers) = gather(&mut waiting, &clock);
+            let carry = history_ms.load(Ordering::Relaxed) >= CARRYING_HISTORY_MS_MIN;
+            let (payload, answers) = gather(&mut waiting, &clock, carry);
             writer.note_crowd(answers.len());
             let group = group.clone();
             in_flight.push(async move { (group.propose(payload).await, answers) });
@@ -102,7 +112,7 @@ pub async fn run(group: Group, writer: LogWriter, clock: Clock, mut queue: mpsc:
 type Answers = Vec<oneshot::Sender<Result<Outcome, Error>>>;
 
 /// Takes the next proposal's worth of commands.
-fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock) -> (bytes::Bytes, Answers) {
+fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock, versions_carry_outcomes: bool) -> (bytes::Bytes, Answers) {
     let mut commands = Vec::new();
     let mut answers = Vec::new();
     let mut horizon = None;
@@ -135,6 +145,7 @@ fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock) -> (bytes::Bytes, Answ
         horizon: horizon.map(|timestamp: Timestamp| timestamp.0),
         checksum,
         passed: passed.map(|timestamp: Timestamp| timestamp.0),
+        versions_carry_outcomes,
     };
     (command::encode(proposal), answers)
 }

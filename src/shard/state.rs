@@ -35,6 +35,9 @@ pub struct State {
     pub requests_from_ms: u64,
     /// The newest `issued_ms` of any request seen.
     pub issued_max_ms: u64,
+    /// The newest version that carries the outcome of its request: the horizon stays behind such versions for as long
+    /// as their requests may come again.
+    pub carried_until: Timestamp,
     /// Raft's position and membership, opaque here.
     pub mark: Option<Bytes>,
 }
@@ -51,6 +54,7 @@ impl State {
             horizon: Timestamp::ZERO,
             requests_from_ms: 0,
             issued_max_ms: 0,
+            carried_until: Timestamp::ZERO,
             mark: None,
         }
     }
@@ -72,6 +76,7 @@ impl State {
             table: self.table.0,
             requests_from_ms: self.requests_from_ms,
             issued_max_ms: self.issued_max_ms,
+            carried_until: self.carried_until.0,
         };
         record.encode_to_vec().into()
     }
@@ -90,6 +95,7 @@ impl State {
             horizon: Timestamp(record.horizon),
             requests_from_ms: record.requests_from_ms,
             issued_max_ms: record.issued_max_ms,
+            carried_until: Timestamp(record.carried_until),
             mark: (!record.mark.is_empty()).then_some(record.mark),
         })
     }
@@ -108,6 +114,7 @@ mod tests {
         state.horizon = Timestamp(8);
         state.requests_from_ms = 7;
         state.issued_max_ms = 6;
+        state.carried_until = Timestamp(5);
         assert_eq!(State::decode(state.encode()).unwrap(), state);
         assert!(state.owns(b"a") && state.owns(b"az") && !state.owns(b"b"));
     }

@@ -420,15 +420,112 @@ fn any_proposal() -> impl Strategy<Value = Proposal> {
     let command =
         (any_write(), 0..10u64).prop_map(|(write, epoch)| Command { epoch: Epoch(u64::from(epoch > 0)), write });
     let seldom = || prop::option::weighted(0.1, 0..3_000u64);
-    (0..4_000u64, prop::collection::vec(command, 0..4), seldom(), seldom()).prop_map(
-        |(ahead, commands, horizon, passed)| Proposal {
+    (0..4_000u64, prop::collection::vec(command, 0..4), seldom(), seldom(), any::<bool>()).prop_map(
+        |(ahead, commands, horizon, passed, versions_carry_outcomes)| Proposal {
             stamped: Timestamp::from_millis(NOW_MS + ahead),
             commands,
             horizon: horizon.map(|ahead| Timestamp::from_millis(NOW_MS + ahead)),
             checksum: None,
             passed: passed.map(|ahead| Timestamp::from_millis(NOW_MS + ahead)),
+            versions_carry_outcomes,
         },
     )
+}
+
+/// A put under a request id, in a table whose versions carry outcomes.
+fn carrying(replica: &mut Replica, stamped_ms: u64, write: Write) -> Result<Outcome> {
+    let commands = vec![Command { epoch: Epoch(1), write }];
+    let stamped = Timestamp::from_millis(stamped_ms);
+    let proposal = Proposal { stamped, commands, versions_carry_outcomes: true, ..Proposal::default() };
+    replica.apply(&[proposal]).remove(0).remove(0)
+}
+
+/// Stored outcome records.
+fn records(replica: &Replica) -> usize {
+    let (start, end) = crate::keyspace::side::outcome_range(&encoded("a"), &encoded("z"));
+    let mut cursor = replica.engine.cursor(crate::storage::Family::Data, &start, &end);
+    let mut count = 0;
+    cursor.seek_first();
+    while cursor.entry().is_some() {
+        count += 1;
+        cursor.next();
+    }
+    count
+}
+
+#[test]
+fn a_put_whose_version_carries_its_outcome_needs_no_record_and_is_answered_again_after_a_restart() {
+    let mut replica = Replica::new();
+    for (sequence, value) in [(1, "one"), (2, "two"), (3, "three")] {
+        carrying(&mut replica, NOW_MS + sequence, with_id(put("k", value), 9, sequence, NOW_MS)).unwrap();
+    }
+    assert_eq!(records(&replica), 0);
+    let first = carrying(&mut replica, NOW_MS + 4, with_id(put("k", "two"), 9, 2, NOW_MS)).unwrap();
+    replica.reopen();
+    // Nothing is in memory now. Repeats find what the version says, whoever leads and whatever it proposes.
+    for carry in [true, false] {
+        let repeat = with_id(put("k", "two"), 9, 2, NOW_MS);
+        let again = match carry {
+            true => carrying(&mut replica, NOW_MS + 60_000, repeat),
+            false => replica.run_at(NOW_MS + 60_000, repeat),
+        };
+        assert_eq!(again, Ok(first.clone()));
+    }
+    let other = replica.run(with_id(put("k", "else"), 9, 2, NOW_MS)).expect_err("another payload");
+    assert_eq!(other.reason, Reason::RequestMismatch);
+    assert_eq!(replica.get("k").as_deref(), Some("three"));
+}
+
+#[test]
+fn what_is_no_plain_put_or_comes_at_an_odd_time_has_a_record_and_is_answered_again_too() {
+    for (issued_ms, write) in [
+        (NOW_MS, increment("n", 1)),
+        (NOW_MS, when(put("k", "v"), "k", Test::Absent)),
+        (NOW_MS, Write { operations: [put("k", "v").operations, put("l", "v").operations].concat(), ..Write::default() }),
+        (NOW_MS - 2_001, put("k", "v")),
+        (NOW_MS + 501, put("k", "v")),
+    ] {
+        let mut replica = Replica::new();
+        let write = with_id(write, 9, 1, issued_ms);
+        let first = carrying(&mut replica, NOW_MS, write.clone());
+        assert_eq!(records(&replica), 1, "{write:?}");
+        replica.reopen();
+        assert_eq!(carrying(&mut replica, NOW_MS + 9, write), first);
+    }
+    for issued_ms in [NOW_MS - 2_000, NOW_MS + 500] {
+        let mut replica = Replica::new();
+        let write = with_id(put("k", "v"), 9, 1, issued_ms);
+        let first = carrying(&mut replica, NOW_MS, write.clone());
+        assert_eq!(records(&replica), 0);
+        replica.reopen();
+        assert_eq!(carrying(&mut replica, NOW_MS + 9, write), first);
+        assert_eq!(replica.get("k").as_deref(), Some("v"));
+    }
+}
+
+#[test]
+fn the_horizon_stays_behind_versions_that_carry_outcomes_until_those_have_expired() {
+    let mut replica = Replica::new();
+    let write = with_id(put("k", "v"), 9, 1, NOW_MS);
+    let first = carrying(&mut replica, NOW_MS, write.clone());
+    carrying(&mut replica, NOW_MS + 1_000, put("k", "newer")).unwrap();
+    // The table's history was made shorter than requests are remembered.
+    let horizon = |replica: &mut Replica, stamped_ms: u64| {
+        let stamped = Timestamp::from_millis(stamped_ms);
+        replica.apply(&[Proposal { stamped, horizon: Some(stamped), ..Proposal::default() }]);
+        replica.engine.sync().expect("memory syncs");
+        replica.engine.compact(b"", &[0xFF; 9]).expect("memory compacts");
+        replica.machine.shared().state.load().horizon
+    };
+    let held = horizon(&mut replica, NOW_MS + REQUEST_RETENTION_MS - 1);
+    assert!(held < Timestamp::from_millis(NOW_MS), "{held}");
+    replica.reopen();
+    assert_eq!(carrying(&mut replica, NOW_MS + REQUEST_RETENTION_MS - 1, write.clone()), first);
+    let free = horizon(&mut replica, NOW_MS + REQUEST_RETENTION_MS + 1_000);
+    assert!(free > Timestamp::from_millis(NOW_MS), "{free}");
+    let expired = carrying(&mut replica, NOW_MS + REQUEST_RETENTION_MS + 1_000, write).expect_err("too old");
+    assert_eq!(expired.reason, Reason::RequestExpired);
+    assert_eq!(replica.get("k").as_deref(), Some("newer"));
 }
 
 proptest! {

@@ -32,6 +32,13 @@ pub enum Change {
 }
 
 impl Change {
+    /// Its key, or the first one of its range.
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Change::Put(_, key, _) | Change::Delete(_, key) | Change::DeleteRange(_, key, _) => key,
+        }
+    }
+
     /// Bytes of its keys and values.
     pub fn bytes(&self) -> usize {
         match self {

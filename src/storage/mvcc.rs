@@ -7,6 +7,9 @@
 //! value     = 0 ‖ the value                                a value that stays
 //!           | 1                                            a deletion
 //!           | 2 ‖ expires_ms (u64 BE) ‖ the value          a value readable before that millisecond since 1970
+//!           | 4 ‖ origin ‖ the value                       as 0, and the request that wrote it
+//!           | 6 ‖ expires_ms (u64 BE) ‖ origin ‖ the value as 2, and the request that wrote it
+//! origin    = client (u64 BE) ‖ sequence (u64 BE) ‖ issued_ms (u64 BE) ‖ fingerprint (u32 BE)
 //! ```
 //! Costs: `newest` is one prefix-bounded seek. `scan` steps over a few versions of a key and then seeks, so a key with
 //! a long history costs as much as one with a short one; and it looks at no more than [`SCAN_STEPS_MAX`] entries per
@@ -27,6 +30,42 @@ pub const SCAN_STEPS_MAX: u64 = 16_384;
 const VALUE: u8 = 0;
 const DELETION: u8 = 1;
 const EXPIRING: u8 = 2;
+/// Added to the kind of a value that carries its origin.
+const ORIGIN: u8 = 4;
+const EXPIRING_ORIGIN: u8 = EXPIRING + ORIGIN;
+const ORIGIN_BYTES: usize = 28;
+const EXPIRES_BYTES: usize = 8;
+
+/// The request that wrote a version, where the version itself is the record of what came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Who asked.
+    pub client: u64,
+    /// Which of the client's requests.
+    pub sequence: u64,
+    /// When it was first sent, in milliseconds since 1970.
+    pub issued_ms: u64,
+    /// Of what it asked for.
+    pub fingerprint: u32,
+}
+
+impl Origin {
+    /// The origin in a stored value, if it carries one.
+    pub fn of(stored: &[u8]) -> Option<Origin> {
+        let (&kind, rest) = stored.split_first()?;
+        let mut rest = match kind.checked_sub(ORIGIN)? {
+            VALUE => rest,
+            EXPIRING => rest.get(EXPIRES_BYTES..)?,
+            _ => return None,
+        };
+        (rest.len() >= ORIGIN_BYTES).then(|| Origin {
+            client: rest.get_u64(),
+            sequence: rest.get_u64(),
+            issued_ms: rest.get_u64(),
+            fingerprint: rest.get_u32(),
+        })
+    }
+}
 
 /// One version of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,16 +84,28 @@ impl Version {
         self.value.is_some() && self.expires_ms.is_none_or(|expires| expires > now_ms)
     }
 
-    /// The stored value.
+    /// The stored value, without an origin.
     pub fn encode(&self) -> Bytes {
+        self.encode_from(None)
+    }
+
+    /// The stored value. A deletion carries no origin.
+    pub fn encode_from(&self, origin: Option<&Origin>) -> Bytes {
         let Some(value) = &self.value else { return Bytes::from_static(&[DELETION]) };
-        let mut bytes = BytesMut::with_capacity(9 + value.len());
+        let mut bytes = BytesMut::with_capacity(1 + EXPIRES_BYTES + ORIGIN_BYTES + value.len());
+        let carries = if origin.is_some() { ORIGIN } else { 0 };
         match self.expires_ms {
-            None => bytes.put_u8(VALUE),
+            None => bytes.put_u8(VALUE + carries),
             Some(expires) => {
-                bytes.put_u8(EXPIRING);
+                bytes.put_u8(EXPIRING + carries);
                 bytes.put_u64(expires);
             }
+        }
+        if let Some(origin) = origin {
+            bytes.put_u64(origin.client);
+            bytes.put_u64(origin.sequence);
+            bytes.put_u64(origin.issued_ms);
+            bytes.put_u32(origin.fingerprint);
         }
         bytes.put_slice(value);
         bytes.freeze()
@@ -63,25 +114,29 @@ impl Version {
     /// Reads a stored value.
     pub fn decode(timestamp: Timestamp, mut stored: Bytes) -> Result<Version> {
         let malformed = || Error::corruption(format!("the version {timestamp} of a key is malformed"));
-        let (value, expires_ms) = match stored.try_get_u8().map_err(|_| malformed())? {
-            VALUE => (Some(stored), None),
-            DELETION if stored.is_empty() => (None, None),
-            EXPIRING => {
-                let expires = stored.try_get_u64().map_err(|_| malformed())?;
-                (Some(stored), Some(expires))
-            }
+        let kind = stored.try_get_u8().map_err(|_| malformed())?;
+        let expires_ms = match kind {
+            VALUE | ORIGIN => None,
+            EXPIRING | EXPIRING_ORIGIN => Some(stored.try_get_u64().map_err(|_| malformed())?),
+            DELETION if stored.is_empty() => return Ok(Version { timestamp, value: None, expires_ms: None }),
             _ => return Err(malformed()),
         };
-        Ok(Version { timestamp, value, expires_ms })
+        if kind >= ORIGIN {
+            if stored.len() < ORIGIN_BYTES {
+                return Err(malformed());
+            }
+            stored.advance(ORIGIN_BYTES);
+        }
+        Ok(Version { timestamp, value: Some(stored), expires_ms })
     }
 }
 
 /// Whether a stored value still is one at `horizon`; none if it cannot be read.
 pub(super) fn lives_at(stored: &[u8], horizon: Timestamp) -> Option<bool> {
     match stored.split_first()? {
-        (&VALUE, _) => Some(true),
+        (&(VALUE | ORIGIN), _) => Some(true),
         (&DELETION, []) => Some(false),
-        (&EXPIRING, rest) => Some(u64::from_be_bytes(*rest.first_chunk::<8>()?) > horizon.millis()),
+        (&(EXPIRING | EXPIRING_ORIGIN), rest) => Some(u64::from_be_bytes(*rest.first_chunk::<8>()?) > horizon.millis()),
         _ => None,
     }
 }
@@ -101,6 +156,31 @@ pub fn newest(reader: &dyn Reader, encoded: &[u8], at: Timestamp, tier: Tier) ->
         Lookup::Missing => Ok(Lookup::Missing),
         Lookup::NeedsDisk => Ok(Lookup::NeedsDisk),
     }
+}
+
+/// The version of a key from `[from, to]` that this request of a client wrote, with its origin. Looks at each of these
+/// versions, so keep the interval short. Reads the disk.
+pub fn written_by(
+    reader: &dyn Reader,
+    encoded: &[u8],
+    (client, sequence): (u64, u64),
+    from: Timestamp,
+    to: Timestamp,
+) -> Result<Option<(Timestamp, Origin)>> {
+    let mut end = version::key(encoded, from).to_vec();
+    end.push(0);
+    let mut cursor = reader.cursor(Family::Data, &version::key(encoded, to), &end);
+    cursor.seek_first();
+    while let Some((key, stored)) = cursor.entry() {
+        if let Some(origin) = Origin::of(stored)
+            && (origin.client, origin.sequence) == (client, sequence)
+        {
+            return Ok(Some((split(key)?.1, origin)));
+        }
+        cursor.next();
+    }
+    cursor.status()?;
+    Ok(None)
 }
 
 /// How much one page may hold.

@@ -19,7 +19,8 @@ use crate::storage::Engine;
 use crate::types::ReplicaId;
 use crate::wire::proto::internal as proto;
 
-const SMALL: LogBounds = LogBounds { bytes_max: 20_000, keep_bytes: 5_000 };
+const SMALL: LogBounds =
+    LogBounds { bytes_max: 20_000, keep_bytes: 5_000, held_bytes_max: u64::MAX, held_keep_bytes: u64::MAX };
 
 fn payload(number: u64) -> Bytes {
     format!("{number:0500}").into()
@@ -139,7 +140,7 @@ async fn a_follower_that_fell_behind_the_purge_catches_up_by_snapshot_on_rocksdb
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trimming_keeps_what_was_not_applied_and_the_tail() {
-    let cluster = Cluster::new(On::Memory, 1, 0, LogBounds { bytes_max: u64::MAX, keep_bytes: 5_000 }).await;
+    let cluster = Cluster::new(On::Memory, 1, 0, LogBounds { bytes_max: u64::MAX, ..SMALL }).await;
     let group = &cluster.hosts[0].group;
     let mut last = 0;
     for number in 0..60 {

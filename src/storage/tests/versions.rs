@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::{Engine, Family, cases, encoded, found, open};
 use crate::keyspace::version;
-use crate::storage::mvcc::{self, SCAN_STEPS_MAX, ScanLimits, Version};
+use crate::storage::mvcc::{self, Origin, SCAN_STEPS_MAX, ScanLimits, Version};
 use crate::storage::{Batch, Error, Memory, Tier};
 use crate::types::Timestamp;
 
@@ -33,6 +33,21 @@ fn stored_versions_are_golden() {
     assert_eq!(&deletion.encode()[..], b"\x01");
     let expires = Version { expires_ms: Some(0x0102), ..value(9, "v") };
     assert_eq!(&expires.encode()[..], b"\x02\0\0\0\0\0\0\x01\x02v");
+    let origin = Origin { client: 1, sequence: 2, issued_ms: 3, fingerprint: 4 };
+    let said = b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\x04";
+    assert_eq!(stays.encode_from(Some(&origin)), [&b"\x04"[..], said, b"v"].concat());
+    let both = expires.encode_from(Some(&origin));
+    assert_eq!(both, [&b"\x06\0\0\0\0\0\0\x01\x02"[..], said, b"v"].concat());
+    assert_eq!(&deletion.encode_from(Some(&origin))[..], b"\x01");
+    for version in [&stays, &expires] {
+        let stored = version.encode_from(Some(&origin));
+        assert_eq!((Origin::of(&stored), Origin::of(&version.encode())), (Some(origin), None));
+        assert_eq!(Version::decode(version.timestamp, stored.clone()).unwrap(), *version);
+        let cut = stored.slice(..stored.len() - 2);
+        assert!(Version::decode(version.timestamp, cut.clone()).is_err() && Origin::of(&cut).is_none());
+        assert_eq!(mvcc::lives_at(&stored, Timestamp::from_millis(0x0101)), Some(true));
+    }
+    assert_eq!(mvcc::lives_at(&both, Timestamp::from_millis(0x0102)), Some(false));
     for version in [stays, deletion, expires.clone(), value(9, "")] {
         assert_eq!(Version::decode(Timestamp(9), version.encode()).unwrap(), version);
     }
