@@ -139,11 +139,20 @@ pub fn error_of_status(status: &Status, write: bool) -> Error {
             retry_after,
         },
         None => Error {
-            reason: reason_of_code(status.code(), write),
+            reason: reason_of_code(bare_code(status), write),
             message: format!("{:?}: {}", status.code(), clip(status.message())),
             leader: None,
             retry_after,
         },
+    }
+}
+
+/// The code of a status without a reason. The library makes some itself, of errors of the connection that it has no
+/// better code for: those have a source, which none that was received has.
+fn bare_code(status: &Status) -> Code {
+    match status.code() {
+        Code::Unknown if std::error::Error::source(status).is_some() => Code::Unavailable,
+        code => code,
     }
 }
 
@@ -280,6 +289,10 @@ mod tests {
             let definite = matches!(write.kind(), Kind::Invalid | Kind::BackOff | Kind::Corrupt);
             assert_eq!(write.kind() == Kind::Undetermined, !definite, "{code:?}");
         }
+        let broken = Status::from_error("the connection is gone".into());
+        assert_eq!(broken.code(), Code::Unknown);
+        assert_eq!(error_of_status(&broken, false).reason, Reason::NotReady);
+        assert_eq!(error_of_status(&broken, true).reason, Reason::ResultUndetermined);
         let newer = v1::Failure { reason: "LATER_REASON".into(), code: Code::Unavailable as i32, ..Default::default() };
         assert_eq!(error_of_failure(newer.clone(), true).reason, Reason::ResultUndetermined);
         assert_eq!(error_of_failure(newer, false).reason, Reason::NotReady);

@@ -158,6 +158,46 @@ async fn trimming_keeps_what_was_not_applied_and_the_tail() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_every_member_holds_goes_early_and_what_one_lacks_is_kept_for_it() {
+    let bounds = LogBounds { bytes_max: 200_000, keep_bytes: 100_000, held_bytes_max: 10_000, held_keep_bytes: 2_000 };
+    let mut cluster = Cluster::new(On::Memory, 3, 0, bounds).await;
+    let first = cluster.write("first").await;
+    cluster.agree_all(first).await;
+    // Followers learn with the entries what may go.
+    let trimmed = |cluster: &Cluster| {
+        cluster.hosts.iter().all(|host| host.group.status().purged.is_some_and(|purged| purged > first + 10))
+    };
+    for number in 0.. {
+        if trimmed(&cluster) {
+            break;
+        }
+        assert!(number < 2_000, "no replica's log came near to what is trimmed whoever lags");
+        cluster.write(payload(number)).await;
+        runtime::sleep(Duration::from_millis(5)).await;
+    }
+    let leader = cluster.leader().await;
+    let behind = cluster.others(leader)[0];
+    let index = cluster.write("before").await;
+    cluster.agree_all(index).await;
+    cluster.crash(behind, false).await;
+    for number in 0..120 {
+        cluster.write(payload(number)).await;
+    }
+    // Time for several trimmings.
+    runtime::sleep(Duration::from_millis(800)).await;
+    for at in cluster.others(behind) {
+        let group = &cluster.hosts[at].group;
+        assert!(group.log_bytes() > 120 * 500, "{} bytes are left", group.log_bytes());
+        assert!(group.status().purged <= Some(index), "{:?} of {index}", group.status().purged);
+    }
+    cluster.restart(behind).await;
+    let last = cluster.write("last").await;
+    cluster.agree_all(last).await;
+    assert_eq!(cluster.net.snapshots.load(Ordering::Relaxed), 0, "the log was enough");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn snapshots_that_no_leader_sends_are_refused() {
     let cluster = Cluster::three().await;
     let index = cluster.write("committed").await;
