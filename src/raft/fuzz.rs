@@ -68,8 +68,7 @@ fn append(bytes: &Bytes) {
     let Ok((request, held)) = read else { return };
     let facts =
         |request: &AppendRequest| (request.vote, request.prev_log_id, request.leader_commit, request.entries.clone());
-    let (again, also_held) =
-        codec::decode_append(codec::encode_append(&request, held)).expect("it was just encoded");
+    let (again, also_held) = codec::decode_append(codec::encode_append(&request, held)).expect("it was just encoded");
     assert_eq!((facts(&again), also_held), (facts(&request), held));
 }
 

@@ -94,8 +94,14 @@ impl LogStore {
         let newest = newest_entry(&*engine, group).map_err(|error| storage::Error::corruption(error.to_string()))?;
         // Entries at or before the purged one can be left over from a purge that was cut short by a snapshot.
         let last = newest.map(|entry| entry.id).filter(|id| id.index >= after(purged)).or(purged);
-        let state =
-            State { vote, purged, last, cache: Cache::default(), sizes: Sizes::new(bounds.keep_bytes.min(bounds.held_keep_bytes)), told: false };
+        let state = State {
+            vote,
+            purged,
+            last,
+            cache: Cache::default(),
+            sizes: Sizes::new(bounds.keep_bytes.min(bounds.held_keep_bytes)),
+            told: false,
+        };
         let written = writer.written(group);
         let shared = Shared {
             group,

@@ -22,7 +22,13 @@ use crate::runtime;
 type Handler = Pin<Box<dyn Future<Output = Result<Bytes, String>> + Send>>;
 
 /// Hands a message to the core and sees to its answer.
-pub fn dispatch(raft: &Raft, log: &LogStore, kind: Kind, payload: Bytes, answer: oneshot::Sender<Result<Bytes, String>>) {
+pub fn dispatch(
+    raft: &Raft,
+    log: &LogStore,
+    kind: Kind,
+    payload: Bytes,
+    answer: oneshot::Sender<Result<Bytes, String>>,
+) {
     let handler = match handler(raft.clone(), log, kind, payload) {
         Ok(handler) => handler,
         Err(error) => {

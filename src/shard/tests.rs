@@ -481,7 +481,10 @@ fn what_is_no_plain_put_or_comes_at_an_odd_time_has_a_record_and_is_answered_aga
     for (issued_ms, write) in [
         (NOW_MS, increment("n", 1)),
         (NOW_MS, when(put("k", "v"), "k", Test::Absent)),
-        (NOW_MS, Write { operations: [put("k", "v").operations, put("l", "v").operations].concat(), ..Write::default() }),
+        (
+            NOW_MS,
+            Write { operations: [put("k", "v").operations, put("l", "v").operations].concat(), ..Write::default() },
+        ),
         (NOW_MS - 2_001, put("k", "v")),
         (NOW_MS + 501, put("k", "v")),
     ] {

@@ -115,12 +115,7 @@ impl Plan {
             shards: u32::try_from(random.within(1, 2)).expect("small"),
             tags: random.within(2, 4),
             timers,
-            log: LogBounds {
-                bytes_max,
-                keep_bytes,
-                held_bytes_max: bytes_max / 4,
-                held_keep_bytes: keep_bytes / 4,
-            },
+            log: LogBounds { bytes_max, keep_bytes, held_bytes_max: bytes_max / 4, held_keep_bytes: keep_bytes / 4 },
             pace: DiskPace { write: ms(sync / 4), sync: ms(sync), work: ms(random.below(3)) },
             weather: Weather {
                 latency: (Duration::from_micros(200), ms(latency)),

@@ -44,7 +44,13 @@ async fn client(number: usize, groups: Vec<Group>, end: Arc<AtomicBool>) -> Seen
 }
 
 async fn a_leader_change_under_load_loses_and_doubles_nothing(on: On, disturbances: usize) {
-    let cluster = Cluster::new(on, 3, 0, LogBounds { bytes_max: 40_000, keep_bytes: 20_000, held_bytes_max: 20_000, held_keep_bytes: 5_000 }).await;
+    let cluster = Cluster::new(
+        on,
+        3,
+        0,
+        LogBounds { bytes_max: 40_000, keep_bytes: 20_000, held_bytes_max: 20_000, held_keep_bytes: 5_000 },
+    )
+    .await;
     let end = Arc::new(AtomicBool::new(false));
     let groups: Vec<Group> = cluster.hosts.iter().map(|host| host.group.clone()).collect();
     let clients: Vec<_> = (0..8).map(|number| runtime::spawn(client(number, groups.clone(), end.clone()))).collect();
