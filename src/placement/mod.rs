@@ -186,7 +186,8 @@ mod tests {
         }
         let placed = place(&four, &shards(16), 3, 0.0).expect("placed");
         assert_eq!(held(&placed, NodeId(4)), 16);
-        assert_eq!(led(&placed, NodeId(4)), 16);
+        // Leaders are even within the table all the same: its load comes at once.
+        assert!((1..=4).all(|node| led(&placed, NodeId(node)) == 4));
     }
 
     #[test]
