@@ -6,7 +6,7 @@
 
 use bytes::{BufMut, Bytes};
 
-use crate::types::{ShardId, TableId};
+use crate::types::{RequestId, ShardId, TableId};
 
 /// The table id under which outcomes of requests lie.
 pub const OUTCOMES: u32 = 0xFFFF_FFF0;
@@ -16,15 +16,16 @@ pub const APPLIED: u32 = 0xFFFF_FFF1;
 const _: () = assert!(OUTCOMES >= TableId::RESERVED && APPLIED >= TableId::RESERVED);
 
 const ID_BYTES: usize = 4;
-const REQUEST_BYTES: usize = 16;
+const REQUEST_BYTES: usize = 24;
 
-/// The key of the outcome of request `sequence` of `client`, beside the encoded key `anchor` (the first its write names).
-pub fn outcome(anchor: &[u8], client: u64, sequence: u64) -> Bytes {
+/// The key of the outcome of a request, beside the encoded key `anchor` (the first its write names).
+pub fn outcome(anchor: &[u8], request: &RequestId) -> Bytes {
     let mut out = Vec::with_capacity(ID_BYTES + anchor.len() + REQUEST_BYTES);
     out.put_u32(OUTCOMES);
     out.put_slice(anchor);
-    out.put_u64(client);
-    out.put_u64(sequence);
+    out.put_u64(request.client);
+    out.put_u64(request.sequence);
+    out.put_u64(request.issued_ms);
     Bytes::from(out)
 }
 
@@ -39,12 +40,14 @@ pub fn outcome_range(start: &[u8], end: &[u8]) -> (Bytes, Bytes) {
     (behind(start), behind(end))
 }
 
-/// Anchor, client and sequence of an outcome's key; none if it is no such key.
-pub fn outcome_split(key: &[u8]) -> Option<(&[u8], u64, u64)> {
+/// Anchor and request of an outcome's key; none if it is no such key.
+pub fn outcome_split(key: &[u8]) -> Option<(&[u8], RequestId)> {
     let rest = key.strip_prefix(&OUTCOMES.to_be_bytes())?;
+    let (rest, issued_ms) = rest.split_last_chunk::<8>()?;
     let (rest, sequence) = rest.split_last_chunk::<8>()?;
     let (anchor, client) = rest.split_last_chunk::<8>()?;
-    Some((anchor, u64::from_be_bytes(*client), u64::from_be_bytes(*sequence)))
+    let [client, sequence, issued_ms] = [client, sequence, issued_ms].map(|bytes| u64::from_be_bytes(*bytes));
+    Some((anchor, RequestId { client, sequence, issued_ms }))
 }
 
 /// The key of the applied state of a shard.
@@ -66,7 +69,9 @@ mod tests {
 
     #[test]
     fn side_keys_are_golden() {
-        assert_eq!(&outcome(b"ab", 1, 2)[..], b"\xFF\xFF\xFF\xF0ab\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02");
+        let request = RequestId { client: 1, sequence: 2, issued_ms: 3 };
+        let said = b"\xFF\xFF\xFF\xF0ab\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03";
+        assert_eq!(&outcome(b"ab", &request)[..], said);
         assert_eq!(&applied(ShardId(3))[..], b"\xFF\xFF\xFF\xF1\0\0\0\0\0\0\0\x03");
         assert_eq!(outcome_split(&applied(ShardId(3))), None);
         assert_eq!(outcome_split(&OUTCOMES.to_be_bytes()), None);
@@ -75,17 +80,18 @@ mod tests {
     proptest! {
         #[test]
         fn outcomes_lie_in_the_range_of_their_anchor_and_of_no_other(
-            keys in vec(vec(any::<u8>(), 0..6), 3), client: u64, sequence: u64, hash: bool,
+            keys in vec(vec(any::<u8>(), 0..6), 3), client: u64, sequence: u64, issued_ms: u64, hash: bool,
         ) {
             let partitioning = if hash { Partitioning::Hash } else { Partitioning::Range { group_delimiter: None } };
             let layout = Layout { table: TableId(9), partitioning };
             let mut bounds = [layout.encode(&keys[0]), layout.encode(&keys[1])];
             bounds.sort();
             let anchor = layout.encode(&keys[2]);
-            let record = outcome(&anchor, client, sequence);
+            let request = RequestId { client, sequence, issued_ms };
+            let record = outcome(&anchor, &request);
             let (from, to) = outcome_range(&bounds[0], &bounds[1]);
             prop_assert_eq!(bounds[0] <= anchor && anchor < bounds[1], from <= record && record < to);
-            prop_assert_eq!(outcome_split(&record), Some((&anchor[..], client, sequence)));
+            prop_assert_eq!(outcome_split(&record), Some((&anchor[..], request)));
         }
     }
 }

@@ -67,7 +67,9 @@ pub fn of(mark: &ChecksumMark) -> storage::Result<Checksum> {
     cursor.seek_first();
     while let Some((key, value)) = cursor.entry() {
         let record = Record::decode(bytes::Bytes::copy_from_slice(value)).map_err(storage::Error::from)?;
-        if record.issued_ms >= state.requests_from_ms && record.decided <= state.last_timestamp {
+        let (_, request) = side::outcome_split(key)
+            .ok_or_else(|| storage::Error::corruption("a key among the outcomes of requests is none"))?;
+        if request.issued_ms >= state.requests_from_ms && record.decided <= state.last_timestamp {
             add(key, value);
         }
         cursor.next();

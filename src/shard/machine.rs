@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::command::{Command, Proposal};
 use super::evaluate::{Scratch, evaluate};
 use super::metrics;
-use super::outcomes::{self, Place, RECENT_OUTCOMES_MAX, Recent, RecentOutcomes, Record, Verdict, place};
+use super::outcomes::{self, Place, RECENT_OUTCOMES_MAX, Recent, RecentOutcomes, Record, Verdict};
 use super::snapshot::{self, ShardCutter};
 use super::state::{REQUEST_RETENTION_MS, State, requests_from};
 use crate::keyspace::{side, version};
@@ -98,17 +98,17 @@ impl ShardMachine {
     }
 
     /// The stored or remembered verdict of a request, if it was seen.
-    fn find_record(&self, place: &Place, issued_ms: u64) -> storage::Result<Option<Record>> {
-        match self.recent.find(place, issued_ms) {
+    fn find_record(&self, place: &Place) -> storage::Result<Option<Record>> {
+        match self.recent.find(place) {
             Recent::Seen(record) => return Ok(Some(record.clone())),
             Recent::Unseen => return Ok(None),
             Recent::Unknown => {}
         }
-        let (anchor, client, sequence) = place;
-        let key = side::outcome(anchor, *client, *sequence);
+        let (anchor, request) = place;
+        let key = side::outcome(anchor, request);
         match self.engine.get(Family::Data, &key, Tier::Disk)? {
             Lookup::Found(bytes) => Record::decode(bytes).map(Some).map_err(storage::Error::from),
-            Lookup::Missing => outcomes::carried(&*self.engine, place, issued_ms, self.state.carried_until),
+            Lookup::Missing => outcomes::carried(&*self.engine, place, self.state.carried_until),
             Lookup::NeedsDisk => unreachable!("a read of the disk tier always knows"),
         }
     }
@@ -132,9 +132,8 @@ impl ShardMachine {
             return Ok(Err(Error::new(Reason::BatchTooLarge, "a batch needs at least one operation or condition")));
         };
         let fingerprint = command.fingerprint();
-        if let Some(request) = &write.request {
-            let place = place(anchor, request);
-            if let Some(record) = self.find_record(&place, request.issued_ms)? {
+        if let Some(request) = write.request {
+            if let Some(record) = self.find_record(&(anchor.clone(), request))? {
                 ::metrics::counter!(metrics::REPEATS).increment(1);
                 return Ok(record.answer(fingerprint));
             }
@@ -145,31 +144,21 @@ impl ShardMachine {
         self.state.requests_from_ms = self.state.requests_from_ms.max(requests_from(timestamp));
         let decided = evaluate(write, timestamp, self.state.horizon, scratch)?;
         let carry = carry && outcomes::is_carried(write, timestamp);
-        let origin = write.request.filter(|_| carry).map(|request| Origin {
-            client: request.client,
-            sequence: request.sequence,
-            issued_ms: request.issued_ms,
-            fingerprint,
-        });
+        let origin = write.request.filter(|_| carry).map(|request| Origin { request, fingerprint });
         for (key, value) in &decided.versions {
             batch.put(Family::Data, version::key(key, value.timestamp), value.encode_from(origin.as_ref()));
         }
         scratch.write(decided.versions);
-        if let Some(request) = &write.request {
-            let record = Record {
-                issued_ms: request.issued_ms,
-                fingerprint,
-                decided: timestamp,
-                verdict: decided.verdict.clone(),
-            };
+        if let Some(request) = write.request {
+            let record = Record { fingerprint, decided: timestamp, verdict: decided.verdict.clone() };
             if carry {
                 self.state.carried_until = timestamp;
             } else {
-                batch.put(Family::Data, side::outcome(anchor, request.client, request.sequence), record.encode());
+                batch.put(Family::Data, side::outcome(anchor, &request), record.encode());
             }
             self.state.issued_max_ms = self.state.issued_max_ms.max(request.issued_ms);
             // Before it is stored: a repeat may stand in the same batch.
-            self.recent.insert(place(anchor, request), record);
+            self.recent.insert((anchor.clone(), request), record);
         }
         Ok(decided.verdict)
     }

@@ -11,8 +11,9 @@
 //!
 //! A record lies in family `Data` under the encoded key of the command's first key, so it moves with its range. So a
 //! request id is one with its first key: the same id with another payload is refused if that key is the same, and is
-//! another request if it is not. The cache answers "never seen" without touching the disk: it holds *every* record issued at or after `covered_from_ms`.
-//! That is a statement about `issued_ms` alone, whatever the clocks of clients do.
+//! another request if it is not. So it is with the time of issue, which a repeat must give as it was. The cache answers
+//! "never seen" without touching the disk: it holds *every* record issued at or after `covered_from_ms`. That is a
+//! statement about `issued_ms` alone, whatever the clocks of clients do.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -42,8 +43,6 @@ pub type Verdict = Result<Outcome>;
 /// A stored verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// When the request was first sent.
-    pub issued_ms: u64,
     /// Of the command (`Command::fingerprint`).
     pub fingerprint: u32,
     /// The position at which it was decided.
@@ -67,12 +66,8 @@ impl Record {
 
     /// The stored form.
     pub fn encode(&self) -> Bytes {
-        let mut record = log::OutcomeRecord {
-            issued_ms: self.issued_ms,
-            fingerprint: self.fingerprint,
-            timestamp: self.decided.0,
-            ..Default::default()
-        };
+        let mut record =
+            log::OutcomeRecord { fingerprint: self.fingerprint, timestamp: self.decided.0, ..Default::default() };
         match &self.verdict {
             Ok(outcome) => {
                 record.applied = outcome.applied;
@@ -116,12 +111,7 @@ impl Record {
                 }),
             }),
         };
-        Ok(Record {
-            issued_ms: record.issued_ms,
-            fingerprint: record.fingerprint,
-            decided: Timestamp(record.timestamp),
-            verdict,
-        })
+        Ok(Record { fingerprint: record.fingerprint, decided: Timestamp(record.timestamp), verdict })
     }
 }
 
@@ -151,29 +141,23 @@ pub fn carried_from(requests_from_ms: u64) -> Timestamp {
 /// The record of a request as the version that it wrote tells it, if there is one. Reads the disk.
 pub fn carried(
     reader: &dyn Reader,
-    (anchor, client, sequence): &Place,
-    issued_ms: u64,
+    (anchor, request): &Place,
     carried_until: Timestamp,
 ) -> storage::Result<Option<Record>> {
-    let (from, to) = carried_within(issued_ms);
+    let (from, to) = carried_within(request.issued_ms);
     if carried_until < from {
         return Ok(None);
     }
-    let found = mvcc::written_by(reader, anchor, (*client, *sequence), from, to)?;
-    Ok(found.map(|(timestamp, Origin { issued_ms, fingerprint, .. })| {
+    let found = mvcc::written_by(reader, anchor, request, from, to)?;
+    Ok(found.map(|(timestamp, Origin { fingerprint, .. })| {
         let verdict = Ok(Outcome { applied: true, timestamp, ..Outcome::default() });
-        Record { issued_ms, fingerprint, decided: timestamp, verdict }
+        Record { fingerprint, decided: timestamp, verdict }
     }))
 }
 
-/// Where a record lies: under the encoded key of its command's first key, by client and sequence. Part of the question
-/// "was it seen?", or the answer would depend on whether it is looked up in memory or on the disk.
-pub type Place = (Bytes, u64, u64);
-
-/// The place of a request's record.
-pub fn place(anchor: &Bytes, request: &RequestId) -> Place {
-    (anchor.clone(), request.client, request.sequence)
-}
+/// Where a record lies: under the encoded key of its command's first key, by request. All of it is part of the question
+/// "was it seen?", the time of issue too, or the answer would depend on whether it is looked up in memory or on the disk.
+pub type Place = (Bytes, RequestId);
 
 /// The recent records of one replica.
 #[derive(Debug)]
@@ -208,11 +192,11 @@ impl RecentOutcomes {
         }
     }
 
-    /// What is known of a request issued at `issued_ms`.
-    pub fn find(&self, place: &Place, issued_ms: u64) -> Recent<'_> {
+    /// What is known of a request.
+    pub fn find(&self, place: &Place) -> Recent<'_> {
         match self.records.get(place) {
             Some(record) => Recent::Seen(record),
-            None if issued_ms >= self.covered_from_ms => Recent::Unseen,
+            None if place.1.issued_ms >= self.covered_from_ms => Recent::Unseen,
             None => Recent::Unknown,
         }
     }
@@ -220,7 +204,7 @@ impl RecentOutcomes {
     /// Notes a record, also one that is still on its way to the disk: until [`trim`](RecentOutcomes::trim) it is found
     /// here whatever its age.
     pub fn insert(&mut self, place: Place, record: Record) {
-        self.by_age.entry(record.issued_ms).or_default().push(place.clone());
+        self.by_age.entry(place.1.issued_ms).or_default().push(place.clone());
         self.records.insert(place, record);
     }
 
@@ -252,13 +236,13 @@ impl RecentOutcomes {
 mod tests {
     use super::*;
 
-    fn at(client: u64, sequence: u64) -> Place {
-        (Bytes::from_static(b"anchor"), client, sequence)
+    fn at(sequence: u64, issued_ms: u64) -> Place {
+        (Bytes::from_static(b"anchor"), RequestId { client: 1, sequence, issued_ms })
     }
 
-    fn record(issued_ms: u64) -> Record {
+    fn record() -> Record {
         let verdict = Ok(Outcome { applied: true, ..Outcome::default() });
-        Record { issued_ms, fingerprint: 1, decided: Timestamp::ZERO, verdict }
+        Record { fingerprint: 1, decided: Timestamp::ZERO, verdict }
     }
 
     #[test]
@@ -287,23 +271,23 @@ mod tests {
             Err(Error::new(Reason::NotAnInteger, "no")),
         ];
         for verdict in outcomes {
-            let record = Record { issued_ms: 5, fingerprint: 6, decided: Timestamp(3), verdict };
+            let record = Record { fingerprint: 6, decided: Timestamp(3), verdict };
             assert_eq!(Record::decode(record.encode()).unwrap(), record);
         }
     }
 
     #[test]
     fn another_payload_under_the_same_id_is_refused() {
-        assert!(record(1).answer(1).is_ok());
-        assert_eq!(record(1).answer(2).unwrap_err().reason, Reason::RequestMismatch);
+        assert!(record().answer(1).is_ok());
+        assert_eq!(record().answer(2).unwrap_err().reason, Reason::RequestMismatch);
     }
 
     #[test]
     fn a_fresh_cache_knows_what_it_cannot_know() {
         let cache = RecentOutcomes::new(100, 10);
-        assert_eq!(cache.find(&at(1, 1), 100), Recent::Unknown);
-        assert_eq!(cache.find(&at(1, 1), 101), Recent::Unseen);
-        assert_eq!(RecentOutcomes::new(0, 10).find(&at(1, 1), 0), Recent::Unseen);
+        assert_eq!(cache.find(&at(1, 100)), Recent::Unknown);
+        assert_eq!(cache.find(&at(1, 101)), Recent::Unseen);
+        assert_eq!(RecentOutcomes::new(0, 10).find(&at(1, 0)), Recent::Unseen);
     }
 
     #[test]
@@ -312,15 +296,15 @@ mod tests {
         // Clients whose clocks differ: issued times arrive in any order, several in one millisecond.
         let issued = [50u64, 10, 50, 10, 60, 20, 50, 70, 10, 65];
         for (sequence, &when) in issued.iter().enumerate() {
-            cache.insert(at(1, sequence as u64), record(when));
-            assert!(matches!(cache.find(&at(1, sequence as u64), when), Recent::Seen(_)));
+            cache.insert(at(sequence as u64, when), record());
+            assert!(matches!(cache.find(&at(sequence as u64, when)), Recent::Seen(_)));
             cache.trim();
             for (earlier, &when) in issued.iter().enumerate().take(sequence + 1) {
-                assert_ne!(cache.find(&at(1, earlier as u64), when), Recent::Unseen);
+                assert_ne!(cache.find(&at(earlier as u64, when)), Recent::Unseen);
             }
             assert!(cache.records.len() <= 4);
             assert_eq!(cache.records.len(), cache.by_age.values().map(Vec::len).sum::<usize>());
         }
-        assert_eq!(cache.find(&at(2, 1), 71), Recent::Unseen);
+        assert_eq!(cache.find(&at(99, 71)), Recent::Unseen);
     }
 }

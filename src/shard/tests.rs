@@ -409,9 +409,14 @@ fn any_write() -> impl Strategy<Value = Write> {
     let operations = prop::collection::vec((key.clone(), action).prop_map(|(key, a)| operation(key, a)), 1..4);
     let conditions =
         prop::collection::vec((key, test).prop_map(|(key, test)| Condition { key: encoded(key), test }), 0..2);
-    let request = prop::option::weighted(0.7, (0..3u64, 0..6u64));
+    // The time of issue is part of the id, and a client that gets it wrong must do no harm to the replicas.
+    let request = prop::option::weighted(0.7, (0..3u64, 0..6u64, prop::option::weighted(0.2, 0..9u64)));
     (request, conditions, operations).prop_map(|(request, conditions, operations)| {
-        let request = request.map(|(client, sequence)| RequestId { client, sequence, issued_ms: NOW_MS + sequence });
+        let request = request.map(|(client, sequence, odd)| RequestId {
+            client,
+            sequence,
+            issued_ms: NOW_MS + odd.unwrap_or(sequence),
+        });
         Write { request, conditions, operations }
     })
 }
@@ -565,14 +570,15 @@ proptest! {
         prop_assert_eq!(&answers, &same);
         prop_assert_eq!(one.checksum(), other.checksum());
 
-        let mut first: BTreeMap<(Bytes, u64, u64), (Command, Result<Outcome>)> = BTreeMap::new();
+        let mut first: BTreeMap<(Bytes, u64, u64, u64), (Command, Result<Outcome>)> = BTreeMap::new();
         for (command, answer) in proposals.iter().flat_map(|p| &p.commands).zip(answers.concat()) {
             let Some(request) = command.write.request else { continue };
             let refused = |reason: Reason| answer.as_ref().is_err_and(|error| error.reason == reason);
             if refused(Reason::WrongEpoch) || refused(Reason::RequestExpired) {
                 continue;
             }
-            let place = (command.write.operations[0].key.clone(), request.client, request.sequence);
+            let RequestId { client, sequence, issued_ms } = request;
+            let place = (command.write.operations[0].key.clone(), client, sequence, issued_ms);
             match first.get(&place) {
                 None => {
                     first.insert(place, (command.clone(), answer.clone()));

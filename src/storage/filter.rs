@@ -62,9 +62,9 @@ impl Trimmer {
             if table != side::OUTCOMES {
                 return None;
             }
-            let (anchor, _, _) = side::outcome_split(key)?;
+            let (anchor, request) = side::outcome_split(key)?;
             let horizon = self.trimmable.horizon(anchor)?;
-            return Some(issued_ms(value)? < horizon.outcomes_before_ms);
+            return Some(request.issued_ms < horizon.outcomes_before_ms);
         }
         let (encoded, timestamp) = version::split(key)?;
         let horizon = self.trimmable.horizon(encoded)?;
@@ -79,20 +79,6 @@ impl Trimmer {
         self.settled.extend_from_slice(encoded);
         Some(self.whole && !mvcc::lives_at(value, horizon.history)?)
     }
-}
-
-/// When the request of a stored outcome was issued: the record begins with it (field 1, a varint).
-fn issued_ms(record: &[u8]) -> Option<u64> {
-    let (&0x08, rest) = record.split_first()? else { return None };
-    let mut value = 0u64;
-    for (position, byte) in rest.iter().take(10).enumerate() {
-        let bits = u64::from(byte & 0x7F);
-        value |= bits.checked_shl(7 * position as u32)?;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 /// Makes one filter per compaction, with the horizons of that moment.

@@ -19,7 +19,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{Cursor, Error, Family, Lookup, Reader, Result, Tier};
 use crate::keyspace::version;
-use crate::types::Timestamp;
+use crate::types::{RequestId, Timestamp};
 
 /// Versions of one key stepped over before seeking past the rest: a step costs about a tenth of a seek.
 const STEPS_BEFORE_SEEK: u32 = 8;
@@ -39,12 +39,8 @@ const EXPIRES_BYTES: usize = 8;
 /// The request that wrote a version, where the version itself is the record of what came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Who asked.
-    pub client: u64,
-    /// Which of the client's requests.
-    pub sequence: u64,
-    /// When it was first sent, in milliseconds since 1970.
-    pub issued_ms: u64,
+    /// The request.
+    pub request: RequestId,
     /// Of what it asked for.
     pub fingerprint: u32,
 }
@@ -59,9 +55,7 @@ impl Origin {
             _ => return None,
         };
         (rest.len() >= ORIGIN_BYTES).then(|| Origin {
-            client: rest.get_u64(),
-            sequence: rest.get_u64(),
-            issued_ms: rest.get_u64(),
+            request: RequestId { client: rest.get_u64(), sequence: rest.get_u64(), issued_ms: rest.get_u64() },
             fingerprint: rest.get_u32(),
         })
     }
@@ -102,9 +96,9 @@ impl Version {
             }
         }
         if let Some(origin) = origin {
-            bytes.put_u64(origin.client);
-            bytes.put_u64(origin.sequence);
-            bytes.put_u64(origin.issued_ms);
+            bytes.put_u64(origin.request.client);
+            bytes.put_u64(origin.request.sequence);
+            bytes.put_u64(origin.request.issued_ms);
             bytes.put_u32(origin.fingerprint);
         }
         bytes.put_slice(value);
@@ -158,12 +152,12 @@ pub fn newest(reader: &dyn Reader, encoded: &[u8], at: Timestamp, tier: Tier) ->
     }
 }
 
-/// The version of a key from `[from, to]` that this request of a client wrote, with its origin. Looks at each of these
+/// The version of a key from `[from, to]` that this request wrote, with its origin. Looks at each of these
 /// versions, so keep the interval short. Reads the disk.
 pub fn written_by(
     reader: &dyn Reader,
     encoded: &[u8],
-    (client, sequence): (u64, u64),
+    request: &RequestId,
     from: Timestamp,
     to: Timestamp,
 ) -> Result<Option<(Timestamp, Origin)>> {
@@ -173,7 +167,7 @@ pub fn written_by(
     cursor.seek_first();
     while let Some((key, stored)) = cursor.entry() {
         if let Some(origin) = Origin::of(stored)
-            && (origin.client, origin.sequence) == (client, sequence)
+            && origin.request == *request
         {
             return Ok(Some((split(key)?.1, origin)));
         }

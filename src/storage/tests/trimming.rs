@@ -10,7 +10,7 @@ use super::{Engine, Family, Rocks, cases, crash_copy, dump_all, encoded, open};
 use crate::keyspace::{side, version};
 use crate::storage::mvcc::{self, ScanLimits, Version};
 use crate::storage::{Batch, Memory};
-use crate::types::{ShardId, Timestamp};
+use crate::types::{RequestId, ShardId, Timestamp};
 
 const ALL: (&[u8], &[u8]) = (b"", &[0xFF; 16]);
 
@@ -94,22 +94,6 @@ fn a_horizon_that_is_not_durable_trims_nothing() {
     assert!(store.horizons().effective().iter().next().is_some());
 }
 
-/// An outcome record as protobuf writes it: `issued_ms` as field 1 unless it is 0, then a fingerprint as field 2.
-fn record(issued_ms: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if issued_ms > 0 {
-        bytes.push(0x08);
-        let mut rest = issued_ms;
-        while rest >= 0x80 {
-            bytes.push(rest as u8 | 0x80);
-            rest >>= 7;
-        }
-        bytes.push(rest as u8);
-    }
-    bytes.extend([0x15, 7, 0, 0, 0]);
-    bytes
-}
-
 #[test]
 fn outcomes_expire_by_when_their_request_was_issued() {
     let directory = tempfile::tempdir().unwrap();
@@ -118,21 +102,21 @@ fn outcomes_expire_by_when_their_request_was_issued() {
         let mut batch = Batch::new();
         let issued = [0, 1, 127, 128, 999, 1000, 1_700_000_000_000];
         for (sequence, issued_ms) in issued.iter().enumerate() {
-            let key = side::outcome(&encoded(b"k"), 1, sequence as u64);
-            batch.put(Family::Data, key, record(*issued_ms));
+            let request = RequestId { client: 1, sequence: sequence as u64, issued_ms: *issued_ms };
+            batch.put(Family::Data, side::outcome(&encoded(b"k"), &request), &b"an outcome"[..]);
         }
-        batch.put(Family::Data, side::outcome(&encoded(b"\xFFoutside"), 1, 1), &b"\x08\x01"[..]);
-        batch.put(Family::Data, side::applied(ShardId(1)), &b"\x08\x01"[..]);
+        let request = RequestId { client: 1, sequence: 1, issued_ms: 1 };
+        batch.put(Family::Data, side::outcome(&encoded(b"\xFFoutside"), &request), &b"an outcome"[..]);
+        batch.put(Family::Data, side::applied(ShardId(1)), &b"a state"[..]);
         engine.write(batch).unwrap();
         trim(&*engine, 1000);
         let left = dump_all(&*engine, Family::Data);
         let sequences: Vec<_> = left
             .iter()
             .filter_map(|(key, _)| side::outcome_split(key))
-            .map(|(anchor, _, sequence)| (anchor == encoded(b"k"), sequence))
+            .map(|(anchor, request)| (anchor == encoded(b"k"), request.sequence))
             .collect();
-        // A record without a stamp cannot be judged and stays.
-        assert_eq!(sequences, [(true, 0), (true, 5), (true, 6), (false, 1)]);
+        assert_eq!(sequences, [(true, 5), (true, 6), (false, 1)]);
         assert_eq!(left.last().unwrap().0, side::applied(ShardId(1)));
     }
 }

@@ -11,7 +11,7 @@ use super::{Engine, Family, cases, encoded, found, open};
 use crate::keyspace::version;
 use crate::storage::mvcc::{self, Origin, SCAN_STEPS_MAX, ScanLimits, Version};
 use crate::storage::{Batch, Error, Memory, Tier};
-use crate::types::Timestamp;
+use crate::types::{RequestId, Timestamp};
 
 fn value(timestamp: u64, value: &'static str) -> Version {
     Version { timestamp: Timestamp(timestamp), value: Some(value.into()), expires_ms: None }
@@ -33,7 +33,7 @@ fn stored_versions_are_golden() {
     assert_eq!(&deletion.encode()[..], b"\x01");
     let expires = Version { expires_ms: Some(0x0102), ..value(9, "v") };
     assert_eq!(&expires.encode()[..], b"\x02\0\0\0\0\0\0\x01\x02v");
-    let origin = Origin { client: 1, sequence: 2, issued_ms: 3, fingerprint: 4 };
+    let origin = Origin { request: RequestId { client: 1, sequence: 2, issued_ms: 3 }, fingerprint: 4 };
     let said = b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\x04";
     assert_eq!(stays.encode_from(Some(&origin)), [&b"\x04"[..], said, b"v"].concat());
     let both = expires.encode_from(Some(&origin));

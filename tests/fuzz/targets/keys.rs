@@ -12,7 +12,7 @@ use support::Pieces;
 use trivet::catalog::RowKey;
 use trivet::keyspace::{Layout, ScanCursor, ShardMap, prefix_end, side, slot, tag, version};
 use trivet::storage::log_keys;
-use trivet::types::{Epoch, Partitioning, Reason, ScanBounds, ShardDescriptor, ShardId, Slot, TableId, Timestamp};
+use trivet::types::{Epoch, Partitioning, Reason, RequestId, ScanBounds, ShardDescriptor, ShardId, Slot, TableId, Timestamp};
 
 fuzz_target!(|data: &[u8]| support::frugally(data, 1 << 20, check));
 
@@ -137,15 +137,16 @@ fn versions(encoded: &[Bytes; 2], early: Timestamp, late: Timestamp) {
 
 fn side_records(encoded: &[Bytes; 2], client: u64, sequence: u64) {
     let [anchor, bound] = encoded;
-    let key = side::outcome(anchor, client, sequence);
-    assert_eq!(side::outcome_split(&key), Some((&anchor[..], client, sequence)));
+    let request = RequestId { client, sequence, issued_ms: client ^ sequence };
+    let key = side::outcome(anchor, &request);
+    assert_eq!(side::outcome_split(&key), Some((&anchor[..], request)));
     let (from, to) = side::outcome_range(&anchor[..4], bound);
     assert_eq!(from <= key && key < to, anchor < bound, "an outcome lies where its anchor lies");
 }
 
 fn log_keys_are_undone(bytes: &[u8], group: u64, index: u64) {
-    if let Some((anchor, client, sequence)) = side::outcome_split(bytes) {
-        assert_eq!(side::outcome(anchor, client, sequence), bytes);
+    if let Some((anchor, request)) = side::outcome_split(bytes) {
+        assert_eq!(side::outcome(anchor, &request), bytes);
     }
     if let Some((group, index)) = log_keys::entry_split(bytes) {
         assert_eq!(log_keys::entry(group, index), bytes);
