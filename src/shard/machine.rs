@@ -132,11 +132,11 @@ impl ShardMachine {
             return Ok(Err(Error::new(Reason::BatchTooLarge, "a batch needs at least one operation or condition")));
         };
         let fingerprint = command.fingerprint();
-        if let Some(request) = write.request {
-            if let Some(record) = self.find_record(&(anchor.clone(), request))? {
-                ::metrics::counter!(metrics::REPEATS).increment(1);
-                return Ok(record.answer(fingerprint));
-            }
+        if let Some(request) = write.request
+            && let Some(record) = self.find_record(&(anchor.clone(), request))?
+        {
+            ::metrics::counter!(metrics::REPEATS).increment(1);
+            return Ok(record.answer(fingerprint));
         }
 
         let timestamp = stamped.max(self.state.last_timestamp.next());

@@ -570,15 +570,14 @@ proptest! {
         prop_assert_eq!(&answers, &same);
         prop_assert_eq!(one.checksum(), other.checksum());
 
-        let mut first: BTreeMap<(Bytes, u64, u64, u64), (Command, Result<Outcome>)> = BTreeMap::new();
+        let mut first: BTreeMap<(Bytes, RequestId), (Command, Result<Outcome>)> = BTreeMap::new();
         for (command, answer) in proposals.iter().flat_map(|p| &p.commands).zip(answers.concat()) {
             let Some(request) = command.write.request else { continue };
             let refused = |reason: Reason| answer.as_ref().is_err_and(|error| error.reason == reason);
             if refused(Reason::WrongEpoch) || refused(Reason::RequestExpired) {
                 continue;
             }
-            let RequestId { client, sequence, issued_ms } = request;
-            let place = (command.write.operations[0].key.clone(), client, sequence, issued_ms);
+            let place = (command.write.operations[0].key.clone(), request);
             match first.get(&place) {
                 None => {
                     first.insert(place, (command.clone(), answer.clone()));
