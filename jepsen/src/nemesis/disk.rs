@@ -14,6 +14,9 @@ use crate::cluster::{Held, Wants};
 /// Within this a node whose sync has failed must have ended. The next sync comes with the next write.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
+/// What RocksDB answers to whoever writes in the moment between the failure and the end of the process.
+const BROKEN_OFF: &str = "Seen error. Skip writing buffer";
+
 /// An input/output error, as a failing disk gives it.
 const EIO: u32 = 5;
 
@@ -147,8 +150,8 @@ impl Nemesis for Disk {
     fn excuses(&self) -> &'static [&'static str] {
         match self.0 {
             Kind::Slow | Kind::Hung => &[],
-            Kind::Full => &["the disk is full: no more entries are taken", "cannot make the log durable"],
-            _ => &["cannot make the log durable", "storage was not closed in order"],
+            Kind::Full => &["the disk is full: no more entries are taken", "cannot make the log durable", BROKEN_OFF],
+            _ => &["cannot make the log durable", "storage was not closed in order", BROKEN_OFF],
         }
     }
 
