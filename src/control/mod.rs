@@ -128,17 +128,18 @@ impl AskHandler for Control {
         Box::pin(async move {
             match kind {
                 ask::JOIN => {
-                    let question: JoinAsk = ask::decode(&body)?;
-                    if !self.node.leads_system() {
-                        // A newcomer may ask anyone; members know whom to ask.
-                        if question.cluster.is_some() {
-                            self.must_lead()?;
-                        }
-                        let answer: crate::node::JoinAnswer =
-                            self.node.ask_system_leader_for(ask::JOIN, &question, VERB_TIMEOUT).await?;
-                        return Ok(ask::encode(&answer));
+                    let mut question: JoinAsk = ask::decode(&body)?;
+                    // A newcomer may ask anyone; members know whom to ask, and so does who passes a question on.
+                    if question.cluster.is_some() || question.passed_on {
+                        self.must_lead()?;
                     }
-                    Ok(ask::encode(&self.join(question).await?))
+                    if self.node.leads_system() {
+                        return Ok(ask::encode(&self.join(question).await?));
+                    }
+                    question.passed_on = true;
+                    let answer: crate::node::JoinAnswer =
+                        self.node.ask_system_leader_for(ask::JOIN, &question, VERB_TIMEOUT).await?;
+                    Ok(ask::encode(&answer))
                 }
                 CREATE_TABLE => {
                     self.must_lead()?;

@@ -55,6 +55,10 @@ pub struct JoinAsk {
     pub cluster: Option<ClusterId>,
     /// Its row in the catalog, as it should be.
     pub row: NodeRow,
+    /// Whether a member that does not lead has passed it on already. That is done once: the leader is whom one member
+    /// takes for it, and while an election settles two members may take each other, or one itself, for the leader.
+    #[serde(default)]
+    pub passed_on: bool,
 }
 
 /// The answer to a node that introduces itself.

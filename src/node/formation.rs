@@ -136,7 +136,7 @@ async fn become_member(node: &Arc<Node>) -> Result<Round> {
 /// Asks one node: `Done` when it made this node a member, `Again` when it is empty itself, none when it could not be
 /// asked or could not say yes now. An error is a refusal for good.
 async fn try_join(node: &Arc<Node>, address: &str) -> Result<Option<Round>> {
-    let question = ask::encode(&JoinAsk { cluster: None, row: node.row() });
+    let question = ask::encode(&JoinAsk { cluster: None, row: node.row(), passed_on: false });
     let answered = node.links().ask(address, ask::JOIN, question, JOIN_TIMEOUT).await;
     let answer = match answered.and_then(|body| ask::decode::<JoinAnswer>(&body)) {
         Ok(answer) => answer,
@@ -214,7 +214,7 @@ async fn announce(node: &Arc<Node>) {
         if let Err(error) = compare_clusters(node, &identity).await {
             return node.fail(error);
         }
-        let question = JoinAsk { cluster: Some(identity.cluster), row: node.row() };
+        let question = JoinAsk { cluster: Some(identity.cluster), row: node.row(), passed_on: false };
         let answered = node.ask_system_leader_for::<_, JoinAnswer>(ask::JOIN, &question, JOIN_TIMEOUT).await;
         match answered {
             Ok(_) => return,
