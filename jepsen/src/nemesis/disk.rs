@@ -16,6 +16,12 @@ const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// What RocksDB answers to whoever writes in the moment between the failure and the end of the process.
 const BROKEN_OFF: &str = "Seen error. Skip writing buffer";
+/// What the system answers to another who writes in that moment: the same as to the first.
+const NO_SPACE: &str = "No space left on device";
+/// As before, for a failing disk.
+const NO_OUTPUT: &str = "Input/output error";
+/// As before, for a file system that has become read-only.
+const NO_WRITES: &str = "Read-only file system";
 
 /// An input/output error, as a failing disk gives it.
 const EIO: u32 = 5;
@@ -150,8 +156,15 @@ impl Nemesis for Disk {
     fn excuses(&self) -> &'static [&'static str] {
         match self.0 {
             Kind::Slow | Kind::Hung => &[],
-            Kind::Full => &["the disk is full: no more entries are taken", "cannot make the log durable", BROKEN_OFF],
-            _ => &["cannot make the log durable", "storage was not closed in order", BROKEN_OFF],
+            Kind::Full => {
+                &["the disk is full: no more entries are taken", "cannot make the log durable", BROKEN_OFF, NO_SPACE]
+            }
+            Kind::ReadOnly => {
+                &["cannot make the log durable", "storage was not closed in order", BROKEN_OFF, NO_WRITES]
+            }
+            Kind::Sync | Kind::Write => {
+                &["cannot make the log durable", "storage was not closed in order", BROKEN_OFF, NO_OUTPUT]
+            }
         }
     }
 
