@@ -160,9 +160,11 @@ impl Directory {
     }
 
     /// Whether the shard's id was given out and its row is gone: it was dropped (or merged away), for ever. An id
-    /// that this picture has not seen given out may just be news to come.
+    /// that this picture has not seen given out may just be news to come, and the child of a split has no row until the
+    /// split is known to have happened.
     pub fn was_dropped(&self, shard: ShardId) -> bool {
-        shard.0 < self.next_id(Counter::Shard) && !self.shards.contains_key(&shard)
+        let coming = |parent: &Arc<ShardDescriptor>| parent.split.as_ref().is_some_and(|split| split.child == shard);
+        shard.0 < self.next_id(Counter::Shard) && !self.shards.contains_key(&shard) && !self.shards().any(coming)
     }
 
     /// What the catalog wants on a node's data directory: shards, each with the replica.
@@ -349,6 +351,7 @@ mod tests {
             epoch: Epoch(1),
             replicas: vec![replica],
             founders: vec![id],
+            split: None,
         }
     }
 

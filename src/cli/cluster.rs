@@ -5,22 +5,23 @@ use std::time::Duration;
 use clap::Subcommand;
 use trivet::client::Client;
 use trivet::runtime::{Clock, sleep};
-use trivet::types::{Error, NodeId, Reason, ShardId, TableDescriptor};
-use trivet::wire::admin::{ClusterStatus, TableDetails};
+use trivet::types::{Error, NodeId, Reason, ShardId, Slot, TableDescriptor};
+use trivet::wire::admin::{ClusterStatus, SplitPoint, SplitReport, TableDetails};
 
 use super::exit::{Ended, Exit, Stop};
-use super::{Global, render, time};
+use super::{Global, render, text, time};
 
 /// Time between two looks while `cluster status --wait` waits.
 const WAIT_STEP: Duration = Duration::from_millis(200);
 
-/// List, describe and check shards; move leaderships.
+/// List, describe, check and split shards; move leaderships.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Shard {
     List(ShardList),
     Describe(ShardDescribe),
     Checksum(ShardChecksum),
     Transfer(ShardTransfer),
+    Split(ShardSplit),
 }
 
 /// Lists shards with what they own, who leads them and where their replicas are.
@@ -62,6 +63,31 @@ pub struct ShardTransfer {
     /// The node that is to lead it
     #[arg(long, value_name = "NODE")]
     to: u64,
+    /// Say what would be done and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Splits a shard in two while it serves. No data is copied.
+///
+/// Without a place it is split where half of its bytes lie before. Keys with one tag (hash tables) or one group (range
+/// tables with a group delimiter) stay together.
+#[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  trivet shard split 3\n  trivet shard split 3 --slot 9000\n  trivet shard split 4 --at user:5000 --dry-run"
+)]
+pub struct ShardSplit {
+    /// Its id, as `shard list` shows it
+    id: u64,
+    /// The key with which the right part begins
+    #[arg(long, value_name = "KEY", conflicts_with = "slot")]
+    at: Option<String>,
+    /// The key is given in hexadecimal digits
+    #[arg(long, requires = "at")]
+    hex: bool,
+    /// The slot with which the right part begins (hash tables)
+    #[arg(long)]
+    slot: Option<u16>,
     /// Say what would be done and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -121,6 +147,7 @@ pub async fn shard(verb: Shard, global: &Global) -> Ended {
             }
         }
         Shard::Checksum(args) => return checksum(&args, &client, global).await,
+        Shard::Split(args) => return split(&args, &client, global).await,
         Shard::Transfer(args) => {
             let (shard, to) = (ShardId(args.id), NodeId(args.to));
             let before = client.admin().shard(shard).await?;
@@ -139,6 +166,27 @@ pub async fn shard(verb: Shard, global: &Global) -> Ended {
                 say!("the leadership of shard {} {said} from {from} to {to}", args.id);
             }
         }
+    }
+    Ok(Exit::Ok)
+}
+
+async fn split(args: &ShardSplit, client: &Client, global: &Global) -> Ended {
+    let at = match (&args.at, args.slot) {
+        (Some(key), _) => SplitPoint::Key(text::argument(key, args.hex).map_err(Stop::usage)?),
+        (None, Some(slot)) => SplitPoint::Slot(Slot(slot)),
+        (None, None) => SplitPoint::Middle,
+    };
+    let SplitReport { left, right } = client.admin().split_shard(ShardId(args.id), at, args.dry_run).await?;
+    let table = table_of(client, &left.table).await?;
+    if global.json() {
+        let part = |shard| render::shard_json(table.as_ref(), shard);
+        say!("{}", serde_json::json!({"left": part(&left), "right": part(&right), "dry_run": args.dry_run}));
+    } else {
+        let owned = |shard| table.as_ref().map_or_else(String::new, |table| render::owned(table, shard));
+        let child = if args.dry_run { "a new shard".to_owned() } else { format!("shard {}", right.id.0) };
+        let said = if args.dry_run { "would keep" } else { "keeps" };
+        let gets = if args.dry_run { "would get" } else { "gets" };
+        say!("shard {} {said} {}; {child} {gets} {}", left.id.0, owned(&left), owned(&right));
     }
     Ok(Exit::Ok)
 }

@@ -10,7 +10,9 @@ use super::core::Core;
 use super::{Connection, metrics};
 use crate::runtime::{self, Instant};
 use crate::types::{Error, Kind, NodeId, Reason, Result, ShardId};
-use crate::wire::admin::{ChecksumReport, ClusterStatus, NewTable, ShardDetails, TableDetails, Topology};
+use crate::wire::admin::{
+    ChecksumReport, ClusterStatus, NewTable, ShardDetails, SplitPoint, SplitReport, TableDetails, Topology,
+};
 
 /// Pauses between rounds over all nodes.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -98,6 +100,17 @@ impl Admin {
     /// Hands a shard's leadership to the voter on node `to`.
     pub async fn transfer_leader(&self, shard: ShardId, to: NodeId) -> Result<()> {
         self.ask(None, |node, until| async move { node.transfer_leader(shard, to, until).await }).await
+    }
+
+    /// Splits a shard in two. Asked again after it was done, it splits the left part again unless `at` names the very
+    /// place: then it answers as before.
+    pub async fn split_shard(&self, shard: ShardId, at: SplitPoint, dry_run: bool) -> Result<SplitReport> {
+        let asked = &at;
+        self.ask(None, |node, until| {
+            let at = asked.clone();
+            async move { node.split_shard(shard, at, dry_run, until).await }
+        })
+        .await
     }
 
     /// Asks the nodes in turn until one answers, or refuses for a reason that another node would give as well. With

@@ -15,6 +15,7 @@
 mod duties;
 mod members;
 mod shards;
+mod splits;
 mod status;
 mod tables;
 #[cfg(test)]
@@ -41,6 +42,7 @@ const VERB_TIMEOUT: Duration = Duration::from_secs(20);
 
 const CREATE_TABLE: &str = "create_table";
 const DROP_TABLE: &str = "drop_table";
+const SPLIT: &str = "split";
 
 /// The control of one node.
 pub struct Control {
@@ -148,6 +150,14 @@ impl AskHandler for Control {
                 DROP_TABLE => {
                     self.must_lead()?;
                     Ok(ask::encode(&self.drop_here(ask::decode(&body)?).await?))
+                }
+                SPLIT => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.split_here(ask::decode(&body)?).await?))
+                }
+                ask::SPLIT_NEWS => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.note_split(ask::decode(&body)?).await?))
                 }
                 _ => Err(Error::invalid(format!("the question '{kind}' is unknown to this version"))),
             }

@@ -18,7 +18,7 @@ impl Control {
         details
     }
 
-    fn descriptor(&self, shard: ShardId) -> Result<std::sync::Arc<ShardDescriptor>> {
+    pub(super) fn descriptor(&self, shard: ShardId) -> Result<std::sync::Arc<ShardDescriptor>> {
         let directory = self.node.directory();
         directory.shard(shard).cloned().ok_or_else(|| {
             Error::new(Reason::UnknownShard, format!("there is no shard {shard}; `trivet shard list` shows them"))
@@ -26,7 +26,7 @@ impl Control {
     }
 
     /// The node that leads a shard: known here, or reported by one of its replicas.
-    async fn leader_of(&self, shard: &ShardDescriptor) -> Result<NodeId> {
+    pub(super) async fn leader_of(&self, shard: &ShardDescriptor) -> Result<NodeId> {
         if let Some(leader) = self.details_of(shard).leader {
             return Ok(leader);
         }

@@ -25,9 +25,9 @@ use crate::storage::{
 };
 use crate::types::{
     Action, Limits, NodeId, Operation, Read, ReadLevel, Reason, ReplicaId, Request, RequestId, Response, Result,
-    ShardDescriptor, ShardId, Write,
+    ShardDescriptor, ShardId, Slot, Write,
 };
-use crate::wire::admin::NewTable;
+use crate::wire::admin::{NewTable, SplitPoint, SplitReport};
 
 /// Long enough for a machine that others share.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -195,6 +195,24 @@ impl House {
         machine.life = Some(Life { runtime, disk, started });
     }
 
+    /// From now on, the node's disk takes so many writes more.
+    fn limit(&self, id: u64, writes: u64) {
+        let disk = &self.life(id).expect("it runs").disk;
+        let left = disk.left.write();
+        // One that has died stays dead: its node must be started again.
+        if left.load(Ordering::Relaxed) > 0 {
+            left.store(writes, Ordering::Relaxed);
+        }
+    }
+
+    /// Drops a table and waits until it is gone.
+    fn drop_table(&self, name: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.ask(3, async |control| control.drop_table(name, false).await).is_err() {
+            assert!(Instant::now() < deadline, "the table stays");
+        }
+    }
+
     /// Ends a node as kill -9 does, and the power with it: what was not synced is gone.
     fn crash(&mut self, id: u64) {
         let machine = self.machines.get_mut(&NodeId(id)).expect("one of three");
@@ -300,7 +318,10 @@ impl House {
     }
 
     fn leader_of(&self, shard: ShardId) -> u64 {
-        let leads = |id: &u64| self.node(*id).replicas().get(shard).is_some_and(|replica| replica.is_leader());
+        let leads = |id: &u64| {
+            let started = self.life(*id).and_then(|life| life.started.as_ref());
+            started.is_some_and(|(node, _)| node.replicas().get(shard).is_some_and(|replica| replica.is_leader()))
+        };
         let find = || [1, 2, 3].into_iter().find(leads);
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -386,6 +407,102 @@ fn a_crash_while_a_wiped_node_gets_new_replicas_only_delays_them() {
         house.settle(2);
         house.assert_equal();
     }
+}
+
+#[test]
+fn a_crash_while_a_shard_is_split_only_delays_it() {
+    let mut house = House::founded();
+    // Every step of every node is hit by one of these: the node that leads, and one that follows.
+    for (round, writes) in [0, 1, 2, 3, 4, 6, 8, 11].into_iter().enumerate() {
+        if round > 0 {
+            house.drop_table("t");
+        }
+        house.create(1, "t", 1);
+        house.settle(1);
+        let parent = house.shards()[0].id;
+        for key in ["a", "b", "c", "d"] {
+            house.write_and_read(key).expect("it serves");
+        }
+        let leader = house.leader_of(parent);
+        let victim = if round % 2 == 0 { leader } else { leader % 3 + 1 };
+        let asked = victim % 3 + 1;
+        house.limit(victim, writes);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let half = SplitPoint::Slot(Slot(0x8000));
+            match house.ask(asked, async |control| control.split_shard(parent, half, false).await) {
+                Ok(SplitReport { left, right }) => {
+                    assert_eq!((left.id, &left.end, left.epoch), (parent, &right.start, right.epoch));
+                    break;
+                }
+                Err(error) => assert!(Instant::now() < deadline, "not split: {error}"),
+            }
+            house.mind(victim);
+        }
+        house.limit(victim, NO_END);
+        house.settle(victim);
+        assert_eq!(house.shards().len(), 2, "{writes} writes");
+        for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+            house.write_and_read(key).expect("both parts serve");
+        }
+        house.assert_equal();
+        // All that was done is done again at a restart, and changes nothing.
+        let before = replicas_on(&house, victim);
+        house.crash(victim);
+        house.start(victim, NO_END);
+        house.settle(victim);
+        assert_eq!(replicas_on(&house, victim), before, "{writes} writes");
+        house.assert_equal();
+    }
+}
+
+#[test]
+fn a_wiped_node_gets_both_parts_of_a_shard_that_is_split_meanwhile() {
+    let mut house = House::founded();
+    house.create(1, "t", 1);
+    house.settle(1);
+    let parent = house.shards()[0].id;
+    for key in ["a", "b", "c", "d"] {
+        house.write_and_read(key).expect("it serves");
+    }
+    let victim = if house.leader_of(parent) == 1 { 2 } else { 1 };
+    house.crash(victim);
+    let report = house.ask(3, async |control| control.split_shard(parent, SplitPoint::Middle, false).await);
+    let SplitReport { right, .. } = report.expect("two of three split it");
+    house.write_and_read("e").expect("both parts serve");
+    house.wipe(victim);
+    house.start(victim, NO_END);
+    house.settle(victim);
+    house.assert_equal();
+    // And parts are split again, by one who was not there.
+    let report = house.ask(victim, async |control| control.split_shard(right.id, SplitPoint::Middle, false).await);
+    report.expect("the newcomer has it split");
+    house.settle(victim);
+    assert_eq!(house.shards().len(), 3);
+    house.assert_equal();
+}
+
+#[test]
+fn a_split_that_makes_no_sense_is_refused_and_changes_nothing() {
+    let mut house = House::founded();
+    house.create(1, "t", 2);
+    house.settle(1);
+    let shards = house.shards();
+    let refused = |shard: ShardId, at: SplitPoint, dry_run: bool| {
+        let report = house.ask(2, async |control| control.split_shard(shard, at, dry_run).await);
+        report.expect_err("refused").reason
+    };
+    for dry_run in [true, false] {
+        assert_eq!(refused(ShardId(99), SplitPoint::Middle, dry_run), Reason::UnknownShard);
+        assert_eq!(refused(ShardId::SYSTEM, SplitPoint::Key("node/".into()), dry_run), Reason::InvalidRequest);
+        assert_eq!(refused(shards[0].id, SplitPoint::Slot(Slot(0)), dry_run), Reason::InvalidRequest);
+        assert_eq!(refused(shards[0].id, SplitPoint::Slot(Slot(0x9000)), dry_run), Reason::InvalidRequest);
+        assert_eq!(refused(shards[0].id, SplitPoint::Middle, dry_run), Reason::InvalidRequest, "it is empty");
+    }
+    let report =
+        house.ask(2, async |control| control.split_shard(shards[0].id, SplitPoint::Slot(Slot(0x4000)), true).await);
+    assert_eq!(report.expect("possible").left.epoch.0, 2);
+    assert_eq!(house.shards(), shards);
 }
 
 #[test]

@@ -11,7 +11,7 @@
 //! slot        = high 16 bits of CRC-32 (IEEE, as in zlib) of the tag
 //! tag         = what stands between the first '{' and the first '}' after it, if not empty, else the whole key
 //! escaping    = each byte 00 becomes 00 FF, every other byte stays; 00 01 ends the key
-//! outcome     = FFFFFFF0 ‖ encoded key ‖ client (u64 BE) ‖ sequence (u64 BE)
+//! outcome     = FFFFFFF0 ‖ encoded key ‖ client (u64 BE) ‖ sequence (u64 BE) ‖ time of issue (u64 BE)
 //! applied     = FFFFFFF1 ‖ shard id (u64 BE)
 //! cursor      = 01 ‖ fingerprint of the scan (u32 BE) ‖ encoded key ‖ CRC-32 of all before (u32 BE)
 //! ```
@@ -32,6 +32,7 @@
 //! Left out: who holds a shard (catalog), what lies in one (storage). Everything here is pure.
 
 mod cursor;
+mod cut;
 mod escape;
 mod layout;
 mod scan;

@@ -31,6 +31,10 @@ pub const REVISION: &str = "revision";
 pub const NOTE_CHECKSUM: &str = "note_checksum";
 /// The checksum of one replica.
 pub const CHECKSUM: &str = "checksum";
+/// Where a shard would be cut into halves: [`ShardAsk`] to its leader, `Option<Vec<u8>>` back, an encoded key.
+pub const MIDDLE: &str = "middle";
+/// A shard was split: [`super::SplitNews`], to shard 0's leader.
+pub const SPLIT_NEWS: &str = "split_news";
 /// Hand over the leadership of a shard (to its leader).
 pub const TRANSFER: &str = "transfer";
 
@@ -151,6 +155,11 @@ impl Node {
                 // Summing a large shard takes longer than other questions.
                 let sum = self.hosted(ask.shard)?.checksum(ask.argument, deadline + ASK_TIMEOUT).await?;
                 Ok(encode(&ChecksumAnswer { index: sum.index, checksum: sum.checksum, versions: sum.versions }))
+            }
+            MIDDLE => {
+                let ask: ShardAsk = decode(&body)?;
+                let middle = self.hosted(ask.shard)?.middle().await?;
+                Ok(encode(&middle.map(|key| key.to_vec())))
             }
             TRANSFER => {
                 let ask: ShardAsk = decode(&body)?;

@@ -155,7 +155,8 @@ impl Node {
             }
         };
         let remote = || Request::Write(write.clone());
-        let response = self.route(entry, &anchor, ReadLevel::Linearizable, repeatable, context, local, remote).await?;
+        let response =
+            self.route(entry, &anchor, ReadLevel::Linearizable, repeatable, true, context, local, remote).await?;
         match response {
             Routed::Here(served, descriptor) => Ok(self.answer_of(served, &descriptor)),
             Routed::There(Response::Written(answer)) => Ok(answer),
@@ -169,9 +170,34 @@ impl Node {
         read: Read,
         context: Context,
     ) -> Result<Vec<Answer<Option<Versioned>>>> {
+        let mut entry = entry.clone();
+        loop {
+            match self.read_by(&entry, &read, context).await {
+                Err(error) if error.reason == Reason::WrongEpoch && !context.forwarded => {
+                    entry = self.newer(entry, error, context)?;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// The table as it is now, for a request that was planned by a picture of it that has changed; the error if there is
+    /// no time left or nothing newer.
+    pub(super) fn newer(&self, entry: Arc<TableEntry>, error: Error, context: Context) -> Result<Arc<TableEntry>> {
+        let newer = self.directory().table(entry.descriptor.id).cloned();
+        newer.filter(|newer| newer.shards != entry.shards && self.clock().now() < context.deadline).ok_or(error)
+    }
+
+    /// Reads keys, grouped by the shards of this picture.
+    async fn read_by(
+        &self,
+        entry: &Arc<TableEntry>,
+        read: &Read,
+        context: Context,
+    ) -> Result<Vec<Answer<Option<Versioned>>>> {
         let encoded: Vec<Bytes> = read.keys.iter().map(|key| entry.layout.encode(key)).collect();
         if let [only] = encoded.as_slice() {
-            return self.read_group(entry, &read, vec![only.clone()], &[0], context).await;
+            return self.read_group(entry, read, vec![only.clone()], &[0], context).await;
         }
         // Group the keys by shard; each group is read on its own, all at once.
         let mut groups: Vec<(Arc<ShardDescriptor>, Vec<usize>)> = Vec::new();
@@ -184,7 +210,7 @@ impl Node {
         }
         let reads = groups.iter().map(|(_, positions)| {
             let keys = positions.iter().map(|&position| encoded[position].clone()).collect();
-            self.read_group(entry, &read, keys, positions, context)
+            self.read_group(entry, read, keys, positions, context)
         });
         let mut answers: Vec<Option<Answer<Option<Versioned>>>> = vec![None; read.keys.len()];
         for ((_, positions), group) in groups.iter().zip(join_all(reads).await) {
@@ -213,7 +239,7 @@ impl Node {
             let keys = positions.iter().map(|&position| read.keys[position].clone()).collect();
             Request::Read(Read { keys, level })
         };
-        match self.route(entry, &keys[0], level, true, context, local, remote).await? {
+        match self.route(entry, &keys[0], level, true, keys.len() == 1, context, local, remote).await? {
             Routed::Here(served, descriptor) => {
                 let header = self.header(&served, &descriptor);
                 Ok(served.body.into_iter().map(|body| Answer { header: header.clone(), body }).collect())
@@ -239,7 +265,7 @@ impl Node {
             async move { shard.history(descriptor.epoch, encoded, before, rows_max, context.deadline).await }
         };
         let remote = || Request::History { key: key.clone(), before, rows_max };
-        match self.route(entry, &encoded, ReadLevel::Linearizable, true, context, local, remote).await? {
+        match self.route(entry, &encoded, ReadLevel::Linearizable, true, true, context, local, remote).await? {
             Routed::Here(served, descriptor) => {
                 let header = self.header(&served, &descriptor);
                 let rows: Vec<Row> = (served.body.into_iter())

@@ -24,9 +24,9 @@ use super::host::Node;
 use super::identity::Identity;
 use super::lineage;
 use super::reconcile;
-use super::replicas::Record;
 use crate::keyspace::Layout;
 use crate::runtime::{random_u64, sleep, spawn};
+use crate::shard::Record;
 use crate::storage::Batch;
 use crate::types::{ClusterId, Epoch, Error, NodeId, Reason, ReplicaId, Result, ShardId, TableId};
 

@@ -1,6 +1,6 @@
 //! The node itself: what its parts share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -8,22 +8,21 @@ use arc_swap::ArcSwap;
 use futures::StreamExt;
 use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::ask::AskHandler;
 use super::formation::{self, Bootstrap};
 use super::identity::Identity;
 use super::lineage;
 use super::registry::Registry;
-use super::replicas::Record;
 use super::room::{self, Rooms};
 use super::transport::{LinkTransport, Links};
-use super::{follower, sweeper};
+use super::{follower, splits, sweeper};
 use crate::catalog::{Directory, NodeRow};
 use crate::client::Connection;
 use crate::raft::{GroupError, LogBounds, Timers};
 use crate::runtime::{Clock, random_u64, sleep, spawn};
-use crate::shard::{Shard, ShardOptions, State};
+use crate::shard::{BIRTHS_MAX, Born, Home, Record, Shard, ShardOptions, State};
 use crate::storage::{Engine, LogWriter};
 use crate::types::{Error, Incarnation, Limits, NodeId, Reason, Result, ShardId, Timestamp};
 
@@ -81,6 +80,17 @@ pub struct Node {
     stopped: watch::Sender<bool>,
     /// Wakes the reconciler before its time.
     nudge: Notify,
+    /// Told of children born here.
+    births: mpsc::Sender<Born>,
+    /// The shards whose split is being furthered here.
+    splitting: Mutex<HashSet<ShardId>>,
+    /// The shards whose log from before a split is being removed here.
+    forgetting: Mutex<HashSet<ShardId>>,
+    /// Held while a replica is created that was not here before; shared while a snapshot is installed. So no snapshot can
+    /// be laid over the range of a replica that came while it was looked at.
+    ranges: Arc<tokio::sync::RwLock<()>>,
+    /// One replica is started at a time: the same one may be found by its birth, its record and the catalog.
+    hosting: tokio::sync::Mutex<()>,
     /// One start of another node is compared and stored at a time.
     admitting: Mutex<()>,
     /// When each table was last looked up in vain; see the door.
@@ -100,6 +110,7 @@ impl Node {
         }
         let links = Links::new(options.id, options.clock.clone());
         links.set_address(options.id, &options.address);
+        let (births, born) = mpsc::channel(BIRTHS_MAX);
         let node = Arc::new(Node {
             incarnation: stored.map_or_else(|| Incarnation(random_u64()), |identity| identity.incarnation),
             rooms: Rooms::new(&*engine),
@@ -116,6 +127,11 @@ impl Node {
             stopping: watch::Sender::new(false),
             stopped: watch::Sender::new(false),
             nudge: Notify::new(),
+            births,
+            splitting: Mutex::default(),
+            forgetting: Mutex::default(),
+            ranges: Arc::default(),
+            hosting: tokio::sync::Mutex::default(),
             admitting: Mutex::default(),
             unknown_tables: Mutex::default(),
             options,
@@ -127,6 +143,7 @@ impl Node {
         spawn(follower::run(node.clone()));
         spawn(room::run(node.clone()));
         spawn(sweeper::run(node.clone()));
+        spawn(splits::welcome(node.clone(), born));
         Ok(node)
     }
 
@@ -178,6 +195,18 @@ impl Node {
 
     pub(super) fn links(&self) -> &Arc<Links> {
         &self.links
+    }
+
+    pub(super) fn splitting(&self) -> &Mutex<HashSet<ShardId>> {
+        &self.splitting
+    }
+
+    pub(super) fn forgetting(&self) -> &Mutex<HashSet<ShardId>> {
+        &self.forgetting
+    }
+
+    pub(super) fn ranges(&self) -> &Arc<tokio::sync::RwLock<()>> {
+        &self.ranges
     }
 
     pub(super) fn rooms(&self) -> &Rooms {
@@ -274,13 +303,20 @@ impl Node {
         Ok(())
     }
 
-    /// Starts the replica of a record and adds it to the registry.
+    /// Starts the replica of a record and adds it to the registry, if it is not there.
     pub(super) async fn host(&self, record: &Record) -> Result<Arc<Shard>> {
+        let _one_at_a_time = self.hosting.lock().await;
+        if let Some(hosted) = self.registry.get(record.shard).filter(|hosted| hosted.replica() == record.replica) {
+            return Ok(hosted);
+        }
+        if *self.stopped.borrow() {
+            return Err(Error::new(Reason::NotReady, "the node is stopping"));
+        }
         let history_ms = self.directory().table(record.table).map_or(u64::MAX, |table| table.descriptor.history_ms);
         let options = ShardOptions {
             shard: record.shard,
             replica: record.replica,
-            node: self.id(),
+            home: Home { node: self.id(), incarnation: self.incarnation, births: self.births.clone() },
             fresh: State::fresh(record.table, record.start.clone(), record.end.clone(), record.epoch),
             timers: self.options.timers,
             log: self.options.log,

@@ -11,6 +11,7 @@
 //! - [`ask`]: rare questions between nodes.
 //! - `follower`: turns the applied rows of shard 0 into the [`Directory`](crate::catalog::Directory).
 //! - `reconcile`: creates and destroys replicas, brings group memberships to what the catalog wants.
+//! - `splits`: brings about the splits that are wanted, hosts the children.
 //! - `room`: yields before the disk is full; `sweeper`: makes what was deleted leave it.
 //! - `door`: `(table, Request) -> Response`: local replica, or forwarded to the node that can; `routing`: its attempts,
 //!   one after the other, and what they leave to be said; `paging`: scans,
@@ -32,10 +33,10 @@ pub mod metrics;
 mod paging;
 mod reconcile;
 mod registry;
-mod replicas;
 mod report;
 mod room;
 mod routing;
+mod splits;
 mod sweeper;
 mod transport;
 
@@ -46,6 +47,7 @@ pub use host::{Node, NodeOptions};
 pub use identity::Identity;
 pub use registry::Registry;
 pub use report::{NodeReport, ShardReport};
+pub use splits::SplitNews;
 pub use transport::PeerService;
 #[cfg(test)]
 pub(crate) use transport::testing;

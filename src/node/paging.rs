@@ -15,7 +15,7 @@ use super::routing::Routed;
 use crate::catalog::TableEntry;
 use crate::keyspace::ScanCursor;
 use crate::shard::{PageRequest, Shard};
-use crate::types::{Answer, Page, Request, Response, Result, Row, ScanRequest, ShardDescriptor};
+use crate::types::{Answer, Page, Reason, Request, Response, Result, Row, ScanRequest, ShardDescriptor};
 
 /// Pages of a filtered scan looked through for one answer.
 const EMPTY_PAGES_MAX: usize = 16;
@@ -40,7 +40,9 @@ impl Node {
         let rows_max = scan.rows_max.clamp(1, limits.page_rows_max);
         let mut page = Page::default();
         let mut header = None;
-        for _ in 0..EMPTY_PAGES_MAX {
+        let mut entry = entry.clone();
+        let mut pages = 0;
+        while pages < EMPTY_PAGES_MAX {
             let Some((start, end)) = rest.next_range().cloned() else { break };
             let mut shards = entry.shards.overlapping(&start, &end);
             let descriptor = if scan.reverse { shards.next_back() } else { shards.next() };
@@ -67,7 +69,16 @@ impl Node {
             };
             let (first, last) = if scan.reverse { (&end, &start) } else { (&start, &end) };
             let remote = || Request::Scan(ScanRequest { cursor: Some(cursor_at(first.clone())), ..scan.clone() });
-            let served = match self.route(entry, &start, scan.level, true, context, local, remote).await? {
+            let routed = match self.route(&entry, &start, scan.level, true, false, context, local, remote).await {
+                // The shard was split while it was asked: what is left is planned anew.
+                Err(error) if error.reason == Reason::WrongEpoch && !context.forwarded => {
+                    entry = self.newer(entry, error, context)?;
+                    continue;
+                }
+                routed => routed?,
+            };
+            pages += 1;
+            let served = match routed {
                 Routed::Here(served, shard) => {
                     header = Some(self.header(&served, &shard));
                     served.body
@@ -101,7 +112,7 @@ impl Node {
             }
         }
         page.cursor = rest.position().map(cursor_at);
-        let header = header.unwrap_or_else(|| self.idle_header(entry));
+        let header = header.unwrap_or_else(|| self.idle_header(&entry));
         Ok(Answer { header, body: page })
     }
 }

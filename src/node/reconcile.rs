@@ -12,11 +12,11 @@ use tokio::sync::oneshot;
 
 use super::host::Node;
 use super::metrics;
-use super::replicas::Record;
+use super::splits;
 use crate::catalog::Directory;
 use crate::raft::Status;
 use crate::runtime::{Instant, timeout};
-use crate::shard::Shard;
+use crate::shard::{Record, Shard};
 use crate::storage::{LogChange, LogOp};
 use crate::types::{NodeId, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId, TableDescriptor, TableState};
 
@@ -75,6 +75,7 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
         if status.is_leader() {
             led += 1;
         }
+        splits::forget(node, shard);
         if let Some(descriptor) = wanted {
             if let Some(table) = directory.table(descriptor.table) {
                 shard.set_history_ms(table.descriptor.history_ms);
@@ -82,6 +83,7 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
             found(node, shard, descriptor, &status, memory).await;
             if status.is_leader() {
                 align(shard, descriptor, &status).await;
+                splits::further(node, shard, descriptor);
             }
         } else if is_gone(&directory, shard)
             && let Err(error) = destroy(node, shard).await
@@ -116,6 +118,18 @@ async fn create(node: &Arc<Node>, descriptor: &ShardDescriptor) -> Result<()> {
         Some(record) if record.tombstone && record.replica >= mine.id => return Ok(()),
         Some(record) if !record.tombstone => record,
         _ => {
+            // No snapshot is being installed now whose range was looked at before this replica was there.
+            let _alone = node.ranges().write().await;
+            if let Some(other) = owner_of_a_part(node, descriptor) {
+                // A parent that has not applied its split here yet, or is a part of the past that a snapshot will bring
+                // up to date: the child is born then, or created afterwards.
+                tracing::debug!(shard = %descriptor.id, %other, "waiting until another replica gives the range up");
+                return Ok(());
+            }
+            // It may have been born while this waited.
+            if Record::load(&**node.engine(), descriptor.id)?.is_some_and(|record| !record.tombstone) {
+                return Ok(());
+            }
             let record = Record::of(descriptor, mine.id);
             record.store(&**node.engine())?;
             record
@@ -127,6 +141,16 @@ async fn create(node: &Arc<Node>, descriptor: &ShardDescriptor) -> Result<()> {
         found_group(&hosted, descriptor).await;
     }
     Ok(())
+}
+
+/// Another shard whose replica here owns a part of the range.
+fn owner_of_a_part(node: &Node, descriptor: &ShardDescriptor) -> Option<ShardId> {
+    let overlaps = |shard: &Arc<Shard>| {
+        let state = shard.state();
+        state.start < descriptor.end[..] && descriptor.start[..] < state.end[..]
+    };
+    let others = node.replicas().all().into_iter().filter(|shard| shard.id() != descriptor.id);
+    others.into_iter().find(overlaps).map(|shard| shard.id())
 }
 
 /// Who founds at once: the first of the founders that is still wanted.
@@ -186,6 +210,10 @@ async fn align(shard: &Arc<Shard>, descriptor: &ShardDescriptor, status: &Status
     }
     for wanted in &descriptor.replicas {
         if !status.voters.contains_key(&wanted.id) && !status.learners.contains_key(&wanted.id) {
+            if shard.has_log_of_the_past() {
+                // It is being removed; a newcomer would be sent what it cannot apply, and refuse it.
+                return;
+            }
             tracing::info!(shard = %shard.id(), replica = %wanted.id, node = %wanted.node, "adding a replica");
             if let Err(error) = group.add_learner(wanted.id, wanted.node).await {
                 tracing::debug!(shard = %shard.id(), %error, "cannot add a replica yet");
@@ -234,6 +262,8 @@ async fn destroy(node: &Arc<Node>, shard: &Arc<Shard>) -> Result<()> {
     let Some(record) = Record::load(&**node.engine(), shard.id())? else { return Ok(()) };
     node.replicas().remove(shard.id());
     shard.stop().await;
+    // What it owned last, which may be less than it began with: what was split off belongs to others.
+    let state = shard.state();
     // What the group has queued must be on the disk before its traces are removed.
     let (done, written) = oneshot::channel();
     node.writer().submit(LogOp {
@@ -248,8 +278,8 @@ async fn destroy(node: &Arc<Node>, shard: &Arc<Shard>) -> Result<()> {
     }
     // A later replica of this shard begins with an empty log; what was known of this one's must not count for it.
     node.writer().forget(shard.id());
-    node.engine().horizons().clear(&record.start, &record.end);
-    record.destroy(&**node.engine())?;
+    node.engine().horizons().clear(&state.start, &state.end);
+    record.destroy(&**node.engine(), &state.start, &state.end)?;
     Ok(())
 }
 
@@ -274,6 +304,7 @@ mod tests {
             epoch: Epoch(1),
             replicas: ids.iter().enumerate().map(replica).collect(),
             founders: [4, 5, 6].map(ReplicaId).into(),
+            split: None,
         }
     }
 

@@ -67,7 +67,8 @@ impl Attempts {
 
 impl Node {
     /// Finds the replica that can answer for `anchor` and asks it, again and again as long as nothing has happened and
-    /// the deadline allows it.
+    /// the deadline allows it. What concerns more than `anchor` was made for the shard as it was: when that is another, the
+    /// caller is told so (`WRONG_EPOCH`) and plans anew.
     #[allow(clippy::too_many_arguments)]
     pub(super) async fn route<T, L, F, R>(
         &self,
@@ -75,6 +76,7 @@ impl Node {
         anchor: &[u8],
         level: ReadLevel,
         repeatable: bool,
+        only_anchor: bool,
         context: Context,
         local: L,
         remote: R,
@@ -144,6 +146,11 @@ impl Node {
             // The range may have moved on meanwhile.
             if let Some(newer) = self.directory().table(entry.descriptor.id) {
                 entry = newer.clone();
+                if !only_anchor && entry.shards.locate(anchor).epoch != descriptor.epoch {
+                    return Err(
+                        attempts.last_word(Error::new(Reason::WrongEpoch, "the range of the shard has changed"))
+                    );
+                }
             }
         }
     }

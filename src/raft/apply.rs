@@ -98,7 +98,8 @@ impl Applier {
                     None
                 }
             };
-            entries.push(Entry { index: entry.id.index, payload });
+            let members_at = membership.log_id().as_ref().map_or(0, |id| id.index);
+            entries.push(Entry { index: entry.id.index, payload, members_at });
             responders.push(responder);
         }
         let mark = codec::encode_mark(Some(&last), &membership);
@@ -175,8 +176,9 @@ impl RaftStateMachine<TypeConfig> for Applier {
         }
         let mut machine = self.machine.get_mut().take().expect("only one installation at a time");
         let name = snapshot.name.clone();
+        let summary = snapshot.summary.clone();
         let (machine, result) = runtime::spawn_blocking(move || {
-            let result = snapshot.collect().and_then(|files| machine.install(&name, files));
+            let result = snapshot.collect().and_then(|files| machine.install(&name, &summary, files));
             drop(snapshot);
             (machine, result)
         })
@@ -231,22 +233,24 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 pub struct SnapshotFiles {
     /// Names it in logs and in storage's bookkeeping.
     pub name: String,
+    /// What the machine says of it.
+    pub summary: Bytes,
     cut: Option<(PathBuf, Box<dyn Cut>)>,
     staged: Option<Staged>,
 }
 
 impl SnapshotFiles {
     fn none() -> SnapshotFiles {
-        SnapshotFiles { name: String::new(), cut: None, staged: None }
+        SnapshotFiles { name: String::new(), summary: Bytes::new(), cut: None, staged: None }
     }
 
     fn cut(name: String, directory: PathBuf, cut: Box<dyn Cut>) -> SnapshotFiles {
-        SnapshotFiles { name, cut: Some((directory, cut)), staged: None }
+        SnapshotFiles { name, summary: cut.summary(), cut: Some((directory, cut)), staged: None }
     }
 
     /// Files from another replica.
-    pub fn received(name: String, staged: Staged) -> SnapshotFiles {
-        SnapshotFiles { name, cut: None, staged: Some(staged) }
+    pub fn received(name: String, summary: Bytes, staged: Staged) -> SnapshotFiles {
+        SnapshotFiles { name, summary, cut: None, staged: Some(staged) }
     }
 
     /// The cut inside, with its directory made; it is removed when this value goes. Blocks on the disk.

@@ -17,7 +17,7 @@ use super::codec;
 use super::error::{GroupError, LeaderHint, ProposeError, ReadError, SnapshotError};
 use super::keeper;
 use super::log::LogStore;
-use super::machine::Machine;
+use super::machine::{Cutter, Machine};
 use super::metrics;
 use super::network::Network;
 use super::options::Options;
@@ -44,6 +44,7 @@ pub(super) struct Inner {
     pub(super) options: Options,
     pub(super) raft: Raft,
     pub(super) log: LogStore,
+    cutter: Arc<dyn Cutter>,
     pub(super) status: watch::Sender<Status>,
     /// One more than the last applied index; closed when the machine is gone.
     applied: watch::Receiver<u64>,
@@ -68,6 +69,7 @@ impl Group {
         refuse_foreign_log(&*engine, &options)?;
         let log = LogStore::open(options.shard, engine.clone(), writer, options.log)
             .map_err(|error| GroupError::Start(error.to_string()))?;
+        let cutter = machine.cutter();
         let (applier, applied) = Applier::open(options.shard, machine, engine, log.clone())
             .map_err(|error| GroupError::Start(error.to_string()))?;
         let network = Network::new(options.shard, options.replica, options.timers, log.clone(), transport, clock);
@@ -82,6 +84,7 @@ impl Group {
             options,
             raft,
             log,
+            cutter,
             status,
             applied,
             transferring: tokio::sync::Mutex::new(()),
@@ -112,6 +115,12 @@ impl Group {
             }
             Err(RaftError::Fatal(_)) => Err(GroupError::Stopped),
         }
+    }
+
+    /// Stands for election at once, without asking first whether others would vote: for a group that was just born and
+    /// cannot have a leader. Harmless elsewhere, but it may cost a leader its term.
+    pub async fn stand(&self) -> Result<(), GroupError> {
+        self.inner.raft.trigger().elect(false).await.map_err(|_| GroupError::Stopped)
     }
 
     /// Proposes bytes for the machine and waits until they were applied here; returns the machine's answer. Calls made
@@ -190,6 +199,12 @@ impl Group {
             let _ = answer.send(Err(format!("a message from {from} for {to} reached {}", self.replica())));
             return;
         }
+        let empty = self.inner.options.begins_with_snapshot && *self.inner.applied.borrow() == 0;
+        if empty && receive::is_the_beginning(kind, &payload) {
+            // Its leader goes on asking until the log before has been removed there; then it sends one.
+            let _ = answer.send(Err(format!("{to} begins with a snapshot")));
+            return;
+        }
         receive::dispatch(&self.inner.raft, &self.inner.log, kind, payload, answer);
     }
 
@@ -200,7 +215,7 @@ impl Group {
         header: proto::SnapshotHeader,
         staged: Staged,
     ) -> Result<proto::Vote, SnapshotError> {
-        let files = SnapshotFiles::received(header.snapshot_id.clone(), staged);
+        let files = SnapshotFiles::received(header.snapshot_id.clone(), header.summary.clone(), staged);
         if header.group != self.shard().0 || header.to_replica != self.replica().0 {
             return Err(SnapshotError::Refused("it is meant for another replica".to_owned()));
         }
@@ -218,6 +233,14 @@ impl Group {
         let committed = self.inner.raft.metrics().borrow_watched().local_committed;
         if committed.is_some_and(|committed| last > committed && last.index <= committed.index) {
             return Err(SnapshotError::Refused("it contradicts what is committed here".to_owned()));
+        }
+        let (cutter, summary) = (self.inner.cutter.clone(), header.summary);
+        let may = runtime::spawn_blocking(move || cutter.may_install(&summary)).await;
+        match may {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(why))) => return Err(SnapshotError::Refused(why)),
+            Ok(Err(error)) => return Err(SnapshotError::Refused(error.to_string())),
+            Err(_) => return Err(SnapshotError::Stopped),
         }
         let meta = SnapshotMeta { last_log_id: Some(last), last_membership };
         let snapshot = Snapshot { meta, snapshot: files };
@@ -239,6 +262,12 @@ impl Group {
     /// this by itself when its log has grown ([`super::LogBounds`]).
     pub async fn snapshot_and_purge(&self) {
         keeper::trim(&self.inner, true).await;
+    }
+
+    /// Makes the applied state durable and removes the log up to and with `index`, which must have been applied, whoever
+    /// lacks it: they get a snapshot.
+    pub async fn purge_through(&self, index: u64) {
+        keeper::purge(&self.inner, index).await;
     }
 
     /// Stops the replica and waits until its machine is gone: nothing is written afterwards. Pending proposals end as
@@ -328,6 +357,7 @@ pub(super) fn status_of(options: &Options, metrics: &Metrics) -> Status {
         purged: metrics.purged.map(|id| id.index),
         voters,
         learners,
+        members_at: metrics.membership_config.log_id().as_ref().map_or(0, |id| id.index),
         joint: membership.get_joint_config().len() > 1,
         matched: matched.map(|(&replica, id)| (ReplicaId(replica), id.map(|id| id.index))).collect(),
         failure,

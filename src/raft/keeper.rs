@@ -85,14 +85,21 @@ fn held_by_all(metrics: &Metrics) -> Option<u64> {
 /// Makes the applied state durable, then removes the log before it but for the tail to be kept; with `all` also what
 /// some member lacks, though there is not much of it.
 pub async fn trim(inner: &Inner, all: bool) {
-    let mut report = inner.raft.metrics();
     let (applied, held) = {
-        let report = report.borrow_watched();
+        let metrics = inner.raft.metrics();
+        let report = metrics.borrow_watched();
         (report.last_applied.map(|id| id.index), held_by_all(&report))
     };
     // Followers learn it with the next entries.
     held.into_iter().for_each(|index| inner.log.note_held(index));
-    let Some(upto) = applied.and_then(|applied| inner.log.purgeable(applied, all)) else { return };
+    if let Some(upto) = applied.and_then(|applied| inner.log.purgeable(applied, all)) {
+        purge(inner, upto).await;
+    }
+}
+
+/// Makes the applied state durable, then removes the log up to and with an entry of it.
+pub async fn purge(inner: &Inner, upto: u64) {
+    let mut report = inner.raft.metrics();
     if inner.raft.trigger().snapshot().await.is_err() {
         return;
     }

@@ -17,6 +17,8 @@ pub struct Entry {
     /// What was proposed; none for Raft's own entries (a new leader's first, a change of members), which a machine
     /// only has to pass over.
     pub payload: Option<Bytes>,
+    /// The entry that set the members in force at this one; 0 for the first.
+    pub members_at: u64,
 }
 
 /// A deterministic state machine. A group calls it from one task, in log order.
@@ -34,15 +36,19 @@ pub trait Machine: Send + 'static {
     /// Something that cuts this machine's state from any thread.
     fn cutter(&self) -> Arc<dyn Cutter>;
 
-    /// Replaces the whole state by the files of a cut, durably; afterwards `mark` is the one inside. `name` names the
-    /// installation uniquely, for storage's own bookkeeping.
-    fn install(&mut self, name: &str, files: Vec<PathBuf>) -> storage::Result<()>;
+    /// Replaces the whole state by the files of a cut with this summary, durably; afterwards `mark` is the one inside.
+    /// `name` names the installation uniquely, for storage's own bookkeeping.
+    fn install(&mut self, name: &str, summary: &Bytes, files: Vec<PathBuf>) -> storage::Result<()>;
 }
 
-/// Cuts the state of a machine.
+/// Cuts the state of a machine, and looks at cuts made elsewhere.
 pub trait Cutter: Send + Sync + 'static {
     /// The mark in storage now; none if nothing was ever applied.
     fn mark(&self) -> storage::Result<Option<Bytes>>;
+
+    /// Whether a cut with this summary, made elsewhere, may be installed here; if not, why. Asked before it is handed to
+    /// the group, where it could not be refused any more.
+    fn may_install(&self, summary: &Bytes) -> storage::Result<Result<(), String>>;
 
     /// A cut of the state of now. It touches no file yet; its files go to `directory`, which exists by the time the
     /// first is asked for.
@@ -53,6 +59,9 @@ pub trait Cutter: Send + Sync + 'static {
 pub trait Cut: Send + 'static {
     /// The mark of the frozen state, read in the same moment as the state.
     fn mark(&self) -> &Bytes;
+
+    /// What the machine that takes the cut in must know before it does ([`Cutter::may_install`]).
+    fn summary(&self) -> Bytes;
 
     /// Writes the next file and names it; none when all were written. Blocks on the disk. The caller deletes each file
     /// before it asks for the next, so at most one lies on the disk.

@@ -27,10 +27,14 @@
 //! The data is cut from a storage snapshot only when a follower needs it, position and content from one moment, and
 //! travels file by file on a connection of its own. `keeper` starts both when the log has grown by a number of bytes.
 //!
+//! A group comes to be in one of two ways: founded empty by its first members ([`Group::found`]), or born with a state
+//! beside the members of another ([`Birth`]), when a shard is split.
+//!
 //! Left out here: what proposals mean (shard), where replicas are and who decides it (catalog, control), how frames
 //! travel (node).
 
 mod apply;
+mod birth;
 mod cache;
 mod codec;
 mod error;
@@ -54,6 +58,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
+pub use birth::Birth;
 pub use error::{ChangeError, GroupError, LeaderHint, ProposeError, ReadError, SnapshotError, TransferError};
 pub use group::Group;
 pub use machine::{Cut, Cutter, Entry, Machine};

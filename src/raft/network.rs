@@ -194,6 +194,7 @@ impl NetSnapshot<TypeConfig> for Peer {
             vote: Some(codec::vote_to_proto(&vote)),
             mark: Some(codec::mark_to_proto(meta.last_log_id.as_ref(), &meta.last_membership)),
             snapshot_id: files.name.clone(),
+            summary: files.summary.clone(),
         };
         let opened = runtime::spawn_blocking(move || {
             let cut = files.take_cut();

@@ -77,12 +77,15 @@ pub struct Options {
     pub timers: Timers,
     /// How much log to keep.
     pub log: LogBounds,
+    /// The machine cannot begin with the first entry of the log: it takes none before it was given a snapshot.
+    pub begins_with_snapshot: bool,
 }
 
 impl Options {
     /// Options with the usual timers and bounds.
     pub fn new(shard: ShardId, replica: ReplicaId, node: NodeId) -> Options {
-        Options { shard, replica, node, timers: Timers::default(), log: LogBounds::default() }
+        let (timers, log) = (Timers::default(), LogBounds::default());
+        Options { shard, replica, node, timers, log, begins_with_snapshot: false }
     }
 
     /// The settings of openraft. What is safety is set without exception.

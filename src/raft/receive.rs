@@ -56,6 +56,13 @@ pub fn carries_entries(kind: Kind, payload: &Bytes) -> bool {
     kind == Kind::Append && codec::decode_append(payload.clone()).is_ok_and(|(request, _)| !request.entries.is_empty())
 }
 
+/// Whether a message holds the first entries of a log. (An empty log refuses all others by itself, and so lets the leader
+/// find out what it lacks.)
+pub fn is_the_beginning(kind: Kind, payload: &Bytes) -> bool {
+    let begins = |request: super::types::AppendRequest| request.prev_log_id.is_none() && !request.entries.is_empty();
+    kind == Kind::Append && codec::decode_append(payload.clone()).is_ok_and(|(request, _)| begins(request))
+}
+
 fn handler(raft: Raft, log: &LogStore, kind: Kind, payload: Bytes) -> Result<Handler, CodecError> {
     Ok(match kind {
         Kind::Append => {

@@ -57,6 +57,8 @@ pub struct Status {
     pub voters: BTreeMap<ReplicaId, NodeId>,
     /// The replicas that follow without a vote.
     pub learners: BTreeMap<ReplicaId, NodeId>,
+    /// The entry that set these members; 0 for the first.
+    pub members_at: u64,
     /// Whether the group is between two configurations; the leader finishes that by itself, a new leader when asked
     /// ([`Group::finish_change`](super::Group::finish_change)).
     pub joint: bool,

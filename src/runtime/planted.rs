@@ -26,11 +26,15 @@ pub enum Bug {
     TornBatch,
     /// A node that asks for a client forgets that an earlier attempt at a write may have taken effect.
     ForgottenAttempt,
+    /// The child of a split is written after the batch that takes its range from the parent.
+    TornSplit,
+    /// A shard takes writes that were routed by a range it no longer has.
+    WrongEpochAccepted,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 10] = [
+    pub const ALL: [Bug; 12] = [
         Bug::UnconfirmedRead,
         Bug::FollowerRead,
         Bug::OutcomesLostInSnapshot,
@@ -41,6 +45,8 @@ impl Bug {
         Bug::ConditionBeforeLog,
         Bug::TornBatch,
         Bug::ForgottenAttempt,
+        Bug::TornSplit,
+        Bug::WrongEpochAccepted,
     ];
 
     /// The name that `TRIVET_PLANTED` knows it by.
@@ -56,6 +62,8 @@ impl Bug {
             Bug::ConditionBeforeLog => "condition-before-log",
             Bug::TornBatch => "torn-batch",
             Bug::ForgottenAttempt => "forgotten-attempt",
+            Bug::TornSplit => "torn-split",
+            Bug::WrongEpochAccepted => "wrong-epoch-accepted",
         }
     }
 }

@@ -15,7 +15,7 @@ use super::metrics::Method;
 use crate::control::Control;
 use crate::runtime::timeout_at;
 use crate::types::{Error, NodeId, Reason, Result, ShardId};
-use crate::wire::admin::NewTable;
+use crate::wire::admin::{NewTable, SplitPoint};
 use crate::wire::proto::v1::{self, cluster_server, table_server};
 use crate::wire::to_status;
 
@@ -164,6 +164,18 @@ impl cluster_server::Cluster for Cluster {
         self.edge
             .administer(&metadata, Effect::Change, async |control| {
                 control.transfer_leader(shard, to).await.map(|()| v1::TransferLeaderResponse {})
+            })
+            .await
+    }
+
+    async fn split_shard(
+        &self,
+        request: Request<v1::SplitShardRequest>,
+    ) -> Result<Response<v1::SplitShardResponse>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        self.edge
+            .administer(&metadata, Effect::Change, async |control| {
+                control.split_shard(ShardId(wish.shard), SplitPoint::decode(wish.at)?, wish.dry_run).await
             })
             .await
     }

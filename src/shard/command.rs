@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use prost::Message;
 
-use crate::types::{Action, Condition, Epoch, Error, Operation, RequestId, Result, Test, Timestamp, Write};
+use crate::types::{
+    Action, Condition, Epoch, Error, Incarnation, NodeId, Operation, ReplicaId, RequestId, Result, ShardId, Test,
+    Timestamp, Write,
+};
 use crate::wire::proto::internal as log;
 
 /// A write on its way into the log: keys encoded, epoch noted.
@@ -94,6 +97,71 @@ pub struct Proposal {
     pub passed: Option<Timestamp>,
     /// The versions of single puts may carry the outcomes of their requests.
     pub versions_carry_outcomes: bool,
+    /// Give the right part of the range away.
+    pub split: Option<Split>,
+}
+
+/// A split as it stands in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// The parent's epoch that it is meant for.
+    pub epoch: Epoch,
+    /// First encoded key of the right part.
+    pub at: Bytes,
+    /// The shard that gets it.
+    pub child: ShardId,
+    /// The entry that set the parent's members when this was proposed.
+    pub members_at: u64,
+    /// The members that the child is born with.
+    pub replicas: Vec<ChildReplica>,
+}
+
+/// A member that a child is born with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChildReplica {
+    /// Its id.
+    pub replica: ReplicaId,
+    /// Where it is born.
+    pub node: NodeId,
+    /// In which data directory.
+    pub incarnation: Incarnation,
+    /// Whether it votes.
+    pub voter: bool,
+}
+
+impl Split {
+    /// The form in the log.
+    pub fn to_log(&self) -> log::Split {
+        let replica = |child: &ChildReplica| log::ChildReplica {
+            replica: child.replica.0,
+            node: child.node.0,
+            voter: child.voter,
+            incarnation: child.incarnation.0,
+        };
+        log::Split {
+            epoch: self.epoch.0,
+            at: self.at.clone(),
+            child: self.child.0,
+            members_at: self.members_at,
+            replicas: self.replicas.iter().map(replica).collect(),
+        }
+    }
+
+    fn from_log(split: log::Split) -> Split {
+        let replica = |child: log::ChildReplica| ChildReplica {
+            replica: ReplicaId(child.replica),
+            node: NodeId(child.node),
+            voter: child.voter,
+            incarnation: Incarnation(child.incarnation),
+        };
+        Split {
+            epoch: Epoch(split.epoch),
+            at: split.at,
+            child: ShardId(split.child),
+            members_at: split.members_at,
+            replicas: split.replicas.into_iter().map(replica).collect(),
+        }
+    }
 }
 
 impl Proposal {
@@ -107,6 +175,7 @@ impl Proposal {
             checksum: self.checksum,
             passed: self.passed.map(|timestamp| timestamp.0),
             versions_carry_outcomes: self.versions_carry_outcomes,
+            split: self.split.as_ref().map(Split::to_log),
         })
     }
 
@@ -121,6 +190,7 @@ impl Proposal {
             checksum: proposal.checksum,
             passed: proposal.passed.map(Timestamp),
             versions_carry_outcomes: proposal.versions_carry_outcomes,
+            split: proposal.split.map(Split::from_log),
         })
     }
 }
@@ -201,6 +271,22 @@ mod tests {
         }
     }
 
+    fn split() -> Split {
+        let child = |id: u64| ChildReplica {
+            replica: ReplicaId(20 + id),
+            node: NodeId(id),
+            incarnation: Incarnation(30 + id),
+            voter: id < 3,
+        };
+        Split {
+            epoch: Epoch(4),
+            at: "m".into(),
+            child: ShardId(9),
+            members_at: 17,
+            replicas: [1, 2, 3].map(child).into(),
+        }
+    }
+
     #[test]
     fn a_proposal_comes_back_as_it_went() {
         let proposal = Proposal {
@@ -210,6 +296,7 @@ mod tests {
             checksum: Some(1),
             passed: Some(Timestamp(6)),
             versions_carry_outcomes: true,
+            split: Some(split()),
         };
         assert_eq!(Proposal::decode(proposal.encode()).unwrap(), proposal);
     }
@@ -220,6 +307,9 @@ mod tests {
         let proposal = Proposal { stamped: Timestamp(77), commands: vec![command()], ..Proposal::default() }.encode();
         let hex: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, include_str!("testdata/proposal.hex").trim());
+        let proposal = Proposal { stamped: Timestamp(77), split: Some(split()), ..Proposal::default() }.encode();
+        let hex: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, include_str!("testdata/split.hex").trim());
     }
 
     #[test]

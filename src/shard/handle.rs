@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checksum::{self, Checksum};
-use super::command::Command;
+use super::command::{Command, Split};
+use super::division::Home;
 use super::evaluate::{Scratch, evaluate};
 use super::gate::{self, Waiting};
 use super::machine::{ShardMachine, Shared};
@@ -32,6 +33,9 @@ const LOG_QUEUE_BYTES_MAX: usize = 64 << 20;
 /// The horizon moves in steps of at least this, so that an idle table costs no log entries.
 const HORIZON_STEP_MS: u64 = 30_000;
 
+/// The epoch of a shard whose range has never changed.
+const FIRST_EPOCH: Epoch = Epoch(1);
+
 /// What a replica needs to know of itself.
 #[derive(Clone, Debug)]
 pub struct ShardOptions {
@@ -39,8 +43,8 @@ pub struct ShardOptions {
     pub shard: ShardId,
     /// Which member of its group this is.
     pub replica: ReplicaId,
-    /// The node it lives on.
-    pub node: NodeId,
+    /// Where it lives, and who is told of its children.
+    pub home: Home,
     /// The state to begin with if it has applied nothing yet.
     pub fresh: State,
     /// Raft's timers.
@@ -93,12 +97,16 @@ impl Shard {
         transport: Arc<dyn Transport>,
     ) -> Result<Arc<Shard>, GroupError> {
         let clock = options.clock.clone();
-        let machine = ShardMachine::open(options.shard, engine.clone(), options.fresh, clock.clone())
-            .map_err(|error| GroupError::Start(error.to_string()))?;
+        let late = options.fresh.epoch > FIRST_EPOCH;
+        let machine =
+            ShardMachine::open(options.shard, engine.clone(), options.fresh, clock.clone(), options.home.clone())
+                .map_err(|error| GroupError::Start(error.to_string()))?;
         let shared = machine.shared();
-        let mut raft_options = crate::raft::Options::new(options.shard, options.replica, options.node);
+        let mut raft_options = crate::raft::Options::new(options.shard, options.replica, options.home.node);
         raft_options.timers = options.timers;
         raft_options.log = options.log;
+        // The log from the beginning is of a range that this replica never had.
+        raft_options.begins_with_snapshot = shared.state.load().mark.is_none() && late;
         let group =
             Group::start(raft_options, engine.clone(), writer.clone(), Box::new(machine), transport, clock.clone())
                 .await?;
@@ -231,6 +239,27 @@ impl Shard {
                 Reason::ResultUndetermined,
                 "the deadline passed while the write was on its way; it may or may not take effect",
             )),
+        }
+    }
+
+    /// Divides the shard. `CONFLICT` or `WRONG_EPOCH`: it has changed since, and nothing happened.
+    pub async fn split(&self, split: &Split, deadline: Instant) -> Result<()> {
+        if !self.is_leader() {
+            return Err(self.not_leader());
+        }
+        self.enqueue(PendingKind::Split(split.to_log()), 0, deadline).await.map(|_| ())
+    }
+
+    /// Whether the log here still holds entries from before the range was last divided.
+    pub fn has_log_of_the_past(&self) -> bool {
+        let divided_at = self.state().divided_at;
+        divided_at > 0 && self.group.status().purged.is_none_or(|purged| purged < divided_at)
+    }
+
+    /// Removes the log from before the range was last divided: a replica that is created later could not apply it.
+    pub async fn forget_the_past(&self) {
+        if self.has_log_of_the_past() {
+            self.group.purge_through(self.state().divided_at).await;
         }
     }
 

@@ -13,6 +13,9 @@
 //! all reads that arrived before it began, then reads the newest version from the block cache, or from the disk on the
 //! blocking pool.
 //!
+//! A shard is divided (`division`) by an entry of its own log, which every replica applies alike: beside each of the
+//! parent's replicas one of the child's is born.
+//!
 //! Invariants
 //! - Timestamps within a shard only grow: apply takes `max(stamped, last + 1)`.
 //! - Evaluation is deterministic: it depends on the log and on the state it made, never on a clock, on what
@@ -25,6 +28,7 @@
 
 mod checksum;
 mod command;
+mod division;
 mod evaluate;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
@@ -32,15 +36,20 @@ mod gate;
 mod handle;
 mod machine;
 pub mod metrics;
+mod middle;
 mod outcomes;
 mod proposer;
 mod reads;
+mod record;
 mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub use checksum::Checksum;
+pub use command::{ChildReplica, Split};
+pub use division::{BIRTHS_MAX, Born, Home, overlapping};
 pub use handle::{Served, Shard, ShardOptions};
 pub use reads::{PageRequest, ShardPage};
+pub use record::Record;
 pub use state::{State, requests_from};

@@ -50,6 +50,8 @@ pub enum PendingKind {
     Passed(Timestamp),
     /// The leader's wish for checksums under a name.
     Checksum(u64),
+    /// The leader's wish to split.
+    Split(log::Split),
 }
 
 /// Runs until the last sender is gone. `history_ms` is how long the table keeps replaced versions.
@@ -118,6 +120,7 @@ fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock, versions_carry_outcome
     let mut horizon = None;
     let mut checksum = None;
     let mut passed = None;
+    let mut split = None;
     let mut bytes = 0;
     while let Some(pending) = waiting.front() {
         let full = commands.len() >= PROPOSAL_COMMANDS_MAX || (bytes > 0 && bytes + pending.bytes > PROPOSAL_BYTES_MAX);
@@ -133,6 +136,7 @@ fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock, versions_carry_outcome
             PendingKind::Horizon(timestamp) => horizon = Some(timestamp),
             PendingKind::Passed(timestamp) => passed = Some(timestamp),
             PendingKind::Checksum(name) => checksum = Some(name),
+            PendingKind::Split(wish) => split = Some(wish),
         }
         if alone {
             break;
@@ -146,6 +150,7 @@ fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock, versions_carry_outcome
         checksum,
         passed: passed.map(|timestamp: Timestamp| timestamp.0),
         versions_carry_outcomes,
+        split,
     };
     (command::encode(proposal), answers)
 }

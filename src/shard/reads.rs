@@ -78,7 +78,7 @@ impl Shard {
             values.push(version.and_then(|version| live(version, now_ms)));
         }
         self.gone_for_good(level, ran_out_ms, deadline).await?;
-        self.still_there(level)?;
+        self.still_there(level, epoch)?;
         Ok(self.served(values, state.last_timestamp, proof, epoch))
     }
 
@@ -112,7 +112,7 @@ impl Shard {
         .await
         .map_err(|_| Error::internal("a scan was cancelled"))??;
         self.gone_for_good(level, scanned.ran_out_ms, deadline).await?;
-        self.still_there(level)?;
+        self.still_there(level, epoch)?;
         let page = ShardPage { rows: scanned.rows, count: scanned.count, next: scanned.next };
         Ok(self.served(page, state.last_timestamp, proof, epoch))
     }
@@ -137,6 +137,7 @@ impl Shard {
             .map_err(|_| Error::internal("a read of a history was cancelled"))??;
         // At and before the horizon only the newest version is promised to be there; older ones may linger.
         // The horizon is looked at after the read: it may have moved on while the read waited for the disk.
+        self.still_there(ReadLevel::Linearizable, epoch)?;
         let horizon = self.state().horizon;
         if let Some(position) = versions.iter().position(|version| version.timestamp <= horizon) {
             versions.truncate(position + 1);
@@ -209,9 +210,15 @@ impl Shard {
     }
 
     /// Refuses what was read at a position that the horizon has passed in the meantime: part of it may have been trimmed.
-    fn still_there(&self, level: ReadLevel) -> Result<()> {
+    /// And what was read while the range changed: what the log of this shard was made to say of a moment does not bind
+    /// the child that owns the key since.
+    fn still_there(&self, level: ReadLevel, epoch: Epoch) -> Result<()> {
+        let state = self.state();
+        if state.epoch != epoch {
+            return Err(self.wrong_epoch());
+        }
         match level {
-            ReadLevel::AsOf(at) => within_history(at, self.state().horizon, Timestamp::MAX),
+            ReadLevel::AsOf(at) => within_history(at, state.horizon, Timestamp::MAX),
             _ => Ok(()),
         }
     }

@@ -2,14 +2,18 @@
 //!
 //! The cut is lazy: it holds a storage snapshot and writes one file at a time, in key order: versions, then outcome
 //! records, then the applied state. The position (`mark`) is read inside the same storage snapshot, so meta and data
-//! are of one moment, and it travels inside the last file, so whoever ingests the files whole has both or neither.
+//! are of one moment, and it travels inside the last file, so whoever ingests the files whole has both or neither. The
+//! applied state also goes ahead as the cut's summary: a cut that covers keys of another replica is refused before its
+//! files are touched.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::division;
 use super::machine;
+use super::state::State;
 use crate::keyspace::side;
 use crate::raft::{Cut, Cutter};
 use crate::runtime::planted::{self, Bug};
@@ -45,6 +49,19 @@ impl Cutter for ShardCutter {
         Ok(machine::load(&*self.engine, self.shard)?.and_then(|state| state.mark))
     }
 
+    fn may_install(&self, summary: &Bytes) -> storage::Result<Result<(), String>> {
+        let coming = match State::decode(summary.clone()) {
+            Ok(state) => state,
+            Err(error) => return Ok(Err(error.message)),
+        };
+        let other = division::overlapping(&*self.engine, self.shard, &coming.start, &coming.end)?;
+        Ok(match other {
+            None => Ok(()),
+            // Its sender has not applied a split yet that has been applied here; it will, and then send another.
+            Some(other) => Err(format!("it covers keys that {other} owns here: it is of a time before a split")),
+        })
+    }
+
     fn cut(&self, directory: &Path) -> storage::Result<Box<dyn Cut>> {
         let reader = self.engine.snapshot();
         let state = machine::load(&*reader, self.shard)?
@@ -59,6 +76,7 @@ impl Cutter for ShardCutter {
             engine: self.engine.clone(),
             reader,
             mark,
+            summary: state.encode(),
             directory: directory.to_owned(),
             ranges,
             files: 0,
@@ -71,6 +89,7 @@ struct ShardCut {
     engine: Arc<dyn Engine>,
     reader: Arc<dyn Reader>,
     mark: Bytes,
+    summary: Bytes,
     directory: PathBuf,
     ranges: Vec<(Bytes, Bytes)>,
     files: u32,
@@ -79,6 +98,10 @@ struct ShardCut {
 impl Cut for ShardCut {
     fn mark(&self) -> &Bytes {
         &self.mark
+    }
+
+    fn summary(&self) -> Bytes {
+        self.summary.clone()
     }
 
     fn next_file(&mut self) -> storage::Result<Option<PathBuf>> {

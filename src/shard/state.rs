@@ -38,6 +38,9 @@ pub struct State {
     /// The newest version that carries the outcome of its request: the horizon stays behind such versions for as long
     /// as their requests may come again.
     pub carried_until: Timestamp,
+    /// The last entry that divided the range; 0 for none. The log up to it makes sense only to who began with the range
+    /// that was, so it is removed, and whoever comes later begins with a snapshot.
+    pub divided_at: u64,
     /// Raft's position and membership, opaque here.
     pub mark: Option<Bytes>,
 }
@@ -55,6 +58,7 @@ impl State {
             requests_from_ms: 0,
             issued_max_ms: 0,
             carried_until: Timestamp::ZERO,
+            divided_at: 0,
             mark: None,
         }
     }
@@ -77,6 +81,7 @@ impl State {
             requests_from_ms: self.requests_from_ms,
             issued_max_ms: self.issued_max_ms,
             carried_until: self.carried_until.0,
+            divided_at: self.divided_at,
         };
         record.encode_to_vec().into()
     }
@@ -96,6 +101,7 @@ impl State {
             requests_from_ms: record.requests_from_ms,
             issued_max_ms: record.issued_max_ms,
             carried_until: Timestamp(record.carried_until),
+            divided_at: record.divided_at,
             mark: (!record.mark.is_empty()).then_some(record.mark),
         })
     }
@@ -115,6 +121,7 @@ mod tests {
         state.requests_from_ms = 7;
         state.issued_max_ms = 6;
         state.carried_until = Timestamp(5);
+        state.divided_at = 4;
         assert_eq!(State::decode(state.encode()).unwrap(), state);
         assert!(state.owns(b"a") && state.owns(b"az") && !state.owns(b"b"));
     }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::checksum;
 use super::command::{Command, Proposal};
+use super::division::Home;
 use super::machine::ShardMachine;
 use super::state::{REQUEST_RETENTION_MS, State};
 use crate::raft::{Entry, Machine};
@@ -15,8 +16,8 @@ use crate::runtime::Clock;
 use crate::storage::mvcc;
 use crate::storage::{Engine, Lookup, Memory, Tier};
 use crate::types::{
-    Action, Condition, Epoch, Operation, Outcome, Outcomes, Reason, RequestId, Result, ShardId, TableId, Test,
-    Timestamp, Write,
+    Action, Condition, Epoch, Incarnation, NodeId, Operation, Outcome, Outcomes, Reason, RequestId, Result, ShardId,
+    TableId, Test, Timestamp, Write,
 };
 
 const SHARD: ShardId = ShardId(7);
@@ -42,7 +43,7 @@ impl Replica {
     fn apply(&mut self, proposals: &[Proposal]) -> Vec<Outcomes> {
         let entries = proposals.iter().map(|proposal| {
             self.index += 1;
-            Entry { index: self.index, payload: Some(proposal.encode()) }
+            Entry { index: self.index, payload: Some(proposal.encode()), members_at: 0 }
         });
         let entries: Vec<Entry> = entries.collect();
         let mark = Bytes::from(format!("mark {}", self.index));
@@ -81,7 +82,8 @@ impl Replica {
 
 fn open(engine: &Arc<dyn Engine>) -> ShardMachine {
     let fresh = State::fresh(TableId(1), encoded("a"), encoded("z"), Epoch(1));
-    ShardMachine::open(SHARD, engine.clone(), fresh, Clock::system()).expect("the state can be read")
+    let home = Home { node: NodeId(1), incarnation: Incarnation(1), births: tokio::sync::mpsc::channel(1).0 };
+    ShardMachine::open(SHARD, engine.clone(), fresh, Clock::system(), home).expect("the state can be read")
 }
 
 fn encoded(key: &str) -> Bytes {
@@ -380,7 +382,7 @@ fn a_snapshot_carries_everything() {
     }
     let mut follower = Replica::new();
     follower.run(put("leftover", "of an older life")).unwrap();
-    follower.machine.install("test", files).unwrap();
+    follower.machine.install("test", &cut.summary(), files).unwrap();
     assert_eq!(follower.machine.mark(), Some(cut.mark().clone()));
     assert_eq!(follower.get("leftover"), None);
     assert_eq!(follower.get("later"), None);
@@ -433,6 +435,7 @@ fn any_proposal() -> impl Strategy<Value = Proposal> {
             checksum: None,
             passed: passed.map(|ahead| Timestamp::from_millis(NOW_MS + ahead)),
             versions_carry_outcomes,
+            split: None,
         },
     )
 }

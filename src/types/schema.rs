@@ -99,8 +99,24 @@ pub struct ShardDescriptor {
     pub epoch: Epoch,
     /// The wanted members; the first voter is the preferred leader of a new shard.
     pub replicas: Vec<ReplicaDescriptor>,
-    /// The members the group was founded with; whoever is not among them joins as a learner.
+    /// The members the group was founded with; whoever is not among them joins as a learner. None if it was split off
+    /// another shard: then it was born with its members.
     pub founders: Vec<ReplicaId>,
+    /// A split that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<SplitIntent>,
+}
+
+/// A split that is wanted of a shard, from the moment its ids were given out until both parts stand in the catalog.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SplitIntent {
+    /// The encoded key at which the right part begins.
+    #[serde(with = "hex_bytes")]
+    pub at: Vec<u8>,
+    /// The shard that gets the right part.
+    pub child: ShardId,
+    /// Its first members: one beside each member of the parent, in the same role.
+    pub replicas: Vec<ReplicaDescriptor>,
 }
 
 impl ShardDescriptor {

@@ -9,6 +9,7 @@
 
 mod nodes;
 mod replicas;
+mod splits;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ pub use nodes::{
     system_shard,
 };
 pub use replicas::{REPLACEMENTS_MAX, add_system_replica, mend_node, replace_replica};
+pub use splits::{begin_split, finish_split};
 pub use tables::{
     Creation, NewTable, REMOVALS_MAX, REPLICATION_MAX, SHARDS_MAX, create_table, drop_table, finish_drop,
 };

@@ -60,7 +60,15 @@ pub fn replace_replica(
     };
     let mut draft = Draft::new(directory);
     let id = ReplicaId(draft.take(Counter::Replica));
+    let from = old.node;
     *old = ReplicaDescriptor { id, node: to, incarnation: node.incarnation, role: old.role };
+    // The child of a split is born beside its parent's members, whoever these are by then.
+    if let Some(child) =
+        wanted.split.as_mut().and_then(|split| split.replicas.iter_mut().find(|child| child.node == from))
+    {
+        let id = ReplicaId(draft.take(Counter::Replica));
+        *child = ReplicaDescriptor { id, node: to, incarnation: node.incarnation, role: child.role };
+    }
     draft.rely_on(&RowKey::Node(to));
     draft.put(&RowKey::Shard(wanted.table, wanted.id), &wanted);
     Ok((id, draft.finish()?))

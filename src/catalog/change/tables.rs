@@ -94,7 +94,8 @@ pub fn create_table(
         let replicas = found_replicas(&mut draft, &nodes, wish.replication)?;
         let founders = replicas.iter().map(|replica| replica.id).collect();
         let (start, end) = (start.to_vec(), end.to_vec());
-        let shard = ShardDescriptor { id, table: table.id, start, end, epoch: Epoch(1), replicas, founders };
+        let epoch = Epoch(1);
+        let shard = ShardDescriptor { id, table: table.id, start, end, epoch, replicas, founders, split: None };
         draft.put_fresh(&RowKey::Shard(table.id, id), &shard);
         shards.push(shard);
     }

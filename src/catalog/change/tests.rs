@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::catalog::rows::{ClusterRow, NodeRow};
 use crate::types::{
-    ClusterId, Incarnation, NodeId, Partitioning, Reason, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, TableId,
-    Test, Timestamp,
+    ClusterId, Epoch, Incarnation, NodeId, Partitioning, Reason, ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
+    Slot, TableId, Test, Timestamp,
 };
 
 /// A system table that does what a shard does with a write: all conditions, then all operations, one version.
@@ -193,6 +193,14 @@ impl goldenscript::Runner for Script {
             }
             "drop" => drop_table(&directory, next()?).map(|(_, write)| Some(write)),
             "finish" => finish_drop(&directory, TableId(next()?.parse()?)).map(Some),
+            "split" => {
+                let shard = ShardId(next()?.parse()?);
+                let at = next()?.parse().map(Slot)?;
+                let table = directory.shard(shard).map_or(TableId(1), |shard| shard.table);
+                let layout = crate::keyspace::Layout { table, partitioning: Partitioning::Hash };
+                begin_split(&directory, shard, &layout.cut_before_slot(at)?).map(|(_, write)| write)
+            }
+            "halves" => finish_split(&directory, ShardId(next()?.parse()?), Epoch(next()?.parse()?)),
             "replace" => {
                 let (shard, replica) = (ShardId(next()?.parse()?), ReplicaId(next()?.parse()?));
                 let to = NodeId(args.take_key("to").ok_or("to?")?.parse()?);
@@ -241,7 +249,7 @@ impl goldenscript::Runner for Script {
 #[test]
 fn changes_are_golden() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/catalog/testscripts");
-    for script in ["nodes", "tables", "rivals"] {
+    for script in ["nodes", "tables", "rivals", "splits"] {
         goldenscript::run(&mut Script::default(), format!("{folder}/{script}")).expect(script);
     }
 }

@@ -18,7 +18,7 @@ fn partitioning(table: &TableDescriptor) -> String {
 }
 
 /// What a shard owns, in the user's terms: slots of a hash table, keys of a range table.
-fn owned(table: &TableDescriptor, shard: &ShardDetails) -> String {
+pub fn owned(table: &TableDescriptor, shard: &ShardDetails) -> String {
     Layout::of(table).describe(&shard.start, &shard.end)
 }
 

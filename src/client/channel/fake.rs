@@ -337,6 +337,10 @@ impl Cluster for Mind {
     ) -> Result<Reply<v1::TransferLeaderResponse>, Status> {
         Ok(Reply::new(v1::TransferLeaderResponse {}))
     }
+
+    async fn split_shard(&self, _: Message<v1::SplitShardRequest>) -> Result<Reply<v1::SplitShardResponse>, Status> {
+        Err(Status::unimplemented("nobody asks a fake node for this"))
+    }
 }
 
 #[tonic::async_trait]

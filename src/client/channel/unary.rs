@@ -9,7 +9,9 @@ use super::{Connection, late, weigh};
 use crate::client::metrics;
 use crate::runtime::Instant;
 use crate::types::{Error, NodeId, Request, Response, Result, ShardId};
-use crate::wire::admin::{ChecksumReport, ClusterStatus, NewTable, ShardDetails, TableDetails, Topology};
+use crate::wire::admin::{
+    ChecksumReport, ClusterStatus, NewTable, ShardDetails, SplitPoint, SplitReport, TableDetails, Topology,
+};
 use crate::wire::proto::v1::{
     self, call::Call, cluster_client::ClusterClient, kv_client::KvClient, table_client::TableClient,
 };
@@ -63,6 +65,20 @@ impl Connection {
         let mut cluster = cluster(channel);
         let question = v1::ChecksumRequest { shard: shard.0 };
         Ok(plain(cluster.checksum(timed(question, patience)).await, false)?.into())
+    }
+
+    /// Splits a shard.
+    pub async fn split_shard(
+        &self,
+        shard: ShardId,
+        at: SplitPoint,
+        dry_run: bool,
+        deadline: Instant,
+    ) -> Result<SplitReport> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        let question = v1::SplitShardRequest { shard: shard.0, at: at.encode(), dry_run };
+        plain(cluster.split_shard(timed(question, patience)).await, true)?.try_into()
     }
 
     /// Hands a shard's leadership to the voter on node `to`.

@@ -164,11 +164,18 @@ pub async fn receive(
         .filter(|hosted| hosted.replica() == replica)
         .ok_or_else(|| Status::failed_precondition(format!("this node does not host {replica} of {shard}")))?;
     let staged = fill(&node.engine().staging(), shard, chunks).await?;
-    let vote = hosted.group().receive_snapshot(header, staged).await.map_err(|error| match error {
+    let ranges = node.ranges().clone().read_owned().await;
+    // A task of its own: the sender may give up, but the installation goes on, and no replica may be created under it.
+    let installed = spawn(async move {
+        let installed = hosted.group().receive_snapshot(header, staged).await;
+        drop(ranges);
+        installed
+    });
+    let vote = installed.await.map_err(|_| Status::unavailable("the installation was cancelled"))?;
+    vote.map_err(|error| match error {
         SnapshotError::Refused(why) => Status::failed_precondition(why),
         SnapshotError::Stopped => Status::unavailable("the replica has stopped"),
-    })?;
-    Ok(vote)
+    })
 }
 
 /// Writes what arrives into a staging directory of its own.

@@ -1,6 +1,7 @@
 //! Groups in one process: a machine that remembers what it applied, an engine whose disk can stall and die, a network
 //! that can be cut.
 
+mod birth;
 mod hazards;
 mod load;
 mod log;
@@ -93,6 +94,9 @@ fn stored_mark(reader: &dyn Reader, shard: ShardId) -> Option<Bytes> {
     }
 }
 
+/// What a test machine says of its cuts.
+const SUMMARY: &[u8] = b"a test machine";
+
 /// Keeps every payload under its index and answers with the index.
 struct TestMachine {
     shard: ShardId,
@@ -139,7 +143,7 @@ impl Machine for TestMachine {
         Arc::new(TestCutter { shard: self.shard, engine: self.engine.clone() })
     }
 
-    fn install(&mut self, name: &str, files: Vec<PathBuf>) -> storage::Result<()> {
+    fn install(&mut self, name: &str, _: &Bytes, files: Vec<PathBuf>) -> storage::Result<()> {
         self.engine.install(name, &ranges(self.shard), &files)?;
         self.mark = stored_mark(&*self.engine, self.shard);
         self.last = None;
@@ -155,6 +159,10 @@ struct TestCutter {
 impl Cutter for TestCutter {
     fn mark(&self) -> storage::Result<Option<Bytes>> {
         Ok(stored_mark(&*self.engine, self.shard))
+    }
+
+    fn may_install(&self, summary: &Bytes) -> storage::Result<Result<(), String>> {
+        Ok(if summary == SUMMARY { Ok(()) } else { Err("it is another machine's".to_owned()) })
     }
 
     fn cut(&self, directory: &Path) -> storage::Result<Box<dyn Cut>> {
@@ -178,6 +186,10 @@ struct TestCut {
 impl Cut for TestCut {
     fn mark(&self) -> &Bytes {
         &self.mark
+    }
+
+    fn summary(&self) -> Bytes {
+        Bytes::from_static(SUMMARY)
     }
 
     fn next_file(&mut self) -> storage::Result<Option<PathBuf>> {
@@ -506,11 +518,27 @@ impl Cluster {
     }
 
     async fn start(&self, node: NodeId, replica: ReplicaId, base: &Base) -> (Arc<Stall>, LogWriter, Group) {
+        self.start_with(node, replica, base, false).await
+    }
+
+    /// As [`Cluster::start`]; `late` replicas begin with a snapshot.
+    async fn start_with(
+        &self,
+        node: NodeId,
+        replica: ReplicaId,
+        base: &Base,
+        late: bool,
+    ) -> (Arc<Stall>, LogWriter, Group) {
         let stall = Stall::new(base.engine());
         let engine: Arc<dyn Engine> = stall.clone();
         let writer = writer(engine.clone());
         let machine = Box::new(TestMachine::open(SHARD, engine.clone()));
-        let options = Options { timers: timers(), log: self.bounds, ..Options::new(SHARD, replica, node) };
+        let options = Options {
+            timers: timers(),
+            log: self.bounds,
+            begins_with_snapshot: late,
+            ..Options::new(SHARD, replica, node)
+        };
         let transport = Arc::new(Link { net: self.net.clone(), me: node });
         let group = Group::start(options, engine, writer.clone(), machine, transport, Clock::system())
             .await

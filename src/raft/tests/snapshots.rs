@@ -224,6 +224,7 @@ async fn snapshots_that_no_leader_sends_are_refused() {
         ("newer than its sender", header(me, term, (term + 1, index + 5))),
         ("against what is committed", header(me, term + 5, (term + 5, index))),
         ("without a position", proto::SnapshotHeader { mark: None, ..header(me, term, (term, 1)) }),
+        ("of another machine", header(me, term, (term, index + 5))),
         ("without a vote", proto::SnapshotHeader { vote: None, ..header(me, term, (term, 1)) }),
     ] {
         let staged = staged(directory.path());
@@ -249,7 +250,7 @@ fn staged(within: &Path) -> Staged {
 #[test]
 fn files_received_go_with_the_snapshot() {
     let directory = tempfile::tempdir().expect("a directory");
-    let files = SnapshotFiles::received("test".to_owned(), staged(directory.path()));
+    let files = SnapshotFiles::received("test".to_owned(), Default::default(), staged(directory.path()));
     assert!(directory.path().join("staged/0").exists());
     drop(files);
     assert!(!directory.path().join("staged").exists());

@@ -1,5 +1,6 @@
 //! What the cluster says of itself, as plain values: tables to be made (`wishes`), tables and shards (`tables`), nodes,
-//! topology and state (`cluster`), checksums (`checksums`).
+//! topology and state (`cluster`), checksums (`checksums`),
+//! splits (`splits`).
 //!
 //! Servers fill these from the catalog and from their replicas; clients route by them and people read them. A shard
 //! on the wire carries the members but not the data directories behind them, so [`ShardDetails::descriptor`] gives a
@@ -7,10 +8,12 @@
 
 mod checksums;
 mod cluster;
+mod splits;
 mod tables;
 mod wishes;
 
 pub use checksums::{ChecksumReport, Content, ReplicaChecksum};
 pub use cluster::{ClusterStatus, NodeDetails, Topology};
+pub use splits::{SplitPoint, SplitReport};
 pub use tables::{ReplicaDetails, ShardDetails, TableDetails};
 pub use wishes::{GROUP_DELIMITER_BYTES_MAX, HISTORY_MS_DEFAULT, NewTable, SHARDS_MAX};

@@ -83,6 +83,7 @@ impl ShardDetails {
             epoch: self.epoch,
             replicas: replicas.collect(),
             founders: Vec::new(),
+            split: None,
         }
     }
 }

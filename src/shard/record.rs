@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::keyspace::side;
-use crate::storage::{self, Batch, Engine, Family, Lookup, Tier, log_keys};
+use crate::storage::{self, Batch, Engine, Family, Lookup, Reader, Tier, log_keys};
 use crate::types::{Epoch, Error, Reason, ReplicaId, Result, ShardDescriptor, ShardId, TableId};
 use crate::wire::proto::internal::ReplicaRecord;
 
@@ -72,7 +72,7 @@ impl Record {
     }
 
     /// The record of a shard's newest replica here.
-    pub fn load(engine: &dyn Engine, shard: ShardId) -> Result<Option<Record>> {
+    pub fn load(engine: &dyn Reader, shard: ShardId) -> Result<Option<Record>> {
         match engine.get(Family::Raft, &log_keys::replica(shard), Tier::Disk)? {
             Lookup::Found(bytes) => Record::decode(bytes).map(Some),
             Lookup::Missing | Lookup::NeedsDisk => Ok(None),
@@ -80,7 +80,7 @@ impl Record {
     }
 
     /// All records, tombstones included.
-    pub fn load_all(engine: &dyn Engine) -> Result<Vec<Record>> {
+    pub fn load_all(engine: &dyn Reader) -> Result<Vec<Record>> {
         let (start, end) = log_keys::replicas_range();
         let mut cursor = engine.cursor(Family::Raft, &start, &end);
         let mut records = Vec::new();
@@ -114,13 +114,13 @@ impl Record {
         batch.put(Family::Raft, log_keys::replica(self.shard), self.encode());
     }
 
-    /// Removes everything a stopped replica stored, leaving a tombstone.
-    pub fn destroy(&self, engine: &dyn Engine) -> storage::Result<()> {
+    /// Removes everything a stopped replica stored, leaving a tombstone. `start` and `end` are the range it owned last.
+    pub fn destroy(&self, engine: &dyn Engine, start: &Bytes, end: &Bytes) -> storage::Result<()> {
         let mut tombstone = self.clone();
         tombstone.tombstone = true;
         let mut batch = Batch::new();
         batch.put(Family::Raft, log_keys::replica(self.shard), tombstone.encode());
-        for (start, end) in [(self.start.clone(), self.end.clone()), side::outcome_range(&self.start, &self.end)] {
+        for (start, end) in [(start.clone(), end.clone()), side::outcome_range(start, end)] {
             batch.delete_range(Family::Data, start, end);
         }
         batch.delete(Family::Data, side::applied(self.shard));

@@ -1,0 +1,135 @@
+//! Splits on this node: where it leads a shard that is to be split, it brings that about; where a child was born, it is
+//! hosted at once.
+//!
+//! The steps of a split, each safe to repeat, and resumed by the next round of the reconciler after a crash anywhere:
+//! 1. control notes the intent in the parent's row, with all ids (`catalog::change::begin_split`);
+//! 2. the parent's leader proposes it, when the group's members are those the row wants;
+//! 3. every replica applies it: parent smaller, child born, in one batch (`shard::division`);
+//! 4. the child beside the parent's leader stands for election, so that the child is led at once;
+//! 5. the parent's leader has control note the two parts in the catalog (`finish_split`), and clients learn of them.
+//!
+//! Meanwhile every replica of the parent removes its log up to the split (`forget`): whoever is to become a member later begins
+//! with a snapshot, since it never had the range that the older entries are about.
+//!
+//! From 3 to 5 the parent refuses what is routed by its former range, and nobody is routed to the child: that is the pause
+//! that a writer sees.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::ask;
+use super::host::Node;
+use crate::raft::Status;
+use crate::runtime::spawn;
+use crate::shard::{Born, ChildReplica, Shard, Split};
+use crate::types::{Epoch, NodeId, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId, SplitIntent};
+
+/// How long the proposal of a split may take.
+const SPLIT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The news that a shard was split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SplitNews {
+    /// The parent.
+    pub shard: ShardId,
+    /// Its epoch before.
+    pub epoch: Epoch,
+}
+
+/// Hosts the children born here, until the node stops.
+pub async fn welcome(node: Arc<Node>, mut births: mpsc::Receiver<Born>) {
+    let mut stopped = node.stopped();
+    loop {
+        let born = tokio::select! {
+            born = births.recv() => born,
+            _ = stopped.wait_for(|&stopped| stopped) => None,
+        };
+        let Some(born) = born else { return };
+        tracing::info!(parent = %born.parent, shard = %born.record.shard, replica = %born.record.replica, "a shard was split");
+        match node.host(&born.record).await {
+            Ok(child) => {
+                if node.replicas().get(born.parent).is_some_and(|parent| parent.is_leader())
+                    && let Err(error) = child.group().stand().await
+                {
+                    tracing::warn!(shard = %child.id(), %error, "a new shard must wait for its first leader");
+                }
+            }
+            Err(error) => tracing::error!(shard = %born.record.shard, %error, "cannot start a replica that was born"),
+        }
+        if let Some(parent) = node.replicas().get(born.parent) {
+            forget(&node, &parent);
+        }
+        node.nudge();
+    }
+}
+
+/// On every replica: once a split was applied, sees to it that the log from before it goes. Returns at once.
+pub fn forget(node: &Arc<Node>, shard: &Arc<Shard>) {
+    if !shard.has_log_of_the_past() || !node.forgetting().lock().insert(shard.id()) {
+        return;
+    }
+    let (node, shard) = (node.clone(), shard.clone());
+    spawn(async move {
+        shard.forget_the_past().await;
+        node.forgetting().lock().remove(&shard.id());
+    });
+}
+
+/// As leader of a shard: does what is next to be done for the split that is wanted of it, if one is. Returns at once.
+pub fn further(node: &Arc<Node>, shard: &Arc<Shard>, descriptor: &Arc<ShardDescriptor>) {
+    let Some(intent) = descriptor.split.clone() else { return };
+    if !node.splitting().lock().insert(shard.id()) {
+        return;
+    }
+    let (node, shard, descriptor) = (node.clone(), shard.clone(), descriptor.clone());
+    spawn(async move {
+        if let Err(error) = carry_out(&node, &shard, &descriptor, &intent).await {
+            tracing::debug!(shard = %shard.id(), %error, "a split is not done yet");
+        }
+        node.splitting().lock().remove(&shard.id());
+    });
+}
+
+async fn carry_out(
+    node: &Arc<Node>,
+    shard: &Arc<Shard>,
+    descriptor: &ShardDescriptor,
+    intent: &SplitIntent,
+) -> Result<()> {
+    if shard.state().epoch == descriptor.epoch {
+        let Some(split) = proposal(descriptor, intent, &shard.group().status()) else { return Ok(()) };
+        shard.split(&split, node.clock().now() + SPLIT_TIMEOUT).await?;
+    }
+    let news = SplitNews { shard: shard.id(), epoch: descriptor.epoch };
+    node.ask_system_leader(ask::SPLIT_NEWS, &news).await
+}
+
+/// What to propose; none while the group has not the members that the catalog wants, or while they change.
+fn proposal(descriptor: &ShardDescriptor, intent: &SplitIntent, status: &Status) -> Option<Split> {
+    let wanted = |role: ReplicaRole| -> BTreeMap<ReplicaId, NodeId> {
+        let of_role = descriptor.replicas.iter().filter(|replica| replica.role == role);
+        of_role.map(|replica| (replica.id, replica.node)).collect()
+    };
+    let settled =
+        !status.joint && status.voters == wanted(ReplicaRole::Voter) && status.learners == wanted(ReplicaRole::Learner);
+    if !settled {
+        return None;
+    }
+    let child = |parent: &crate::types::ReplicaDescriptor| {
+        let beside = intent.replicas.iter().find(|replica| replica.node == parent.node)?;
+        let voter = parent.role == ReplicaRole::Voter;
+        let (replica, node, incarnation) = (beside.id, beside.node, beside.incarnation);
+        Some(ChildReplica { replica, node, incarnation, voter })
+    };
+    let replicas: Option<Vec<ChildReplica>> = descriptor.replicas.iter().map(child).collect();
+    Some(Split {
+        epoch: descriptor.epoch,
+        at: intent.at.clone().into(),
+        child: intent.child,
+        members_at: status.members_at,
+        replicas: replicas?,
+    })
+}
