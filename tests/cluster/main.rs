@@ -22,4 +22,5 @@ mod rejoining;
 mod repeats;
 mod scans;
 mod scripts;
+mod splits;
 mod tables;

@@ -44,6 +44,7 @@ pub struct Member {
 /// What runs in a node's process.
 struct Inside {
     node: Arc<Node>,
+    control: Arc<Control>,
     writer: LogWriter,
 }
 
@@ -51,6 +52,11 @@ impl Member {
     /// The node inside, once it has started.
     pub fn node(&self) -> Option<Arc<Node>> {
         self.inside.lock().as_ref().filter(|_| self.up).map(|inside| inside.node.clone())
+    }
+
+    /// The control inside.
+    pub fn control(&self) -> Option<Arc<Control>> {
+        self.inside.lock().as_ref().filter(|_| self.up).map(|inside| inside.control.clone())
     }
 
     /// Up to where the stored log of a shard is the log of the shard: what lies behind may still be cut off.
@@ -148,10 +154,10 @@ impl Cluster {
                 Err(error) => return report.violation(format!("node {id} cannot start: {error}")),
             };
             let control = Control::start(node.clone());
-            let routes = services(Door::Node(node.clone(), control), Limits::default(), Clock::system());
+            let routes = services(Door::Node(node.clone(), control.clone()), Limits::default(), Clock::system());
             network.serve(&address, id, scope, routes);
             let mut fatal = node.fatal();
-            *slot.lock() = Some(Inside { node, writer });
+            *slot.lock() = Some(Inside { node, control, writer });
             let failed = fatal.wait_for(Option::is_some).await.map(|error| error.clone());
             if let Ok(Some(error)) = failed {
                 report.violation(format!("node {id} cannot go on: {error}"));
@@ -176,12 +182,16 @@ impl Cluster {
         if spared < unsynced {
             self.report.count("crashes that lost unsynced writes");
         }
+        let whole = invariants::every_key_is_owned(&member.engine);
         let survivor = member.engine.survivor(usize::try_from(spared).expect("small")).expect("a temporary directory");
         member.scope.end();
         member.engine = survivor;
         (member.up, member.paused) = (false, false);
         *member.inside.lock() = None;
         self.network.dies(member.id, &member.address, silently);
+        if whole == Ok(true) && invariants::every_key_is_owned(&member.engine) != Ok(true) {
+            self.report.violation(format!("after a crash nobody owns some keys on node {}", member.id));
+        }
         if let Err(violation) = invariants::log_holds_state(&member.engine) {
             self.report.violation(format!("node {} after a crash: {violation}", member.id));
         }

@@ -27,6 +27,8 @@ const FLOORS: &[(&str, u64)] = &[
     ("wipes", 10),
     ("transfers", 60),
     ("orderly restarts", 30),
+    ("splits", 100),
+    ("crashes after a birth", 20),
     ("clock jumps", 60),
     ("snapshots installed", 20),
     ("contents compared", 2_000),

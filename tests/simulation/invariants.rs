@@ -5,15 +5,16 @@
 //! - Replicas that have applied equally much hold equal content, outcomes of requests included.
 //! - A replica's stored state is never ahead of its stored log.
 //! - No replica fails.
+//! - A crash leaves no key without an owner on a node where each had one: a split is there whole or not at all.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use prost::Message;
-use trivet::keyspace::side;
+use trivet::keyspace::{Layout, side};
 use trivet::shard::{Shard, State};
 use trivet::storage::{Engine, Family, Lookup, Memory, Reader, Tier, log_keys};
-use trivet::types::ShardId;
+use trivet::types::{Partitioning, ShardId, TableId};
 use trivet::wire::proto::internal as proto;
 
 use super::cluster::{Cluster, Member};
@@ -204,4 +205,50 @@ pub fn log_holds_state(engine: &Memory) -> Result<(), String> {
         records.next();
     }
     Ok(())
+}
+
+/// How many replicas are stored, those that were destroyed included.
+pub fn replicas_stored(engine: &Memory) -> usize {
+    let (start, end) = log_keys::replicas_range();
+    let mut records = engine.cursor(Family::Raft, &start, &end);
+    let mut count = 0;
+    records.seek_first();
+    while records.entry().is_some() {
+        count += 1;
+        records.next();
+    }
+    count
+}
+
+/// Whether the replicas stored here own, together, every key of the tables that they belong to.
+pub fn every_key_is_owned(engine: &Memory) -> Result<bool, String> {
+    let (start, end) = log_keys::replicas_range();
+    let mut records = engine.cursor(Family::Raft, &start, &end);
+    let mut owned: BTreeMap<TableId, Vec<(Bytes, Bytes)>> = BTreeMap::new();
+    records.seek_first();
+    while let Some((_, value)) = records.entry() {
+        let record = proto::ReplicaRecord::decode(value).map_err(|error| error.to_string())?;
+        records.next();
+        if record.tombstone {
+            continue;
+        }
+        let range = match applied(engine, ShardId(record.shard))? {
+            (_, Some(state)) => (state.start, state.end),
+            (_, None) => (record.start, record.end),
+        };
+        owned.entry(TableId(record.table)).or_default().push(range);
+    }
+    let whole = |(table, mut ranges): (TableId, Vec<(Bytes, Bytes)>)| {
+        let (first, last) = Layout { table, partitioning: Partitioning::Hash }.table_range();
+        ranges.sort();
+        let mut covered = first;
+        for (start, end) in ranges {
+            if start > covered {
+                return false;
+            }
+            covered = covered.max(end);
+        }
+        covered == last
+    };
+    Ok(owned.into_iter().all(whole))
 }

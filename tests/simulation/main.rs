@@ -83,6 +83,8 @@ mod planted {
         a_condition_judged_before_the_log_is_found: ConditionBeforeLog;
         a_torn_batch_is_found: TornBatch;
         a_forgotten_attempt_is_found: ForgottenAttempt;
+        a_torn_split_is_found: TornSplit;
+        a_write_by_a_range_that_was_is_found: WrongEpochAccepted;
     }
 }
 

@@ -6,19 +6,28 @@ use trivet::node::Node;
 use trivet::raft::Part;
 use trivet::runtime::simulation::DiskPace;
 use trivet::runtime::{Instant, sleep};
-use trivet::types::ShardId;
+use trivet::types::{ShardId, Slot};
+use trivet::wire::admin::SplitPoint;
 
 use super::cluster::Cluster;
 use super::entropy::Random;
-use super::invariants::Watch;
+use super::invariants::{self, Watch};
 use super::network::Weather;
 use super::plan::{Fault, Plan};
 use super::run::Report;
+use super::workload::TABLE;
 
 /// Between two looks at the invariants.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// How far a wall clock jumps, at most: less than requests are kept, so that none expires.
 const JUMP_MS: u64 = 240_000;
+
+/// Shards beyond which none is split: a run has a dozen keys.
+const SHARDS_MAX: usize = 8;
+
+/// How closely a birth is looked for, and how often.
+const BIRTH_STEP: Duration = Duration::from_millis(1);
+const BIRTH_STEPS: usize = 200;
 
 /// What is to be put right, and when.
 enum Remedy {
@@ -69,7 +78,7 @@ impl Nemesis {
             let pause = self.random.span(self.plan.between.0, self.plan.between.1);
             self.pass(cluster, watch, pause).await;
             let fault = *self.random.pick(&self.plan.faults);
-            self.strike(cluster, fault).await;
+            self.strike(cluster, watch, fault).await;
         }
     }
 
@@ -120,7 +129,7 @@ impl Nemesis {
         (!from.is_empty()).then(|| *self.random.pick(&from))
     }
 
-    async fn strike(&mut self, cluster: &mut Cluster, fault: Fault) {
+    async fn strike(&mut self, cluster: &mut Cluster, watch: &mut Watch, fault: Fault) {
         let Some(at) = self.target(cluster) else { return };
         let hosts: Vec<u64> =
             cluster.members.iter().map(|member| member.id).chain(101..=100 + self.plan.clients).collect();
@@ -225,6 +234,7 @@ impl Nemesis {
                 self.skews_ms = (self.skews_ms.0.min(skew_ms), self.skews_ms.1.max(skew_ms));
             }
             Fault::Transfer => self.transfer(cluster, at),
+            Fault::Split => self.split(cluster, watch, at).await,
             Fault::Snapshot => {
                 let Some(node) = cluster.members[at].node() else { return };
                 self.report.event(format_args!("node {id} trims its logs"));
@@ -233,6 +243,43 @@ impl Nemesis {
                         shard.group().snapshot_and_purge().await;
                     }
                 });
+            }
+        }
+    }
+
+    /// Asks a node to split some shard somewhere. Whether that works out while other things go wrong, and when, is open.
+    /// Sometimes a node crashes right after it has applied it.
+    async fn split(&mut self, cluster: &mut Cluster, watch: &mut Watch, at: usize) {
+        let (Some(node), Some(control)) = (cluster.members[at].node(), cluster.members[at].control()) else { return };
+        let directory = node.directory();
+        let Some(table) = directory.table_by_name(TABLE) else { return };
+        let shards: Vec<ShardId> = table.shards.iter().map(|shard| shard.id).collect();
+        if shards.len() >= SHARDS_MAX {
+            return;
+        }
+        let slot = Slot(u16::try_from(self.random.below(1 << 16)).expect("a slot"));
+        let place = table.layout.cut_before_slot(slot).expect("a hash table");
+        let shard = table.shards.locate(&place).id;
+        let (id, report) = (cluster.members[at].id, self.report.clone());
+        report.event(format_args!("node {id} is asked to split {shard} at slot {}", slot.0));
+        cluster.members[at].scope().spawn(async move {
+            if let Ok(made) = control.split_shard(shard, SplitPoint::Slot(slot), false).await {
+                report.event(format_args!("{shard} was split, {} is new", made.right.id));
+                report.count("splits");
+            }
+        });
+        if !self.random.per_mille(400) {
+            return;
+        }
+        let hosted = |cluster: &Cluster, at: usize| invariants::replicas_stored(cluster.members[at].engine());
+        let before: Vec<usize> = (0..cluster.members.len()).map(|at| hosted(cluster, at)).collect();
+        for _ in 0..BIRTH_STEPS {
+            self.pass(cluster, watch, BIRTH_STEP).await;
+            let born = |at: &usize| cluster.members[*at].up && hosted(cluster, *at) > before[*at];
+            if let Some(at) = (0..cluster.members.len()).find(born) {
+                self.report.count("crashes after a birth");
+                cluster.crash(at);
+                return self.later(Remedy::Boot(at));
             }
         }
     }

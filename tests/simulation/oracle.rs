@@ -278,7 +278,9 @@ fn linearizable_reads(history: &History) -> Result<(), String> {
     for (from, shard, as_of, level) in reads.chain(scans) {
         let least = match level {
             ReadLevel::Linearizable => frontier.before(shard, from),
-            ReadLevel::AtLeast(token) => Some((token.timestamp, 0)),
+            // A token of the shard that the key was in before a split says little of the shard that answered; a leader that
+            // has confirmed may then answer as of less, and must show all that was written.
+            ReadLevel::AtLeast(token) if as_of < token.timestamp => frontier.before(shard, from),
             _ => None,
         };
         if let Some((least, by)) = least

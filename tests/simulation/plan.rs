@@ -37,10 +37,12 @@ pub enum Fault {
     Wipe,
     /// A node is stopped in order and started again.
     Restart,
+    /// A shard is split.
+    Split,
 }
 
 /// All faults.
-pub const FAULTS: [Fault; 13] = [
+pub const FAULTS: [Fault; 14] = [
     Fault::Crash,
     Fault::CrashAll,
     Fault::Pause,
@@ -54,6 +56,7 @@ pub const FAULTS: [Fault; 13] = [
     Fault::Snapshot,
     Fault::Wipe,
     Fault::Restart,
+    Fault::Split,
 ];
 
 /// The parameters of one run.
