@@ -193,6 +193,11 @@ impl Cluster {
         matches!(asked.await, Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200"))
     }
 
+    /// A connection to each node's own services.
+    pub fn connections(&self) -> &[Connection] {
+        &self.connections
+    }
+
     /// The node that leads most shards, as some node sees it; for faults that aim at leaders.
     pub async fn leader(&self) -> Option<u64> {
         for connection in &self.connections {

@@ -19,6 +19,7 @@ mod partition;
 mod pause;
 mod power;
 mod rolling;
+mod split;
 mod wipe;
 
 use std::ops::Range;
@@ -117,6 +118,7 @@ pub fn all() -> Vec<Arc<dyn Nemesis>> {
     all.push(Arc::new(wipe::Wipe));
     all.extend(answers::all());
     all.push(Arc::new(rolling::Rolling));
+    all.push(Arc::new(split::Split));
     all
 }
 

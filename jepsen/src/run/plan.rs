@@ -15,10 +15,10 @@ const LONG_SECONDS: u64 = 300;
 
 /// Every family once.
 const SHORT: [&str; 7] =
-    ["kill,partition,packets", "pause,one-way", "power", "disk", "clock,answers", "damage,wipe", "rolling"];
+    ["kill,partition,packets", "pause,one-way", "power", "disk", "clock,answers", "damage,wipe", "rolling,split"];
 
 /// Every family alone, then the pairs that have found most elsewhere.
-const LONG: [&str; 18] = [
+const LONG: [&str; 20] = [
     "kill",
     "kill-all",
     "pause",
@@ -33,10 +33,12 @@ const LONG: [&str; 18] = [
     "wipe",
     "answers",
     "rolling",
+    "split",
     "kill,partition",
     "power,kill",
     "one-way,pause",
     "disk,kill",
+    "split,kill",
 ];
 
 /// The runs of `--all`.

@@ -1,0 +1,81 @@
+//! Shards are split while everything else goes on.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures::future::BoxFuture;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use tokio::time::Instant;
+use trivet::types::{Kind, ShardId, TableId};
+use trivet::wire::admin::{SplitPoint, SplitReport};
+
+use super::{Nemesis, Stage, Struck};
+
+/// Within this a split that is wanted must have happened, whatever else goes on.
+const SPLIT_WITHIN: Duration = Duration::from_secs(60);
+/// How long one node is asked.
+const ASK_WITHIN: Duration = Duration::from_secs(5);
+/// Between two rounds over the nodes.
+const PAUSE: Duration = Duration::from_millis(200);
+
+pub(super) struct Split;
+
+impl Nemesis for Split {
+    fn name(&self) -> &'static str {
+        "split"
+    }
+
+    fn what(&self) -> &'static str {
+        "some shard is split where half of its bytes lie before; it must have happened soon"
+    }
+
+    fn strike<'a>(&'a self, stage: &'a Stage, random: &'a mut SmallRng) -> BoxFuture<'a, Result<Struck>> {
+        Box::pin(async move {
+            let from_ns = stage.clock.now_ns();
+            let until = Instant::now() + SPLIT_WITHIN;
+            let mut last = None;
+            while Instant::now() < until {
+                match split_some(stage, random).await {
+                    Ok(SplitReport { left, right }) => {
+                        let proof = format!("shard {} has {}", right.id.0, right.epoch);
+                        let target = format!("shard {}", left.id.0);
+                        return Ok(Struck { target, from_ns, to_ns: stage.clock.now_ns(), proof });
+                    }
+                    Err(error) => last = Some(error),
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(last.context("no time to split anything")?)
+        })
+    }
+}
+
+/// Has some node split some shard that has been split the least.
+async fn split_some(stage: &Stage, random: &mut SmallRng) -> Result<SplitReport> {
+    let mut connections: Vec<_> = stage.cluster.connections().iter().collect();
+    let first = connections.choose(random).copied().context("a cluster has nodes")?;
+    connections.sort_by_key(|connection| !std::ptr::eq(*connection, first));
+    let mut last = None;
+    for connection in connections {
+        let topology = match connection.topology(Instant::now() + ASK_WITHIN).await {
+            Ok(topology) => topology,
+            Err(error) => {
+                last = Some(error);
+                continue;
+            }
+        };
+        let tables = topology.tables.iter().filter(|table| table.table.id != TableId::SYSTEM);
+        let shards: Vec<_> = tables.flat_map(|table| &table.shards).collect();
+        let least = shards.iter().map(|shard| shard.epoch).min().context("no tables yet")?;
+        let least: Vec<ShardId> = shards.iter().filter(|shard| shard.epoch == least).map(|shard| shard.id).collect();
+        let shard = *least.choose(random).context("some shard has the least")?;
+        match connection.split_shard(shard, SplitPoint::Middle, false, Instant::now() + ASK_WITHIN).await {
+            Ok(report) => return Ok(report),
+            // A single slot, or nothing yet: another one, next time.
+            Err(error) if error.kind() == Kind::Invalid => bail!("{shard}: {error}"),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.context("nobody was asked")?.into())
+}
