@@ -13,7 +13,7 @@ use super::host::Node;
 use super::metrics;
 use crate::catalog::TableEntry;
 use crate::runtime::planted::{self, Bug};
-use crate::runtime::{random_u64, sleep};
+use crate::runtime::{random_u64, sleep, timeout_at};
 use crate::shard::{Served, Shard};
 use crate::types::{Error, Kind, NodeId, ReadLevel, Reason, Request, Response, Result, ShardDescriptor};
 
@@ -142,7 +142,11 @@ impl Node {
             }
             attempts.note(&error);
             hint = redirect;
-            sleep(wait).await;
+            if error.reason == Reason::WrongEpoch {
+                self.range_news(&entry, anchor, &descriptor, wait).await;
+            } else {
+                sleep(wait).await;
+            }
             // The range may have moved on meanwhile.
             if let Some(newer) = self.directory().table(entry.descriptor.id) {
                 entry = newer.clone();
@@ -151,6 +155,21 @@ impl Node {
                         attempts.last_word(Error::new(Reason::WrongEpoch, "the range of the shard has changed"))
                     );
                 }
+            }
+        }
+    }
+
+    /// Waits until the catalog says that the range around `anchor` is another, but no longer than this: a shard that was
+    /// just split knows it some milliseconds before the catalog does.
+    async fn range_news(&self, entry: &TableEntry, anchor: &[u8], known: &ShardDescriptor, patience: Duration) {
+        let mut changes = self.directory_changes();
+        let deadline = self.clock().now() + patience;
+        loop {
+            changes.borrow_and_update();
+            let directory = self.directory();
+            let now = directory.table(entry.descriptor.id).map(|table| table.shards.locate(anchor).epoch);
+            if now != Some(known.epoch) || timeout_at(deadline, changes.changed()).await.is_none() {
+                return;
             }
         }
     }

@@ -364,8 +364,10 @@ mod tests {
         machines.apply(&mut parent, 5, &split(1, "m")).expect("divided");
         assert!(may_install(&parent, "a", "m"));
         assert!(!may_install(&parent, "a", "z"), "the child lives there");
-        let said = parent.cutter().may_install(&"nonsense".into()).expect("storage works");
-        assert!(said.is_err());
+        for nonsense in ["nonsense", ""] {
+            let said = parent.cutter().may_install(&nonsense.into()).expect("storage works");
+            assert!(said.is_err(), "{nonsense}");
+        }
     }
 
     #[test]

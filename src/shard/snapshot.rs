@@ -54,6 +54,9 @@ impl Cutter for ShardCutter {
             Ok(state) => state,
             Err(error) => return Ok(Err(error.message)),
         };
+        if coming.start >= coming.end {
+            return Ok(Err("it does not say what range it is of; do the versions match?".to_owned()));
+        }
         let other = division::overlapping(&*self.engine, self.shard, &coming.start, &coming.end)?;
         Ok(match other {
             None => Ok(()),
