@@ -92,10 +92,10 @@ impl Control {
         }
     }
 
-    /// Both parts, if the shard ends at `at` and another begins there.
+    /// Both parts, if the shard ends at `at` and one that was split off some shard begins there.
     fn parts(&self, directory: &Directory, shard: ShardId, at: &Bytes) -> Option<SplitReport> {
         let left = directory.shard(shard).filter(|shard| shard.end == at[..])?;
-        let right = directory.shards_of(left.table).find(|shard| shard.start == at[..])?;
+        let right = directory.shards_of(left.table).find(|shard| shard.start == at[..] && shard.founders.is_empty())?;
         Some(SplitReport { left: self.details_of(left), right: self.details_of(right) })
     }
 

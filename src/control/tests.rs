@@ -497,6 +497,7 @@ fn a_split_that_makes_no_sense_is_refused_and_changes_nothing() {
         assert_eq!(refused(ShardId::SYSTEM, SplitPoint::Key("node/".into()), dry_run), Reason::InvalidRequest);
         assert_eq!(refused(shards[0].id, SplitPoint::Slot(Slot(0)), dry_run), Reason::InvalidRequest);
         assert_eq!(refused(shards[0].id, SplitPoint::Slot(Slot(0x9000)), dry_run), Reason::InvalidRequest);
+        assert_eq!(refused(shards[0].id, SplitPoint::Slot(Slot(0x8000)), dry_run), Reason::InvalidRequest, "its end");
         assert_eq!(refused(shards[0].id, SplitPoint::Middle, dry_run), Reason::InvalidRequest, "it is empty");
     }
     let report =

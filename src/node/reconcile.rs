@@ -118,15 +118,16 @@ async fn create(node: &Arc<Node>, descriptor: &ShardDescriptor) -> Result<()> {
         Some(record) if record.tombstone && record.replica >= mine.id => return Ok(()),
         Some(record) if !record.tombstone => record,
         _ => {
-            // No snapshot is being installed now whose range was looked at before this replica was there.
-            let _alone = node.ranges().write().await;
+            // Not while a snapshot is being installed, whose range was looked at when this replica was not there; that may
+            // take long, and there is more to do in a round: the next one tries again.
+            let Ok(_alone) = node.ranges().try_write() else { return Ok(()) };
             if let Some(other) = owner_of_a_part(node, descriptor) {
                 // A parent that has not applied its split here yet, or is a part of the past that a snapshot will bring
                 // up to date: the child is born then, or created afterwards.
                 tracing::debug!(shard = %descriptor.id, %other, "waiting until another replica gives the range up");
                 return Ok(());
             }
-            // It may have been born while this waited.
+            // It may have been born since the record was looked for.
             if Record::load(&**node.engine(), descriptor.id)?.is_some_and(|record| !record.tombstone) {
                 return Ok(());
             }

@@ -122,7 +122,7 @@ pub(super) fn divide(shard: ShardId, state: &mut State, split: &Split, index: u6
 }
 
 /// Another shard whose replica here owns a part of `[start, end)`.
-pub fn overlapping(
+pub(super) fn overlapping(
     engine: &dyn Reader,
     shard: ShardId,
     start: &Bytes,

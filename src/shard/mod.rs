@@ -48,7 +48,7 @@ mod tests;
 
 pub use checksum::Checksum;
 pub use command::{ChildReplica, Split};
-pub use division::{BIRTHS_MAX, Born, Home, overlapping};
+pub use division::{BIRTHS_MAX, Born, Home};
 pub use handle::{Served, Shard, ShardOptions};
 pub use reads::{PageRequest, ShardPage};
 pub use record::Record;

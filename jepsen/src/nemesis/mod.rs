@@ -99,7 +99,7 @@ pub trait Nemesis: Send + Sync {
         &[]
     }
 
-    /// Whether no client is disturbed by it, so that a strike without many operations during it is none the worse.
+    /// Strikes once: makes the fault, proves it, lets it last, ends it and proves that.
     fn strike<'a>(&'a self, stage: &'a Stage, random: &'a mut SmallRng) -> BoxFuture<'a, Result<Struck>>;
 }
 
