@@ -21,6 +21,7 @@ use super::machine::{Cutter, Machine};
 use super::metrics;
 use super::network::Network;
 use super::options::Options;
+use super::pulse::{self, Heard};
 use super::receive;
 use super::staged::Staged;
 use super::status::{Part, Status};
@@ -50,7 +51,10 @@ pub(super) struct Inner {
     applied: watch::Receiver<u64>,
     /// Held while leadership is being handed over.
     pub(super) transferring: tokio::sync::Mutex<()>,
-    keeper: parking_lot::Mutex<Option<Task<()>>>,
+    /// Whether a leader has been heard from lately.
+    pub(super) heard: Arc<Heard>,
+    /// What runs beside the replica.
+    tasks: parking_lot::Mutex<Vec<Task<()>>>,
 }
 
 impl Group {
@@ -88,9 +92,10 @@ impl Group {
             status,
             applied,
             transferring: tokio::sync::Mutex::new(()),
-            keeper: parking_lot::Mutex::new(None),
+            heard: Arc::default(),
+            tasks: parking_lot::Mutex::default(),
         });
-        *inner.keeper.lock() = Some(keeper::spawn(&inner));
+        *inner.tasks.lock() = vec![keeper::spawn(&inner), pulse::spawn(&inner)];
         Ok(Group { inner })
     }
 
@@ -205,7 +210,7 @@ impl Group {
             let _ = answer.send(Err(format!("{to} begins with a snapshot")));
             return;
         }
-        receive::dispatch(&self.inner.raft, &self.inner.log, kind, payload, answer);
+        receive::dispatch(&self.inner, kind, payload, answer);
     }
 
     /// Takes in a snapshot that was received whole: its header and its files in order. Dropping the future leaves the
@@ -284,9 +289,9 @@ impl Group {
             self.inner.log.close();
             ended.await;
         }
-        let keeper = self.inner.keeper.lock().take();
-        if let Some(keeper) = keeper {
-            let _ = keeper.await;
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock());
+        for task in tasks {
+            let _ = task.await;
         }
     }
 

@@ -48,6 +48,7 @@ mod members;
 pub mod metrics;
 mod network;
 mod options;
+mod pulse;
 mod receive;
 mod runtime;
 mod staged;
