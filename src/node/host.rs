@@ -17,6 +17,7 @@ use super::lineage;
 use super::registry::Registry;
 use super::room::{self, Rooms};
 use super::transport::{LinkTransport, Links};
+use super::takeover::{self, Sign};
 use super::{follower, splits, sweeper};
 use crate::catalog::{Directory, NodeRow};
 use crate::client::Connection;
@@ -108,7 +109,8 @@ impl Node {
         if let Some(identity) = &stored {
             identity.check(options.id)?;
         }
-        let links = Links::new(options.id, options.clock.clone());
+        let (signs, signs_seen) = mpsc::channel(takeover::SIGNS_MAX);
+        let links = Links::new(options.id, options.clock.clone(), signs);
         links.set_address(options.id, &options.address);
         let (births, born) = mpsc::channel(BIRTHS_MAX);
         let node = Arc::new(Node {
@@ -144,6 +146,7 @@ impl Node {
         spawn(room::run(node.clone()));
         spawn(sweeper::run(node.clone()));
         spawn(splits::welcome(node.clone(), born));
+        spawn(takeover::run(node.clone(), signs_seen));
         Ok(node)
     }
 
@@ -290,7 +293,10 @@ impl Node {
             return Err(Error::new(Reason::NotReady, "not a member of a cluster yet"));
         }
         let _one_at_a_time = self.admitting.lock();
-        lineage::admit(&*self.engine, question)
+        if lineage::admit(&*self.engine, question)? {
+            self.links.tell(Sign::StartedAgain(question.node()));
+        }
+        Ok(())
     }
 
     /// Starts all replicas that the directory holds.

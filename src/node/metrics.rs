@@ -12,6 +12,8 @@ pub const FRAMES_REFUSED: &str = "trivet_peer_frames_refused_total";
 pub const FORWARDED: &str = "trivet_door_forwarded_total";
 /// Requests, by kind.
 pub const REQUESTS: &str = "trivet_door_requests_total";
+/// Elections stood for because a leader's node was gone.
+pub const TAKEN_OVER: &str = "trivet_node_shards_taken_over_total";
 /// Replicas hosted.
 pub const REPLICAS: &str = "trivet_node_replicas";
 /// Replicas that lead.
@@ -35,6 +37,7 @@ pub fn describe() {
     metrics::describe_counter!(FRAMES_REFUSED, "Frames refused: wrong cluster, node, group or replica");
     metrics::describe_counter!(FORWARDED, "Requests passed on to the node that can answer them");
     metrics::describe_counter!(REQUESTS, "Requests for data by kind");
+    metrics::describe_counter!(TAKEN_OVER, "Elections stood for at once because the leader's node was gone");
     metrics::describe_gauge!(REPLICAS, "Replicas hosted by this node");
     metrics::describe_gauge!(LEADERS, "Replicas of this node that lead their shard");
     metrics::describe_counter!(SHARDS_COMPACTED, "Shards compacted because much of them was garbage");

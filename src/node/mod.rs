@@ -12,6 +12,7 @@
 //! - `follower`: turns the applied rows of shard 0 into the [`Directory`](crate::catalog::Directory).
 //! - `reconcile`: creates and destroys replicas, brings group memberships to what the catalog wants.
 //! - `splits`: brings about the splits that are wanted, hosts the children.
+//! - `takeover`: stands for election when another node's process is gone, without waiting for the timeout.
 //! - `room`: yields before the disk is full; `sweeper`: makes what was deleted leave it.
 //! - `door`: `(table, Request) -> Response`: local replica, or forwarded to the node that can; `routing`: its attempts,
 //!   one after the other, and what they leave to be said; `paging`: scans,
@@ -38,6 +39,7 @@ mod room;
 mod routing;
 mod splits;
 mod sweeper;
+mod takeover;
 mod transport;
 
 pub use ask::{AskHandler, ChecksumAnswer, IdentityAnswer, JoinAnswer, JoinAsk, ShardAsk};

@@ -7,9 +7,9 @@ use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::type_config::async_runtime::watch::WatchReceiver;
 use openraft::{ChangeMembers, Instant as _, Precondition};
 
-use super::error::{ChangeError, TransferError};
+use super::error::{ChangeError, GroupError, TransferError};
 use super::group::Group;
-use super::types::{LogId, Membership, Metrics, TypeConfig};
+use super::types::{LogId, Membership, Metrics, TransferRequest, TypeConfig};
 use crate::runtime;
 use crate::types::{NodeId, ReplicaId};
 
@@ -147,6 +147,30 @@ impl Group {
             }
         });
         taken.await.unwrap_or(Err(TransferError::NotTaken))
+    }
+
+    /// Stands for election at once in the place of a leader that is gone, as if it had handed its leadership over to this
+    /// replica: voters that still keep to it grant their votes all the same, if this log is as long as theirs. False if
+    /// that replica is not the leader that this one follows (any more), or this one has no vote.
+    ///
+    /// Safe whether or not the leader is gone: it takes the votes of a majority, and if the leader is there after all it
+    /// loses its term and nothing else. That holds because reads ask a majority each time; a leader that read by a lease
+    /// would count on being followed until that ends.
+    pub async fn take_over(&self, gone: ReplicaId) -> Result<bool, GroupError> {
+        let known = (self.inner.raft)
+            .with_raft_state(|state| {
+                let members = state.membership_state.effective().membership();
+                (*state.vote_ref(), state.log_ids.last().copied(), members.clone())
+            })
+            .await;
+        let (vote, last_log, members) = known.map_err(|_| GroupError::Stopped)?;
+        let follows = vote.committed && vote.leader_id.node_id == gone.0 && gone != self.replica();
+        if !follows || !members.voter_ids().any(|voter| voter == self.replica().0) {
+            return Ok(false);
+        }
+        let request = TransferRequest::new(vote, self.replica().0, last_log);
+        let taken = self.inner.raft.handle_transfer_leader(request).await.map_err(|_| GroupError::Stopped)?;
+        Ok(taken.is_ok())
     }
 
     /// Whether `to` could take over without a pause, as openraft's report has it.

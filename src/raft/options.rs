@@ -23,6 +23,12 @@ const PROPOSALS_PER_TURN: u64 = 256;
 const BACKOFF: &str = "50ms 100ms 200ms ...1s";
 
 /// The timers of a group, equal on all its replicas.
+///
+/// A voter that has heard from its leader keeps to it for `election_max` and then waits for a time between the other two
+/// before it stands: with the defaults a leader that falls silent is replaced after 1.6 to 2 seconds, and four of its
+/// heartbeats may get lost before. A leader takes no writes once no majority has answered for `election_max`, which are two
+/// of its heartbeats and a half. Heartbeats are what idle groups cost, in proportion; a leader whose process ends is
+/// replaced without waiting for any of these times (`node::takeover`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timers {
     /// How often a leader shows that it is there.
@@ -36,7 +42,7 @@ pub struct Timers {
 impl Default for Timers {
     fn default() -> Timers {
         Timers {
-            heartbeat: Duration::from_millis(200),
+            heartbeat: Duration::from_millis(400),
             election_min: Duration::from_millis(600),
             election_max: Duration::from_millis(1_000),
         }

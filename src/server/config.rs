@@ -103,7 +103,7 @@ impl Default for Log {
 
 impl Default for Timers {
     fn default() -> Timers {
-        Timers { heartbeat_ms: 200, election_min_ms: 600, election_max_ms: 1_000, drain_ms: 10_000 }
+        Timers { heartbeat_ms: 400, election_min_ms: 600, election_max_ms: 1_000, drain_ms: 10_000 }
     }
 }
 
@@ -194,8 +194,10 @@ impl Config {
         within("worker_threads", self.worker_threads, 0, WORKER_THREADS_MAX);
         let timers = &self.timers;
         within("timers.heartbeat_ms", timers.heartbeat_ms, 10, 10_000);
-        // Two heartbeats must be able to get lost before a follower acts.
-        within("timers.election_min_ms", timers.election_min_ms, timers.heartbeat_ms.saturating_mul(2), 60_000);
+        // A follower acts after `election_max` and then `election_min` without a word: two heartbeats must be able to get
+        // lost before that, and a third be late.
+        let election_min_ms = timers.heartbeat_ms.saturating_mul(3).div_ceil(2);
+        within("timers.election_min_ms", timers.election_min_ms, election_min_ms, 60_000);
         within("timers.election_max_ms", timers.election_max_ms, timers.election_min_ms.saturating_add(50), 120_000);
         within("timers.drain_ms", timers.drain_ms, 0, DRAIN_MS_MAX);
 
@@ -369,8 +371,8 @@ mod tests {
     fn numbers_have_bounds() {
         assert_eq!(why_not(|c| c.block_cache_mb = 1), ["block_cache_mb: is 1, must be from 8 to 1048576"]);
         assert_eq!(
-            why_not(|c| c.timers.heartbeat_ms = 400),
-            ["timers.election_min_ms: is 600, must be from 800 to 60000"]
+            why_not(|c| c.timers.heartbeat_ms = 401),
+            ["timers.election_min_ms: is 600, must be from 602 to 60000"]
         );
         assert_eq!(
             why_not(|c| c.limits.value_bytes_max = 5 << 20),

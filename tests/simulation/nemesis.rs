@@ -6,7 +6,7 @@ use trivet::node::Node;
 use trivet::raft::Part;
 use trivet::runtime::simulation::DiskPace;
 use trivet::runtime::{Instant, sleep};
-use trivet::types::{ShardId, Slot};
+use trivet::types::{NodeId, ShardId, Slot};
 use trivet::wire::admin::SplitPoint;
 
 use super::cluster::Cluster;
@@ -235,6 +235,7 @@ impl Nemesis {
             }
             Fault::Transfer => self.transfer(cluster, at),
             Fault::Split => self.split(cluster, watch, at).await,
+            Fault::Verdict => self.verdict(cluster, at),
             Fault::Snapshot => {
                 let Some(node) = cluster.members[at].node() else { return };
                 self.report.event(format_args!("node {id} trims its logs"));
@@ -282,6 +283,21 @@ impl Nemesis {
                 return self.later(Remedy::Boot(at));
             }
         }
+    }
+
+    /// Lets a node believe that another one, which runs, is gone.
+    fn verdict(&mut self, cluster: &Cluster, gone: usize) {
+        let judges = (0..cluster.members.len()).filter(|&at| at != gone && cluster.members[at].up);
+        let judges: Vec<usize> = judges.collect();
+        if judges.is_empty() {
+            return;
+        }
+        let judge = *self.random.pick(&judges);
+        let Some(node) = cluster.members[judge].node() else { return };
+        let gone = NodeId(cluster.members[gone].id);
+        self.report.event(format_args!("node {} believes that {gone} is gone", cluster.members[judge].id));
+        self.report.count("wrong verdicts");
+        cluster.members[judge].scope().spawn(async move { node.take_over(gone).await });
     }
 
     fn transfer(&mut self, cluster: &Cluster, at: usize) {

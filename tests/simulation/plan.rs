@@ -39,10 +39,12 @@ pub enum Fault {
     Restart,
     /// A shard is split.
     Split,
+    /// A node is told that another one is gone, which is not so.
+    Verdict,
 }
 
 /// All faults.
-pub const FAULTS: [Fault; 14] = [
+pub const FAULTS: [Fault; 15] = [
     Fault::Crash,
     Fault::CrashAll,
     Fault::Pause,
@@ -57,6 +59,7 @@ pub const FAULTS: [Fault; 14] = [
     Fault::Wipe,
     Fault::Restart,
     Fault::Split,
+    Fault::Verdict,
 ];
 
 /// The parameters of one run.

@@ -148,3 +148,35 @@ async fn leadership_goes_only_to_a_voter_that_keeps_up() {
     cluster.agree_all(index(&written)).await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_takes_over_whether_its_leader_is_gone_or_only_said_to_be() {
+    let cluster = Cluster::three().await;
+    let leader = cluster.leader().await;
+    cluster.agree_all(cluster.write("before").await).await;
+    let [one, other] = cluster.others(leader)[..] else { panic!("three replicas") };
+    let [leader_id, one_id, other_id] = [leader, one, other].map(|at| cluster.hosts[at].replica);
+    let term = cluster.hosts[leader].status().term;
+
+    let take_over = async |at: usize, gone| cluster.hosts[at].group.take_over(gone).await.expect("it runs");
+    assert!(!take_over(one, other_id).await, "that one does not lead");
+    assert!(!take_over(leader, leader_id).await, "nobody takes over from itself");
+    assert_eq!(cluster.hosts[one].status().term, term);
+
+    // The leader is well and heard: nobody would vote against it, but for this.
+    assert!(take_over(one, leader_id).await);
+    until("the one that stood leads", || cluster.hosts[one].status().is_leader()).await;
+    assert!(cluster.hosts[one].status().term > term);
+    let last = cluster.write("a wrong verdict costs an election").await;
+    let content = cluster.agree_all(last).await;
+    assert!(content.values().any(|payload| payload == "before"), "{content:?}");
+
+    cluster.isolate(one);
+    assert!(take_over(other, one_id).await);
+    until("the other leads", || cluster.hosts[other].status().is_leader()).await;
+    assert!(!take_over(leader, one_id).await || cluster.hosts[leader].status().leader.is_none(), "that is over");
+    cluster.net.heal();
+    let last = cluster.write("after").await;
+    cluster.agree_all(last).await;
+    cluster.stop().await;
+}

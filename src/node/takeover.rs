@@ -1,0 +1,260 @@
+//! Takes over from a node whose process is gone, ahead of the election timeout.
+//!
+//! A voter keeps to its leader for some time after it has last heard from it, and only then stands for election: silence
+//! may mean anything. But a process that ends says so. Its kernel closes its connections and refuses new ones, and when
+//! it is there again it introduces itself with a new start (`lineage`). So a link that breaks is looked into at once,
+//! and on either of these two signs the voters of the shards that were led there stand right away, in an order that all of
+//! them can tell by themselves: the one with the lowest id first; the next only if nobody has asked it for its vote
+//! meanwhile, or if it had to refuse since its log is longer ([`Group::take_over`](crate::raft::Group::take_over)).
+//!
+//! A verdict is never trusted with more than an election. What is committed, and who may lead, is decided by the votes of
+//! a majority as ever, and linearizable reads ask a majority each time; so a wrong verdict costs one term. How often it
+//! may cost that is bounded for each node ([`Verdicts`]), and the elections are held a few at a time.
+//!
+//! Left out: a machine that has lost its power, a cut network, a process that stands still. Nobody says so then, and the
+//! election timeout decides.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+
+use super::host::Node;
+use super::metrics;
+use super::transport::endpoint;
+use crate::raft::Status;
+use crate::runtime::{Instant, sleep, spawn, timeout};
+use crate::shard::Shard;
+use crate::types::{NodeId, ReplicaId};
+use crate::wire::Channel;
+
+/// Signs waiting to be looked into; there is at most one for each link that breaks and each node that starts, and one
+/// that is lost costs an election timeout.
+pub const SIGNS_MAX: usize = 64;
+/// Pauses, in milliseconds, before the attempts to connect to a node whose link broke. The first may still be taken, by the queue of a
+/// port that is about to be closed.
+const PROBES_MS: [u64; 5] = [0, 10, 40, 100, 250];
+/// How long one attempt may take. To be refused takes one round trip.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
+/// By how much later each further voter of a shard stands: some syncs of a disk, so that the one before had its chance.
+const RANK_WAIT: Duration = Duration::from_millis(100);
+/// Elections begun here that are not decided yet: they share the syncs of the same few disks.
+const ELECTIONS_AT_ONCE_MAX: usize = 16;
+/// How long an election keeps others of this node waiting.
+const ELECTION_WAIT: Duration = Duration::from_millis(100);
+/// After a verdict on a node, the time in which there is none on it again: the first, and the longest.
+const VERDICT_WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+
+/// What makes one look whether a node is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// Its link broke.
+    LinkBroke(NodeId),
+    /// It introduced itself with a start that was not known here: whatever it led before, it leads no more.
+    StartedAgain(NodeId),
+}
+
+/// How often a node may be taken for gone: after each verdict not for a while, which doubles as long as verdicts keep
+/// coming as soon as they may.
+#[derive(Debug, Default)]
+struct Verdicts(HashMap<NodeId, (Instant, Duration)>);
+
+impl Verdicts {
+    /// Whether this verdict counts.
+    fn pass(&mut self, node: NodeId, now: Instant) -> bool {
+        let (least, most) = VERDICT_WAIT;
+        let Some(&(last, wait)) = self.0.get(&node) else {
+            self.0.insert(node, (now, least));
+            return true;
+        };
+        let since = now.saturating_duration_since(last);
+        if since < wait {
+            return false;
+        }
+        let next = if since < 2 * wait { (2 * wait).min(most) } else { least };
+        self.0.insert(node, (now, next));
+        true
+    }
+}
+
+/// Looks into signs until the node stops.
+pub async fn run(node: Arc<Node>, mut signs: mpsc::Receiver<Sign>) {
+    let mut stopping = node.stopping();
+    let watch = async {
+        let mut verdicts = Verdicts::default();
+        let mut probed = HashSet::new();
+        let mut probes = FuturesUnordered::new();
+        loop {
+            let gone = tokio::select! {
+                Some(sign) = signs.recv() => match sign {
+                    Sign::StartedAgain(peer) => Some(peer),
+                    Sign::LinkBroke(peer) => {
+                        if probed.insert(peer) {
+                            probes.push(probe(node.clone(), peer));
+                        }
+                        None
+                    }
+                },
+                Some((peer, refused)) = probes.next() => {
+                    probed.remove(&peer);
+                    refused.then_some(peer)
+                }
+                else => return,
+            };
+            if let Some(gone) = gone.filter(|&gone| verdicts.pass(gone, node.clock().now())) {
+                let node = node.clone();
+                spawn(async move { node.take_over(gone).await });
+            }
+        }
+    };
+    tokio::select! {
+        () = watch => {}
+        _ = stopping.wait_for(|&stopping| stopping) => {}
+    }
+}
+
+/// Whether connections to a node are refused.
+async fn probe(node: Arc<Node>, peer: NodeId) -> (NodeId, bool) {
+    for pause in PROBES_MS.map(Duration::from_millis) {
+        sleep(pause).await;
+        let Some(address) = node.links().address(peer) else { break };
+        let Ok(endpoint) = endpoint(&address) else { break };
+        if let Some(Err(error)) = timeout(PROBE_TIMEOUT, Channel::connect(&address, &endpoint)).await
+            && is_refusal(&*error)
+        {
+            return (peer, true);
+        }
+    }
+    (peer, false)
+}
+
+/// Whether somewhere in a chain of errors a connection was refused: by the machine, since no process listens there.
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// The replica that led from `gone`, and how many others stand before this one.
+fn rank(status: &Status, gone: NodeId, fit: impl Fn(NodeId) -> bool) -> Option<(ReplicaId, usize)> {
+    let (leader, at) = status.leader?;
+    let mine = status.replica;
+    if at != gone || leader == mine || !status.voters.contains_key(&mine) {
+        return None;
+    }
+    // In the order of their ids: of two that stand in the same term, a voter may go over to the one with the higher id.
+    let before = status.voters.iter().take_while(|&(&voter, _)| voter < mine);
+    Some((leader, before.filter(|&(&voter, &node)| voter != leader && fit(node)).count()))
+}
+
+impl Node {
+    /// Stands for election in every shard that was led from a node which is gone and that has a voter here, as its turn
+    /// comes. Harmless if the node is not gone, but for an election.
+    pub async fn take_over(self: &Arc<Self>, gone: NodeId) {
+        self.links().silence(gone);
+        let mut ranks: BTreeMap<usize, Vec<(Arc<Shard>, ReplicaId)>> = BTreeMap::new();
+        for shard in self.replicas().all() {
+            if let Some((leader, rank)) = rank(&shard.group().status(), gone, |node| self.hears(node)) {
+                ranks.entry(rank).or_default().push((shard, leader));
+            }
+        }
+        if ranks.is_empty() {
+            return;
+        }
+        tracing::info!(node = %gone, shards = ranks.values().map(Vec::len).sum::<usize>(), "taking over from a node that is gone");
+        let began = self.clock().now();
+        for (rank, shards) in ranks {
+            let turn = began + RANK_WAIT * u32::try_from(rank).unwrap_or(u32::MAX);
+            crate::runtime::sleep_until(turn).await;
+            let elections = futures::stream::iter(shards);
+            elections.for_each_concurrent(ELECTIONS_AT_ONCE_MAX, |(shard, leader)| stand(shard, leader)).await;
+        }
+    }
+}
+
+/// Stands in one shard, and waits a moment for the outcome.
+async fn stand(shard: Arc<Shard>, leader: ReplicaId) {
+    match shard.group().take_over(leader).await {
+        Ok(true) => {
+            ::metrics::counter!(metrics::TAKEN_OVER).increment(1);
+            let mut status = shard.group().watch();
+            let decided = status.wait_for(|status| status.leader.is_some_and(|(now, _)| now != leader));
+            // Undecided: another voter has more, and stands after this one.
+            let _ = timeout(ELECTION_WAIT, decided).await;
+        }
+        Ok(false) => {}
+        Err(error) => tracing::debug!(shard = %shard.id(), %error, "cannot stand"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::Part;
+    use crate::runtime::Clock;
+
+    #[test]
+    fn a_node_that_flaps_is_taken_for_gone_less_and_less_often() {
+        let (least, most) = VERDICT_WAIT;
+        let mut verdicts = Verdicts::default();
+        let began = Clock::system().now();
+        let (mut now, mut passed) = (began, Vec::new());
+        // A verdict ten times a second for ten minutes.
+        while now < began + Duration::from_secs(600) {
+            if verdicts.pass(NodeId(1), now) {
+                passed.push(now);
+            }
+            now += Duration::from_millis(100);
+        }
+        assert_eq!(passed[1] - passed[0], least);
+        assert_eq!(passed[2] - passed[1], 2 * least);
+        assert!(passed.windows(2).all(|two| two[1] - two[0] <= most));
+        assert!(passed.len() < 20, "{} verdicts", passed.len());
+        assert!(verdicts.pass(NodeId(2), now), "every node has its own");
+        now += 3 * most;
+        assert!(verdicts.pass(NodeId(1), now), "it was well for a while");
+        assert!(!verdicts.pass(NodeId(1), now + least / 2));
+        assert!(verdicts.pass(NodeId(1), now + least));
+    }
+
+    #[test]
+    fn only_a_refusal_says_that_a_process_is_gone() {
+        let chained = |kind: io::ErrorKind| io::Error::other(io::Error::from(kind));
+        assert!(is_refusal(&io::Error::from(io::ErrorKind::ConnectionRefused)));
+        assert!(is_refusal(&chained(io::ErrorKind::ConnectionRefused)));
+        for other in [io::ErrorKind::TimedOut, io::ErrorKind::ConnectionReset, io::ErrorKind::HostUnreachable] {
+            assert!(!is_refusal(&chained(other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn voters_stand_one_after_the_other() {
+        let status = |mine: u64, leader: u64| Status {
+            replica: ReplicaId(mine),
+            term: 3,
+            leader: Some((ReplicaId(leader), NodeId(leader / 10))),
+            part: Part::Follower,
+            last_log: 9,
+            committed: 9,
+            applied: 9,
+            snapshot: None,
+            purged: None,
+            voters: [10, 20, 30, 40, 50].map(|id| (ReplicaId(id), NodeId(id / 10))).into(),
+            learners: [(ReplicaId(60), NodeId(6))].into(),
+            members_at: 1,
+            joint: false,
+            matched: BTreeMap::new(),
+            failure: None,
+        };
+        let ranks = |leader: u64, fit: fn(NodeId) -> bool| {
+            [10, 20, 30, 40, 50, 60].map(|mine| rank(&status(mine, leader), NodeId(2), fit).map(|(_, rank)| rank))
+        };
+        assert_eq!(ranks(20, |_| true), [Some(0), None, Some(1), Some(2), Some(3), None]);
+        assert_eq!(ranks(20, |node| node != NodeId(1)), [Some(0), None, Some(0), Some(1), Some(2), None]);
+        assert_eq!(ranks(30, |_| true), [None; 6], "led from elsewhere");
+    }
+}
