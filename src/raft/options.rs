@@ -102,7 +102,7 @@ impl Options {
             cluster_name: self.shard.to_string(),
             heartbeat_interval: millis(heartbeat),
             // Replication is as good as a heartbeat: a busy group sends none.
-            heartbeat_min_interval: Some(millis(heartbeat) / 2),
+            heartbeat_min_interval: Some(millis(heartbeat) / 4),
             election_timeout_min: millis(election_min),
             election_timeout_max: millis(election_max),
             max_payload_entries: APPEND_ENTRIES_MAX,
@@ -149,6 +149,13 @@ mod tests {
     #[test]
     fn timers_that_cannot_work_are_refused() {
         let mut options = Options::new(ShardId(1), ReplicaId(2), NodeId(3));
+        // The narrowest that a node's configuration lets through.
+        for heartbeat_ms in [10, 400, 9_999] {
+            let ms = Duration::from_millis;
+            let election_min = ms((3 * heartbeat_ms).div_ceil(2));
+            options.timers = Timers { heartbeat: ms(heartbeat_ms), election_min, election_max: election_min + ms(50) };
+            options.config().expect("these work");
+        }
         options.timers.election_min = options.timers.heartbeat;
         assert!(matches!(options.config(), Err(GroupError::Start(_))));
     }
