@@ -17,6 +17,7 @@ use super::lineage;
 use super::registry::Registry;
 use super::room::{self, Rooms};
 use super::transport::{LinkTransport, Links};
+use super::stall::{self, Stalled};
 use super::takeover::{self, Sign};
 use super::{follower, splits, sweeper};
 use crate::catalog::{Directory, NodeRow};
@@ -70,6 +71,7 @@ pub struct Node {
     registry: Registry,
     links: Arc<Links>,
     rooms: Rooms,
+    stalled: Stalled,
     directory: ArcSwap<Directory>,
     directory_changed: watch::Sender<Timestamp>,
     connections: RwLock<HashMap<NodeId, (String, Arc<Connection>)>>,
@@ -116,6 +118,7 @@ impl Node {
         let node = Arc::new(Node {
             incarnation: stored.map_or_else(|| Incarnation(random_u64()), |identity| identity.incarnation),
             rooms: Rooms::new(&*engine),
+            stalled: Stalled::default(),
             engine,
             writer,
             identity: OnceLock::new(),
@@ -144,6 +147,7 @@ impl Node {
         spawn(formation::run(node.clone()));
         spawn(follower::run(node.clone()));
         spawn(room::run(node.clone()));
+        spawn(stall::run(node.clone()));
         spawn(sweeper::run(node.clone()));
         spawn(splits::welcome(node.clone(), born));
         spawn(takeover::run(node.clone(), signs_seen));
@@ -214,6 +218,10 @@ impl Node {
 
     pub(super) fn rooms(&self) -> &Rooms {
         &self.rooms
+    }
+
+    pub(super) fn stalled(&self) -> &Stalled {
+        &self.stalled
     }
 
     /// Whether something was heard from `node` lately.
@@ -335,6 +343,9 @@ impl Node {
                 Error::new(Reason::Corruption, format!("{} of {} cannot start: {error}", record.replica, record.shard))
             },
         )?;
+        if self.disk_stands_still() {
+            shard.group().stand_in_elections(false);
+        }
         self.registry.insert(shard.clone());
         Ok(shard)
     }

@@ -22,6 +22,8 @@ pub const LEADERS: &str = "trivet_node_leaders";
 pub const SHARDS_COMPACTED: &str = "trivet_node_shards_compacted_total";
 /// Room left on the disk.
 pub const DISK_ROOM: &str = "trivet_node_disk_room";
+/// Whether the disk stands still.
+pub const DISK_STALLED: &str = "trivet_node_disk_stalled";
 /// Writes refused because disks are nearly full.
 pub const WRITES_REFUSED_FULL: &str = "trivet_node_writes_refused_disk_full_total";
 /// Snapshots received and installed.
@@ -45,6 +47,7 @@ pub fn describe() {
         DISK_ROOM,
         "Room left on the disk: 2 enough, 1 little (this node leads no writes), 0 none (it takes no entries)"
     );
+    metrics::describe_gauge!(DISK_STALLED, "Whether the disk stands still (1): this node leads nothing it can hand over");
     metrics::describe_counter!(WRITES_REFUSED_FULL, "Writes refused because disks are nearly full");
     metrics::describe_counter!(SNAPSHOTS_RECEIVED, "Snapshots received and installed");
     metrics::describe_counter!(SNAPSHOT_BYTES_SENT, "Bytes of snapshots sent to other nodes");

@@ -13,7 +13,7 @@
 //! - `reconcile`: creates and destroys replicas, brings group memberships to what the catalog wants.
 //! - `splits`: brings about the splits that are wanted, hosts the children.
 //! - `takeover`: stands for election when another node's process is gone, without waiting for the timeout.
-//! - `room`: yields before the disk is full; `sweeper`: makes what was deleted leave it.
+//! - `room`: yields before the disk is full; `stall`: yields while the disk stands still; `sweeper`: makes what was deleted leave it.
 //! - `door`: `(table, Request) -> Response`: local replica, or forwarded to the node that can; `routing`: its attempts,
 //!   one after the other, and what they leave to be said; `paging`: scans,
 //!   page by page.
@@ -38,6 +38,7 @@ mod report;
 mod room;
 mod routing;
 mod splits;
+mod stall;
 mod sweeper;
 mod takeover;
 mod transport;

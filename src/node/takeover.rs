@@ -156,6 +156,10 @@ impl Node {
     /// comes. Harmless if the node is not gone, but for an election.
     pub async fn take_over(self: &Arc<Self>, gone: NodeId) {
         self.links().silence(gone);
+        if self.disk_stood_still_lately() {
+            // What it could not lead. The next in turn stands after it.
+            return;
+        }
         let mut ranks: BTreeMap<usize, Vec<(Arc<Shard>, ReplicaId)>> = BTreeMap::new();
         for shard in self.replicas().all() {
             if let Some((leader, rank)) = rank(&shard.group().status(), gone, |node| self.hears(node)) {
@@ -223,7 +227,10 @@ mod tests {
 
     #[test]
     fn only_a_refusal_says_that_a_process_is_gone() {
-        let chained = |kind: io::ErrorKind| io::Error::other(io::Error::from(kind));
+        #[derive(Debug, thiserror::Error)]
+        #[error("transport error")]
+        struct Chained(#[source] io::Error);
+        let chained = |kind: io::ErrorKind| Chained(kind.into());
         assert!(is_refusal(&io::Error::from(io::ErrorKind::ConnectionRefused)));
         assert!(is_refusal(&chained(io::ErrorKind::ConnectionRefused)));
         for other in [io::ErrorKind::TimedOut, io::ErrorKind::ConnectionReset, io::ErrorKind::HostUnreachable] {

@@ -173,6 +173,11 @@ impl Group {
         Ok(taken.is_ok())
     }
 
+    /// Whether this replica stands in elections by itself. It goes on voting, and takes a leadership that is handed to it.
+    pub fn stand_in_elections(&self, stand: bool) {
+        self.inner.raft.runtime_config().elect(stand);
+    }
+
     /// Whether `to` could take over without a pause, as openraft's report has it.
     fn ready_to_lead(&self, metrics: &Metrics, to: ReplicaId) -> Result<(), TransferError> {
         let (Some(replication), Some(heartbeat)) = (&metrics.replication, &metrics.heartbeat) else {

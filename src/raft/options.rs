@@ -150,7 +150,7 @@ mod tests {
     fn timers_that_cannot_work_are_refused() {
         let mut options = Options::new(ShardId(1), ReplicaId(2), NodeId(3));
         // The narrowest that a node's configuration lets through.
-        for heartbeat_ms in [10, 400, 9_999] {
+        for heartbeat_ms in [10_u64, 400, 9_999] {
             let ms = Duration::from_millis;
             let election_min = ms((3 * heartbeat_ms).div_ceil(2));
             options.timers = Timers { heartbeat: ms(heartbeat_ms), election_min, election_max: election_min + ms(50) };
