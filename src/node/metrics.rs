@@ -47,7 +47,10 @@ pub fn describe() {
         DISK_ROOM,
         "Room left on the disk: 2 enough, 1 little (this node leads no writes), 0 none (it takes no entries)"
     );
-    metrics::describe_gauge!(DISK_STALLED, "Whether the disk stands still (1): this node leads nothing it can hand over");
+    metrics::describe_gauge!(
+        DISK_STALLED,
+        "Whether the disk stands still (1): this node leads nothing it can hand over"
+    );
     metrics::describe_counter!(WRITES_REFUSED_FULL, "Writes refused because disks are nearly full");
     metrics::describe_counter!(SNAPSHOTS_RECEIVED, "Snapshots received and installed");
     metrics::describe_counter!(SNAPSHOT_BYTES_SENT, "Bytes of snapshots sent to other nodes");

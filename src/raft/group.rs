@@ -76,7 +76,8 @@ impl Group {
         let cutter = machine.cutter();
         let (applier, applied) = Applier::open(options.shard, machine, engine, log.clone())
             .map_err(|error| GroupError::Start(error.to_string()))?;
-        let network = Network::new(options.shard, options.replica, options.timers, log.clone(), transport, clock.clone());
+        let network =
+            Network::new(options.shard, options.replica, options.timers, log.clone(), transport, clock.clone());
         let raft = Raft::new(options.replica.0, config, network, log.clone(), applier)
             .await
             .map_err(|error| GroupError::Start(error.to_string()))?;
