@@ -5,7 +5,8 @@
 //! it is there again it introduces itself with a new start (`lineage`). So a link that breaks is looked into at once,
 //! and on either of these two signs the voters of the shards that were led there stand right away, in an order that all of
 //! them can tell by themselves: the one with the lowest id first; the next only if nobody has asked it for its vote
-//! meanwhile, or if it had to refuse since its log is longer ([`Group::take_over`](crate::raft::Group::take_over)).
+//! meanwhile, or if it had to refuse since its log is longer ([`Group::take_over`](crate::raft::Group::take_over)). Where they
+//! get into each other's way all the same (one was slow to notice), they stand again after pauses of random length.
 //!
 //! A verdict is never trusted with more than an election. What is committed, and who may lead, is decided by the votes of
 //! a majority as ever, and linearizable reads ask a majority each time; so a wrong verdict costs one term. How often it
@@ -27,7 +28,7 @@ use super::host::Node;
 use super::metrics;
 use super::transport::endpoint;
 use crate::raft::Status;
-use crate::runtime::{Instant, sleep, spawn, timeout};
+use crate::runtime::{Instant, random_u64, sleep, spawn, timeout};
 use crate::shard::Shard;
 use crate::types::{NodeId, ReplicaId};
 use crate::wire::Channel;
@@ -44,8 +45,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
 const RANK_WAIT: Duration = Duration::from_millis(100);
 /// Elections begun here that are not decided yet: they share the syncs of the same few disks.
 const ELECTIONS_AT_ONCE_MAX: usize = 16;
-/// How long an election keeps others of this node waiting.
-const ELECTION_WAIT: Duration = Duration::from_millis(100);
+/// How long an election may take before its candidate stands again; up to as much again is added at random.
+const ELECTION_WAIT_MS: u64 = 100;
+/// How often a candidate stands. After that the election timeout decides.
+const STANDS_MAX: u32 = 4;
 /// After a verdict on a node, the time in which there is none on it again: the first, and the longest.
 const VERDICT_WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
@@ -140,15 +143,14 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// The replica that led from `gone`, and how many others stand before this one.
-fn rank(status: &Status, gone: NodeId, fit: impl Fn(NodeId) -> bool) -> Option<(ReplicaId, usize)> {
+fn rank(status: &Status, gone: NodeId) -> Option<(ReplicaId, usize)> {
     let (leader, at) = status.leader?;
     let mine = status.replica;
     if at != gone || leader == mine || !status.voters.contains_key(&mine) {
         return None;
     }
     // In the order of their ids: of two that stand in the same term, a voter may go over to the one with the higher id.
-    let before = status.voters.iter().take_while(|&(&voter, _)| voter < mine);
-    Some((leader, before.filter(|&(&voter, &node)| voter != leader && fit(node)).count()))
+    Some((leader, status.voters.keys().filter(|&&voter| voter < mine && voter != leader).count()))
 }
 
 impl Node {
@@ -162,7 +164,7 @@ impl Node {
         }
         let mut ranks: BTreeMap<usize, Vec<(Arc<Shard>, ReplicaId)>> = BTreeMap::new();
         for shard in self.replicas().all() {
-            if let Some((leader, rank)) = rank(&shard.group().status(), gone, |node| self.hears(node)) {
+            if let Some((leader, rank)) = rank(&shard.group().status(), gone) {
                 ranks.entry(rank).or_default().push((shard, leader));
             }
         }
@@ -180,18 +182,22 @@ impl Node {
     }
 }
 
-/// Stands in one shard, and waits a moment for the outcome.
+/// Stands in one shard until somebody leads it.
 async fn stand(shard: Arc<Shard>, leader: ReplicaId) {
     match shard.group().take_over(leader).await {
-        Ok(true) => {
-            ::metrics::counter!(metrics::TAKEN_OVER).increment(1);
-            let mut status = shard.group().watch();
-            let decided = status.wait_for(|status| status.leader.is_some_and(|(now, _)| now != leader));
-            // Undecided: another voter has more, and stands after this one.
-            let _ = timeout(ELECTION_WAIT, decided).await;
+        Ok(true) => ::metrics::counter!(metrics::TAKEN_OVER).increment(1),
+        Ok(false) => return,
+        Err(error) => return tracing::debug!(shard = %shard.id(), %error, "cannot stand"),
+    }
+    let mut status = shard.group().watch();
+    for _ in 1..STANDS_MAX {
+        let wait = Duration::from_millis(ELECTION_WAIT_MS + random_u64() % ELECTION_WAIT_MS);
+        let decided = status.wait_for(|status| status.leader.is_some_and(|(now, _)| now != leader));
+        // Undecided: the one with the longer log stood in a term in which this one had voted for itself, or the other way
+        // round. Whoever stands next does so in a higher term.
+        if timeout(wait, decided).await.is_some() || shard.group().stand().await.is_err() {
+            return;
         }
-        Ok(false) => {}
-        Err(error) => tracing::debug!(shard = %shard.id(), %error, "cannot stand"),
     }
 }
 
@@ -257,11 +263,10 @@ mod tests {
             matched: BTreeMap::new(),
             failure: None,
         };
-        let ranks = |leader: u64, fit: fn(NodeId) -> bool| {
-            [10, 20, 30, 40, 50, 60].map(|mine| rank(&status(mine, leader), NodeId(2), fit).map(|(_, rank)| rank))
+        let ranks = |leader: u64| {
+            [10, 20, 30, 40, 50, 60].map(|mine| rank(&status(mine, leader), NodeId(2)).map(|(_, rank)| rank))
         };
-        assert_eq!(ranks(20, |_| true), [Some(0), None, Some(1), Some(2), Some(3), None]);
-        assert_eq!(ranks(20, |node| node != NodeId(1)), [Some(0), None, Some(0), Some(1), Some(2), None]);
-        assert_eq!(ranks(30, |_| true), [None; 6], "led from elsewhere");
+        assert_eq!(ranks(20), [Some(0), None, Some(1), Some(2), Some(3), None]);
+        assert_eq!(ranks(30), [None; 6], "led from elsewhere");
     }
 }
