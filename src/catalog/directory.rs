@@ -351,6 +351,7 @@ mod tests {
             epoch: Epoch(1),
             replicas: vec![replica],
             founders: vec![id],
+            founded: false,
             split: None,
         }
     }

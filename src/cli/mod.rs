@@ -39,6 +39,7 @@ mod golden;
 mod import;
 mod render;
 mod scan;
+mod shard;
 mod table;
 mod text;
 mod time;
@@ -140,7 +141,7 @@ enum Verb {
     #[command(subcommand)]
     Table(table::Verb),
     #[command(subcommand)]
-    Shard(cluster::Shard),
+    Shard(shard::Verb),
     #[command(subcommand)]
     Node(cluster::Node),
     #[command(subcommand)]
@@ -218,7 +219,7 @@ async fn run(verb: Verb, global: &Global) -> Ended {
         Verb::Import(args) => import::run(args, global).await,
         Verb::Export(args) => export::run(args, global).await,
         Verb::Table(verb) => table::run(verb, global).await,
-        Verb::Shard(verb) => cluster::shard(verb, global).await,
+        Verb::Shard(verb) => shard::run(verb, global).await,
         Verb::Node(verb) => cluster::node(verb, global).await,
         Verb::Cluster(verb) => cluster::cluster(verb, global).await,
         Verb::Bench(args) => bench::run(*args, global).await,

@@ -113,6 +113,11 @@ impl Admin {
         .await
     }
 
+    /// Wants a shard's replica on node `from` to be on node `to`; [`Admin::shard`] tells when it is settled there.
+    pub async fn move_shard(&self, shard: ShardId, from: NodeId, to: NodeId, dry_run: bool) -> Result<ShardDetails> {
+        self.ask(None, |node, until| async move { node.move_shard(shard, from, to, dry_run, until).await }).await
+    }
+
     /// Asks the nodes in turn until one answers, or refuses for a reason that another node would give as well. With
     /// `attempt_max` a node that does not answer in that time is left for another; such questions change nothing.
     async fn ask<T, F, Fut>(&self, attempt_max: Option<Duration>, question: F) -> Result<T>

@@ -48,6 +48,7 @@ pub(super) fn table(id: u32, name: &str, partitioning: Partitioning, shards: &[(
         term: None,
         last_log: None,
         applied: None,
+        settled: None,
     });
     TableDetails { shards: shards.collect(), table }
 }

@@ -6,7 +6,7 @@
 //!
 //! - `tables`: create and drop tables, with placement.
 //! - `members`: nodes that join, come back with new addresses, or come back wiped.
-//! - `shards`: leaders, checksums, descriptions of shards.
+//! - `shards`: leaders, checksums, descriptions of shards; `splits` and `moves`: what is wanted of them by hand.
 //! - `status`: what the nodes report, and what is wrong with it.
 //! - `duties`: what the leader of shard 0 does unasked: writes a new cluster's first rows, mends, finishes drops.
 //!
@@ -14,6 +14,7 @@
 
 mod duties;
 mod members;
+mod moves;
 mod shards;
 mod splits;
 mod status;
@@ -43,6 +44,7 @@ const VERB_TIMEOUT: Duration = Duration::from_secs(20);
 const CREATE_TABLE: &str = "create_table";
 const DROP_TABLE: &str = "drop_table";
 const SPLIT: &str = "split";
+const MOVE: &str = "move";
 
 /// The control of one node.
 pub struct Control {
@@ -154,6 +156,10 @@ impl AskHandler for Control {
                 SPLIT => {
                     self.must_lead()?;
                     Ok(ask::encode(&self.split_here(ask::decode(&body)?).await?))
+                }
+                MOVE => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.move_here(ask::decode(&body)?).await?))
                 }
                 ask::SPLIT_NEWS => {
                     self.must_lead()?;

@@ -115,6 +115,7 @@ fn shard_status(
     details.term = Some(reported.term);
     details.last_log = Some(reported.last_log);
     details.applied = Some(reported.applied);
+    details.settled = Some(reported.is_settled(shard));
     for wanted in &shard.replicas {
         let real = match wanted.role {
             ReplicaRole::Voter => reported.voters.contains(&wanted.id),

@@ -132,21 +132,38 @@ struct Machine {
     life: Option<Life>,
 }
 
-/// Three founding nodes.
+impl Machine {
+    fn new() -> Machine {
+        // Below the ports from which connections are made, so that it stays free between two lives.
+        let port = || 10_000 + (crate::runtime::random_u64() % 9_000) as u16;
+        let free = || std::net::TcpListener::bind(("127.0.0.1", port())).ok()?.local_addr().ok();
+        let address = std::iter::repeat_with(free).flatten().next().expect("some port is free");
+        Machine { address, memory: Memory::new().expect("a directory"), life: None }
+    }
+}
+
+/// Three founding nodes, and others that joined them.
 struct House {
     machines: BTreeMap<NodeId, Machine>,
 }
 
+/// The nodes that found it.
+const FOUNDERS: std::ops::RangeInclusive<u64> = 1..=3;
+
 impl House {
     fn new() -> House {
-        let machine = |id| {
-            // Below the ports from which connections are made, so that it stays free between two lives.
-            let port = || 10_000 + (crate::runtime::random_u64() % 9_000) as u16;
-            let free = || std::net::TcpListener::bind(("127.0.0.1", port())).ok()?.local_addr().ok();
-            let address = std::iter::repeat_with(free).flatten().next().expect("some port is free");
-            (NodeId(id), Machine { address, memory: Memory::new().expect("a directory"), life: None })
-        };
-        House { machines: (1..=3).map(machine).collect() }
+        House { machines: FOUNDERS.map(|id| (NodeId(id), Machine::new())).collect() }
+    }
+
+    /// Three nodes that serve, and others that joined them.
+    fn of(nodes: u64) -> House {
+        let mut house = House::founded();
+        for id in 4..=nodes {
+            house.machines.insert(NodeId(id), Machine::new());
+            house.start(id, NO_END);
+        }
+        house.settle(1);
+        house
     }
 
     /// Three nodes that serve.
@@ -161,8 +178,14 @@ impl House {
 
     /// Starts a node whose disk takes so many writes.
     fn start(&mut self, id: u64, writes: u64) {
-        let peers = self.machines.iter().map(|(&id, machine)| (id, machine.address.to_string())).collect();
-        let machine = self.machines.get_mut(&NodeId(id)).expect("one of three");
+        let founders = self.machines.iter().filter(|(id, _)| FOUNDERS.contains(&id.0));
+        let peers: BTreeMap<_, _> = founders.map(|(&id, machine)| (id, machine.address.to_string())).collect();
+        let bootstrap = if FOUNDERS.contains(&id) {
+            Bootstrap::Found { peers }
+        } else {
+            Bootstrap::Join { addresses: peers.into_values().collect() }
+        };
+        let machine = self.machines.get_mut(&NodeId(id)).expect("a node");
         let memory = machine.memory.clone();
         let disk = Arc::new(Disk { memory, left: RwLock::new(writes.into()) });
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
@@ -171,7 +194,7 @@ impl House {
             address: machine.address.to_string(),
             http_address: String::new(),
             zone: String::new(),
-            bootstrap: Bootstrap::Found { peers },
+            bootstrap,
             timers: Timers {
                 heartbeat: Duration::from_millis(50),
                 election_min: Duration::from_millis(250),
@@ -215,7 +238,7 @@ impl House {
 
     /// Ends a node as kill -9 does, and the power with it: what was not synced is gone.
     fn crash(&mut self, id: u64) {
-        let machine = self.machines.get_mut(&NodeId(id)).expect("one of three");
+        let machine = self.machines.get_mut(&NodeId(id)).expect("a node");
         let Some(life) = machine.life.take() else { return };
         life.disk.cut_off();
         drop(life.started);
@@ -226,7 +249,7 @@ impl House {
     /// Replaces the disk of a node that does not run by an empty one.
     fn wipe(&mut self, id: u64) {
         self.crash(id);
-        self.machines.get_mut(&NodeId(id)).expect("one of three").memory = Memory::new().expect("a directory");
+        self.machines.get_mut(&NodeId(id)).expect("a node").memory = Memory::new().expect("a directory");
     }
 
     /// Crashes and restarts a node whose disk has died.
@@ -255,13 +278,13 @@ impl House {
         life.runtime.block_on(question(control))
     }
 
-    /// Waits until all three are healthy, by what node 3 says, restarting the `victim` when its disk dies.
+    /// Waits until all are healthy, by what node 3 says, restarting the `victim` when its disk dies.
     fn settle(&mut self, victim: u64) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             self.mind(victim);
             let status = self.ask(3, async |control| control.status().await);
-            if status.healthy && status.nodes.len() == 3 {
+            if status.healthy && status.nodes.len() == self.machines.len() {
                 return;
             }
             assert!(Instant::now() < deadline, "not healthy: {:?}", status.problems);
@@ -322,7 +345,7 @@ impl House {
             let started = self.life(*id).and_then(|life| life.started.as_ref());
             started.is_some_and(|(node, _)| node.replicas().get(shard).is_some_and(|replica| replica.is_leader()))
         };
-        let find = || [1, 2, 3].into_iter().find(leads);
+        let find = || self.machines.keys().map(|node| node.0).find(|id| leads(id));
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(id) = find() {
@@ -351,8 +374,8 @@ impl House {
 
 impl Drop for House {
     fn drop(&mut self) {
-        for id in 1..=3 {
-            self.crash(id);
+        for id in self.machines.keys().copied().collect::<Vec<_>>() {
+            self.crash(id.0);
         }
     }
 }
@@ -480,6 +503,133 @@ fn a_wiped_node_gets_both_parts_of_a_shard_that_is_split_meanwhile() {
     house.settle(victim);
     assert_eq!(house.shards().len(), 3);
     house.assert_equal();
+}
+
+/// Wants a replica to move, whatever crashes meanwhile. `asked` takes the wish.
+fn want_move(house: &mut House, victim: u64, asked: u64, shard: ShardId, from: u64, to: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) =
+        house.ask(asked, async |control| control.move_shard(shard, NodeId(from), NodeId(to), false).await)
+    {
+        assert!(Instant::now() < deadline, "not wanted: {error}");
+        house.mind(victim);
+    }
+}
+
+/// Waits until exactly these nodes have a replica of the shard, in storage too.
+fn until_on(house: &mut House, victim: u64, shard: ShardId, nodes: &[u64]) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        house.mind(victim);
+        let on = |id: &NodeId| {
+            let memory = &house.machines[id].memory;
+            let record = crate::shard::Record::load(&**memory, shard).expect("it reads");
+            record.is_some_and(|record| !record.tombstone)
+        };
+        let there: Vec<u64> = house.machines.keys().filter(|id| on(id)).map(|id| id.0).collect();
+        if there == nodes {
+            return;
+        }
+        assert!(Instant::now() < deadline, "on {there:?}, not {nodes:?}");
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+#[test]
+fn a_crash_while_a_replica_moves_only_delays_it() {
+    let mut house = House::of(4);
+    house.create(1, "t", 1);
+    house.settle(1);
+    let shard = house.shards()[0].id;
+    // Who leads, who follows, who loses its replica and who gets one: each is hit at each of its steps by one of these.
+    for (round, writes) in [0, 1, 2, 3, 4, 5, 7, 9, 12, 16, 0, 1, 2, 3, 5, 8].into_iter().enumerate() {
+        let key = ["a", "b", "c", "d"][round % 4];
+        house.write_and_read(key).expect("it serves");
+        let leader = house.leader_of(shard);
+        let on: Vec<u64> = house.shards()[0].replicas.iter().map(|replica| replica.node.0).collect();
+        let to = (1..=4).find(|id| !on.contains(id)).expect("one of four has none");
+        let follower = on.iter().copied().find(|&id| id != leader).expect("three have one");
+        let from = if round % 2 == 0 { leader } else { follower };
+        let victim = [from, to, leader, follower][round / 2 % 4];
+        let asked = (1..=4).find(|&id| id != victim && id != from).expect("four nodes");
+        house.limit(victim, writes);
+        want_move(&mut house, victim, asked, shard, from, to);
+        let there: Vec<u64> = (1..=4).filter(|&id| id != from).collect();
+        until_on(&mut house, victim, shard, &there);
+        house.limit(victim, NO_END);
+        house.settle(victim);
+        house.write_and_read(key).expect("it serves");
+        house.assert_equal();
+    }
+}
+
+#[test]
+fn a_shard_of_one_replica_moves_and_its_leader_with_it() {
+    let mut house = House::founded();
+    let wish = NewTable { replication: Some(1), ..NewTable::hash("t", 1) };
+    house.ask(3, async |control| control.create_table(wish).await.map(|_| ())).expect("a table");
+    house.settle(1);
+    let shard = house.shards()[0].id;
+    for _ in 0..3 {
+        house.write_and_read("a").expect("it serves");
+        let from = house.leader_of(shard);
+        let to = from % 3 + 1;
+        want_move(&mut house, to, from, shard, from, to);
+        until_on(&mut house, to, shard, &[to]);
+        house.settle(to);
+        assert_eq!(house.leader_of(shard), to);
+    }
+    house.write_and_read("a").expect("it serves");
+}
+
+#[test]
+fn a_replica_moves_while_its_shard_is_split() {
+    let mut house = House::of(4);
+    house.create(1, "t", 1);
+    house.settle(1);
+    let parent = house.shards()[0].id;
+    for key in ["a", "b", "c", "d"] {
+        house.write_and_read(key).expect("it serves");
+    }
+    let from = house.leader_of(parent);
+    let on: Vec<u64> = house.shards()[0].replicas.iter().map(|replica| replica.node.0).collect();
+    let to = (1..=4).find(|id| !on.contains(id)).expect("one of four has none");
+    want_move(&mut house, from, to, parent, from, to);
+    let report = house.ask(to, async |control| control.split_shard(parent, SplitPoint::Middle, false).await);
+    let child = report.expect("it is split when its members are settled").right.id;
+    let there: Vec<u64> = (1..=4).filter(|&id| id != from).collect();
+    for shard in [parent, child] {
+        until_on(&mut house, from, shard, &there);
+    }
+    house.settle(from);
+    house.write_and_read("e").expect("both parts serve");
+    house.assert_equal();
+}
+
+#[test]
+fn a_move_that_makes_no_sense_is_refused_and_changes_nothing() {
+    let mut house = House::of(4);
+    house.create(1, "t", 1);
+    house.settle(1);
+    let shards = house.shards();
+    let shard = shards[0].id;
+    let on: Vec<u64> = shards[0].replicas.iter().map(|replica| replica.node.0).collect();
+    let off = (1..=4).find(|id| !on.contains(id)).expect("one of four has none");
+    let refused = |shard: ShardId, from: u64, to: u64, dry_run: bool| {
+        let moved = house.ask(2, async |control| control.move_shard(shard, NodeId(from), NodeId(to), dry_run).await);
+        moved.expect_err("refused").reason
+    };
+    for dry_run in [true, false] {
+        assert_eq!(refused(ShardId(99), on[0], off, dry_run), Reason::UnknownShard);
+        assert_eq!(refused(shard, on[0], 9, dry_run), Reason::UnknownNode);
+        assert_eq!(refused(shard, on[0], on[1], dry_run), Reason::InvalidRequest, "it has one there");
+        assert_eq!(refused(shard, 9, 9, dry_run), Reason::InvalidRequest, "it has none there");
+        assert_eq!(refused(ShardId::SYSTEM, 1, 2, dry_run), Reason::InvalidRequest);
+    }
+    let (from, to) = (NodeId(on[0]), NodeId(off));
+    let shown = house.ask(2, async |control| control.move_shard(shard, from, to, true).await).expect("possible");
+    assert!(shown.replicas.iter().any(|replica| replica.node == to));
+    assert_eq!(house.shards(), shards);
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub const CHECKSUM: &str = "checksum";
 pub const MIDDLE: &str = "middle";
 /// A shard was split: [`super::SplitNews`], to shard 0's leader.
 pub const SPLIT_NEWS: &str = "split_news";
+/// Is a replica still a member: [`super::MemberAsk`] to its shard's leader, [`super::MemberAnswer`] back.
+pub const MEMBER: &str = "member";
 /// Hand over the leadership of a shard (to its leader).
 pub const TRANSFER: &str = "transfer";
 
@@ -161,6 +163,7 @@ impl Node {
                 let middle = self.hosted(ask.shard)?.middle().await?;
                 Ok(encode(&middle.map(|key| key.to_vec())))
             }
+            MEMBER => Ok(encode(&self.member(decode(&body)?, deadline).await?)),
             TRANSFER => {
                 let ask: ShardAsk = decode(&body)?;
                 self.transfer(ask.shard, NodeId(ask.argument)).await?;

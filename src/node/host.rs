@@ -1,6 +1,6 @@
 //! The node itself: what its parts share.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::ask::AskHandler;
+use super::busy::Busy;
 use super::formation::{self, Bootstrap};
 use super::identity::Identity;
 use super::lineage;
@@ -82,10 +83,8 @@ pub struct Node {
     nudge: Notify,
     /// Told of children born here.
     births: mpsc::Sender<Born>,
-    /// The shards whose split is being furthered here.
-    splitting: Mutex<HashSet<ShardId>>,
-    /// The shards whose log from before a split is being removed here.
-    forgetting: Mutex<HashSet<ShardId>>,
+    /// Lengthy steps under way.
+    busy: Busy,
     /// Held while a replica is created that was not here before; shared while a snapshot is installed. So no snapshot can
     /// be laid over the range of a replica that came while it was looked at.
     ranges: Arc<tokio::sync::RwLock<()>>,
@@ -128,8 +127,7 @@ impl Node {
             stopped: watch::Sender::new(false),
             nudge: Notify::new(),
             births,
-            splitting: Mutex::default(),
-            forgetting: Mutex::default(),
+            busy: Busy::default(),
             ranges: Arc::default(),
             hosting: tokio::sync::Mutex::default(),
             admitting: Mutex::default(),
@@ -197,12 +195,8 @@ impl Node {
         &self.links
     }
 
-    pub(super) fn splitting(&self) -> &Mutex<HashSet<ShardId>> {
-        &self.splitting
-    }
-
-    pub(super) fn forgetting(&self) -> &Mutex<HashSet<ShardId>> {
-        &self.forgetting
+    pub(super) fn busy(&self) -> &Busy {
+        &self.busy
     }
 
     pub(super) fn ranges(&self) -> &Arc<tokio::sync::RwLock<()>> {

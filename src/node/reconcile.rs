@@ -1,16 +1,17 @@
 //! Brings this node to what the catalog wants of it, again and again until it is so.
 //!
 //! Each round compares the wanted with the real and takes the next step for every difference: create a replica, found
-//! its group, destroy it; and, where this node leads, add learners, promote them when they have caught up, remove who
-//! is no longer wanted. Every step is safe to repeat, so a crash anywhere only means another round.
+//! its group, destroy it; and have `members` and `splits` take theirs, which run beside the round. Every step is safe to
+//! repeat, so a crash anywhere only means another round.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::host::Node;
+use super::members;
 use super::metrics;
 use super::splits;
 use crate::catalog::Directory;
@@ -18,14 +19,12 @@ use crate::raft::Status;
 use crate::runtime::{Instant, timeout};
 use crate::shard::{Record, Shard};
 use crate::storage::{LogChange, LogOp};
-use crate::types::{NodeId, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId, TableDescriptor, TableState};
+use crate::types::{NodeId, ReplicaId, Result, ShardDescriptor, ShardId, TableDescriptor, TableState};
 
 /// Between rounds when nothing wakes the reconciler.
 const ROUND_WAIT: Duration = Duration::from_millis(250);
 /// How long a group may be without a leader before a founder other than the preferred one founds it.
 const FOUND_AFTER: Duration = Duration::from_secs(5);
-/// Entries a learner may be behind and still be promoted: fewer than one busy round trip brings.
-const CAUGHT_UP_WITHIN: u64 = 256;
 /// Between upkeep rounds of a shard (history, old marks).
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long upkeep may wait for its own log entries.
@@ -82,8 +81,10 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
             }
             found(node, shard, descriptor, &status, memory).await;
             if status.is_leader() {
-                align(shard, descriptor, &status).await;
+                members::align(node, shard, descriptor, &status);
                 splits::further(node, shard, descriptor);
+            } else if descriptor.replicas.iter().all(|replica| replica.id != shard.replica()) {
+                members::retire(node, shard, descriptor);
             }
         } else if is_gone(&directory, shard)
             && let Err(error) = destroy(node, shard).await
@@ -105,13 +106,9 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
 /// Creates the wanted replica of a shard if it is not here.
 async fn create(node: &Arc<Node>, descriptor: &ShardDescriptor) -> Result<()> {
     let Some(mine) = descriptor.replica_on(node.id()) else { return Ok(()) };
-    if let Some(hosted) = node.replicas().get(descriptor.id) {
-        if hosted.replica() != mine.id && hosted.replica() < mine.id {
-            // The catalog has replaced the replica of this very directory: the old one goes, the new one comes.
-            destroy(node, &hosted).await?;
-        } else {
-            return Ok(());
-        }
+    // If it is another than the wanted one, it has to go first, and may have to wait.
+    if node.replicas().get(descriptor.id).is_some() {
+        return Ok(());
     }
     let record = match Record::load(&**node.engine(), descriptor.id)? {
         // Destroyed here before: this id never comes back. (A picture of the catalog from before, for a moment.)
@@ -156,6 +153,9 @@ fn owner_of_a_part(node: &Node, descriptor: &ShardDescriptor) -> Option<ShardId>
 
 /// Who founds at once: the first of the founders that is still wanted.
 fn preferred_founder(descriptor: &ShardDescriptor) -> Option<ReplicaId> {
+    if descriptor.founded {
+        return None;
+    }
     descriptor.founders.iter().copied().find(|founder| descriptor.replicas.iter().any(|replica| replica.id == *founder))
 }
 
@@ -163,9 +163,9 @@ fn preferred_founder(descriptor: &ShardDescriptor) -> Option<ReplicaId> {
 /// members until the group, once it has a leader, exchanges them; a majority of the others founds it without them.
 ///
 /// A successor stands in the place of the one it replaces, on the same node (a disk was lost). None if the founders
-/// cannot be told any more.
+/// cannot be told any more: when one has moved to another node, the group has been founded.
 fn first_members(descriptor: &ShardDescriptor) -> Option<BTreeMap<ReplicaId, NodeId>> {
-    if descriptor.replicas.len() < descriptor.founders.len() {
+    if descriptor.founded || descriptor.replicas.len() < descriptor.founders.len() {
         return None;
     }
     let in_place = descriptor.founders.iter().zip(&descriptor.replicas);
@@ -178,7 +178,7 @@ fn first_members(descriptor: &ShardDescriptor) -> Option<BTreeMap<ReplicaId, Nod
 /// Founds a group whose preferred founder has not done so, or finishes what a crash has cut short.
 async fn found(node: &Node, shard: &Arc<Shard>, descriptor: &ShardDescriptor, status: &Status, memory: &mut Memory) {
     let fresh = status.voters.is_empty() && status.learners.is_empty();
-    if !fresh || !descriptor.founders.contains(&shard.replica()) {
+    if !fresh || descriptor.founded || !descriptor.founders.contains(&shard.replica()) {
         memory.leaderless.remove(&shard.id());
         return;
     }
@@ -200,53 +200,6 @@ async fn found_group(shard: &Arc<Shard>, descriptor: &ShardDescriptor) {
     }
 }
 
-/// As leader: one step from the real members towards the wanted ones.
-async fn align(shard: &Arc<Shard>, descriptor: &ShardDescriptor, status: &Status) {
-    let group = shard.group();
-    if status.joint {
-        if let Err(error) = group.finish_change().await {
-            tracing::debug!(shard = %shard.id(), %error, "cannot finish a change of members yet");
-        }
-        return;
-    }
-    for wanted in &descriptor.replicas {
-        if !status.voters.contains_key(&wanted.id) && !status.learners.contains_key(&wanted.id) {
-            if shard.has_log_of_the_past() {
-                // It is being removed; a newcomer would be sent what it cannot apply, and refuse it.
-                return;
-            }
-            tracing::info!(shard = %shard.id(), replica = %wanted.id, node = %wanted.node, "adding a replica");
-            if let Err(error) = group.add_learner(wanted.id, wanted.node).await {
-                tracing::debug!(shard = %shard.id(), %error, "cannot add a replica yet");
-            }
-            return;
-        }
-    }
-    let caught_up = |replica: ReplicaId| {
-        let matched = status.matched.get(&replica).copied().flatten();
-        matched.is_some_and(|matched| matched + CAUGHT_UP_WITHIN >= status.last_log)
-    };
-    let wanted: BTreeSet<ReplicaId> = (descriptor.replicas.iter())
-        .filter(|replica| replica.role == ReplicaRole::Voter)
-        .filter(|replica| status.voters.contains_key(&replica.id) || caught_up(replica.id))
-        .map(|replica| replica.id)
-        .collect();
-    let current: BTreeSet<ReplicaId> = status.voters.keys().copied().collect();
-    let all_wanted: BTreeSet<ReplicaId> = (descriptor.replicas.iter())
-        .filter(|replica| replica.role == ReplicaRole::Voter)
-        .map(|replica| replica.id)
-        .collect();
-    // Who is no longer wanted stays until everyone wanted is a voter, so that the group never gets thinner than it was.
-    let target: BTreeSet<ReplicaId> =
-        if wanted == all_wanted { wanted } else { wanted.union(&current).copied().collect() };
-    if target != current && !target.is_empty() {
-        tracing::info!(shard = %shard.id(), from = ?current, to = ?target, "changing voters");
-        if let Err(error) = group.change_voters(target).await {
-            tracing::debug!(shard = %shard.id(), %error, "cannot change voters yet");
-        }
-    }
-}
-
 /// Whether the catalog has dropped the shard for good (not merely: is not known here yet).
 fn is_gone(directory: &Directory, shard: &Arc<Shard>) -> bool {
     if shard.id() == ShardId::SYSTEM {
@@ -259,10 +212,35 @@ fn is_gone(directory: &Directory, shard: &Arc<Shard>) -> bool {
 
 /// Stops a replica and removes what it stored, leaving a tombstone.
 async fn destroy(node: &Arc<Node>, shard: &Arc<Shard>) -> Result<()> {
-    tracing::info!(shard = %shard.id(), replica = %shard.replica(), "destroying a replica");
     let Some(record) = Record::load(&**node.engine(), shard.id())? else { return Ok(()) };
     node.replicas().remove(shard.id());
     shard.stop().await;
+    erase(node, shard, &record).await
+}
+
+/// Destroys a replica that is no member any more, unless its own log says that it was taken in again after the entry at
+/// `members_at`; then it goes on.
+pub(super) async fn dissolve(node: &Arc<Node>, shard: &Arc<Shard>, members_at: u64) -> Result<()> {
+    // A snapshot that is being installed looked at who lives here, and nobody is to go or come meanwhile.
+    let _alone = node.ranges().write().await;
+    let Some(record) = Record::load(&**node.engine(), shard.id())? else { return Ok(()) };
+    let hosted = node.replicas().get(shard.id()).is_some_and(|hosted| Arc::ptr_eq(&hosted, shard));
+    if !hosted || record.tombstone || record.replica != shard.replica() {
+        return Ok(());
+    }
+    node.replicas().remove(shard.id());
+    // From here on it acknowledges nothing, so what its log says now is the last it has to say.
+    shard.stop().await;
+    if members::was_taken_in_again(&shard.group().status(), members_at) {
+        node.host(&record).await?;
+        return Ok(());
+    }
+    erase(node, shard, &record).await
+}
+
+/// Removes what a stopped replica stored, leaving a tombstone.
+async fn erase(node: &Arc<Node>, shard: &Arc<Shard>, record: &Record) -> Result<()> {
+    tracing::info!(shard = %shard.id(), replica = %shard.replica(), "destroying a replica");
     // What it owned last, which may be less than it began with: what was split off belongs to others.
     let state = shard.state();
     // What the group has queued must be on the disk before its traces are removed.
@@ -287,7 +265,7 @@ async fn destroy(node: &Arc<Node>, shard: &Arc<Shard>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Epoch, Incarnation, ReplicaDescriptor, TableId};
+    use crate::types::{Epoch, Incarnation, ReplicaDescriptor, ReplicaRole, TableId};
 
     /// A shard whose wanted replicas are `ids`, on nodes 1, 2 and so on, founded by replicas 4, 5 and 6.
     fn shard(ids: &[u64]) -> ShardDescriptor {
@@ -305,6 +283,7 @@ mod tests {
             epoch: Epoch(1),
             replicas: ids.iter().enumerate().map(replica).collect(),
             founders: [4, 5, 6].map(ReplicaId).into(),
+            founded: false,
             split: None,
         }
     }

@@ -179,4 +179,18 @@ impl cluster_server::Cluster for Cluster {
             })
             .await
     }
+
+    async fn move_shard(
+        &self,
+        request: Request<v1::MoveShardRequest>,
+    ) -> Result<Response<v1::MoveShardResponse>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        let (shard, from, to) = (ShardId(wish.shard), NodeId(wish.from_node), NodeId(wish.to_node));
+        self.edge
+            .administer(&metadata, Effect::Change, async |control| {
+                let shard = control.move_shard(shard, from, to, wish.dry_run).await?;
+                Ok(v1::MoveShardResponse { shard: Some(shard.into()) })
+            })
+            .await
+    }
 }

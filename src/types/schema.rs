@@ -102,6 +102,9 @@ pub struct ShardDescriptor {
     /// The members the group was founded with; whoever is not among them joins as a learner. None if it was split off
     /// another shard: then it was born with its members.
     pub founders: Vec<ReplicaId>,
+    /// Whether the group has been seen at work since: then nobody founds it any more, and its members may be others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub founded: bool,
     /// A split that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<SplitIntent>,

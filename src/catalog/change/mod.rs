@@ -22,7 +22,7 @@ pub use nodes::{
     SYSTEM_HISTORY_MS, SYSTEM_TABLE, SYSTEM_VOTERS_MAX, admit_node, found_cluster, join_node, replace_incarnation,
     system_shard,
 };
-pub use replicas::{REPLACEMENTS_MAX, add_system_replica, mend_node, replace_replica};
+pub use replicas::{REPLACEMENTS_MAX, add_system_replica, mend_node, move_replica};
 pub use splits::{begin_split, finish_split};
 pub use tables::{
     Creation, NewTable, REMOVALS_MAX, REPLICATION_MAX, SHARDS_MAX, create_table, drop_table, finish_drop,

@@ -49,6 +49,7 @@ pub fn system_shard(founders: &[NodeRow]) -> ShardDescriptor {
         epoch: Epoch(1),
         replicas,
         founders,
+        founded: false,
         split: None,
     }
 }

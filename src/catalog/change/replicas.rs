@@ -37,11 +37,12 @@ pub fn mend_node(directory: &Directory, node: NodeId) -> Result<Option<Write>> {
     draft.finish().map(Some)
 }
 
-/// Wants a new replica on `to` instead of `replica`, of the same role and in its place. Returns its id too.
+/// Wants a new replica on `to` instead of `replica`, of the same role and in its place. Returns its id too. Only for a
+/// shard whose group has been at work: nobody founds it any more.
 ///
-/// `UNKNOWN_SHARD` and `UNKNOWN_NODE` if there are none such, `INVALID_REQUEST` if the shard has no such replica or
-/// has one on `to` already.
-pub fn replace_replica(
+/// `UNKNOWN_SHARD` and `UNKNOWN_NODE` if there are none such, `UNKNOWN_TABLE` if its table is being dropped,
+/// `INVALID_REQUEST` if the shard is the system table's, has no such replica, or has one on `to` already.
+pub fn move_replica(
     directory: &Directory,
     shard: ShardId,
     replica: ReplicaId,
@@ -51,7 +52,14 @@ pub fn replace_replica(
     let Some(known) = directory.shard(shard) else {
         return Err(Error::new(Reason::UnknownShard, format!("there is no shard {shard}")));
     };
+    if shard == ShardId::SYSTEM {
+        return Err(Error::invalid("the system table has a replica on every node, so none of them can move"));
+    }
+    if directory.descriptor(known.table).is_none_or(|table| table.state == TableState::Dropping) {
+        return Err(Error::new(Reason::UnknownTable, format!("the table of {shard} is being dropped")));
+    }
     let mut wanted = ShardDescriptor::clone(known);
+    wanted.founded = true;
     if let Some(there) = wanted.replica_on(to).filter(|there| there.id != replica) {
         return Err(Error::invalid(format!("{shard} has a replica on {to} already ({})", there.id)));
     }

@@ -95,7 +95,8 @@ pub fn create_table(
         let founders = replicas.iter().map(|replica| replica.id).collect();
         let (start, end) = (start.to_vec(), end.to_vec());
         let epoch = Epoch(1);
-        let shard = ShardDescriptor { id, table: table.id, start, end, epoch, replicas, founders, split: None };
+        let shard =
+            ShardDescriptor { id, table: table.id, start, end, epoch, replicas, founders, founded: false, split: None };
         draft.put_fresh(&RowKey::Shard(table.id, id), &shard);
         shards.push(shard);
     }

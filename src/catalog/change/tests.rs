@@ -204,7 +204,7 @@ impl goldenscript::Runner for Script {
             "replace" => {
                 let (shard, replica) = (ShardId(next()?.parse()?), ReplicaId(next()?.parse()?));
                 let to = NodeId(args.take_key("to").ok_or("to?")?.parse()?);
-                replace_replica(&directory, shard, replica, to).map(|(_, write)| Some(write))
+                move_replica(&directory, shard, replica, to).map(|(_, write)| Some(write))
             }
             "pin" => {
                 self.pins.insert(next()?.to_owned(), directory);
@@ -301,7 +301,7 @@ fn wishes_that_make_no_sense_are_refused() {
     assert_eq!(reason(mend_node(&directory, NodeId(9))), Reason::UnknownNode);
     assert_eq!(reason(found_cluster(ClusterId(1), 0, &[])), Reason::InvalidRequest);
     assert_eq!(reason(found_cluster(ClusterId(1), 0, &[node(1, 1), node(1, 2)])), Reason::NodeIdTaken);
-    let replace = |shard, replica, to| replace_replica(&directory, ShardId(shard), ReplicaId(replica), NodeId(to));
+    let replace = |shard, replica, to| move_replica(&directory, ShardId(shard), ReplicaId(replica), NodeId(to));
     assert_eq!(reason(replace(7, 1, 1)), Reason::UnknownShard);
     assert_eq!(reason(replace(0, 1, 9)), Reason::UnknownNode);
     assert_eq!(reason(replace(0, 9, 1)), Reason::InvalidRequest);
@@ -416,7 +416,7 @@ impl Wish {
             Wish::Drop(name) => drop_table(directory, &format!("t{name}")).map(|(_, write)| Some(write)),
             Wish::Finish(id) => finish_drop(directory, TableId(id)).map(Some),
             Wish::Replace(shard, replica, to) => {
-                replace_replica(directory, ShardId(shard), ReplicaId(replica), NodeId(to)).map(|(_, write)| Some(write))
+                move_replica(directory, ShardId(shard), ReplicaId(replica), NodeId(to)).map(|(_, write)| Some(write))
             }
         }
     }

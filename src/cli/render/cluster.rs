@@ -53,6 +53,7 @@ pub fn shard_json(table: Option<&TableDescriptor>, shard: &ShardDetails) -> Valu
         "term": shard.term,
         "last_log": shard.last_log,
         "applied": shard.applied,
+        "settled": shard.settled,
         "replicas": replicas,
     })
 }
@@ -136,6 +137,14 @@ pub fn shard(of: Option<&TableDescriptor>, shard: &ShardDetails) -> String {
     line("term", or_dash(shard.term));
     line("last log", or_dash(shard.last_log));
     line("applied", or_dash(shard.applied));
+    line(
+        "members",
+        match shard.settled {
+            Some(true) => "as wanted".to_owned(),
+            Some(false) => "changing".to_owned(),
+            None => "-".to_owned(),
+        },
+    );
     for replica in &shard.replicas {
         let part = if replica.voter { "voter" } else { "learner" };
         line("replica", format!("{} on {}, {part}", replica.id, replica.node));
@@ -277,6 +286,7 @@ mod tests {
             term: (at == 0).then_some(4),
             last_log: (at == 0).then_some(1_208),
             applied: (at == 0).then_some(1_207),
+            settled: (at == 0).then_some(true),
         };
         let shards = ranges.into_iter().enumerate().map(shard).collect();
         TableDetails { table, shards }

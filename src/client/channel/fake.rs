@@ -341,6 +341,10 @@ impl Cluster for Mind {
     async fn split_shard(&self, _: Message<v1::SplitShardRequest>) -> Result<Reply<v1::SplitShardResponse>, Status> {
         Err(Status::unimplemented("nobody asks a fake node for this"))
     }
+
+    async fn move_shard(&self, _: Message<v1::MoveShardRequest>) -> Result<Reply<v1::MoveShardResponse>, Status> {
+        Err(Status::unimplemented("nobody asks a fake node for this"))
+    }
 }
 
 #[tonic::async_trait]

@@ -81,6 +81,22 @@ impl Connection {
         plain(cluster.split_shard(timed(question, patience)).await, true)?.try_into()
     }
 
+    /// Wants a replica of a shard on another node.
+    pub async fn move_shard(
+        &self,
+        shard: ShardId,
+        from: NodeId,
+        to: NodeId,
+        dry_run: bool,
+        deadline: Instant,
+    ) -> Result<ShardDetails> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        let question = v1::MoveShardRequest { shard: shard.0, from_node: from.0, to_node: to.0, dry_run };
+        let answer = plain(cluster.move_shard(timed(question, patience)).await, true)?;
+        answer.shard.map(Into::into).ok_or_else(|| Error::internal("the answer names no shard; do the versions match?"))
+    }
+
     /// Hands a shard's leadership to the voter on node `to`.
     pub async fn transfer_leader(&self, shard: ShardId, to: NodeId, deadline: Instant) -> Result<()> {
         let (channel, patience) = self.channel(deadline).await?;

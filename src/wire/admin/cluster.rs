@@ -158,6 +158,7 @@ mod tests {
             term: Some(3),
             last_log: None,
             applied: Some(0),
+            settled: Some(true),
         };
         let table = |id, name: &str, partitioning| TableDescriptor {
             id: TableId(id),

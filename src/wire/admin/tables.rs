@@ -43,6 +43,8 @@ pub struct ShardDetails {
     pub last_log: Option<u64>,
     /// Index of the last log entry applied there.
     pub applied: Option<u64>,
+    /// Whether its real members are those listed here and no change of it is under way, as its leader sees it.
+    pub settled: Option<bool>,
 }
 
 impl ShardDetails {
@@ -64,6 +66,7 @@ impl ShardDetails {
             term: None,
             last_log: None,
             applied: None,
+            settled: None,
         }
     }
 
@@ -83,6 +86,7 @@ impl ShardDetails {
             epoch: self.epoch,
             replicas: replicas.collect(),
             founders: Vec::new(),
+            founded: false,
             split: None,
         }
     }
@@ -106,6 +110,7 @@ impl From<ShardDetails> for v1::ShardInfo {
             term: shard.term,
             last_log: shard.last_log,
             applied: shard.applied,
+            settled: shard.settled,
         }
     }
 }
@@ -128,6 +133,7 @@ impl From<v1::ShardInfo> for ShardDetails {
             term: shard.term,
             last_log: shard.last_log,
             applied: shard.applied,
+            settled: shard.settled,
         }
     }
 }
