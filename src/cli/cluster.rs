@@ -1,4 +1,4 @@
-//! The verbs on the cluster itself: its nodes, its state.
+//! The verbs on the cluster as a whole: its state, and whether shards are moved about in it.
 
 use std::time::Duration;
 
@@ -13,22 +13,37 @@ use super::{Global, render, time};
 /// Time between two looks while `cluster status --wait` waits.
 const WAIT_STEP: Duration = Duration::from_millis(200);
 
-/// List nodes.
+/// Show the state of the cluster; let shards be moved about in it, or not.
 #[derive(Clone, Debug, Subcommand)]
-pub enum Node {
-    List(NodeList),
-}
-
-/// Lists the nodes and whether they are alive.
-#[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Example:\n  trivet node list")]
-pub struct NodeList {}
-
-/// Show the state of the cluster.
-#[derive(Clone, Debug, Subcommand)]
-pub enum Cluster {
+pub enum Verb {
     Status(Status),
+    Balance(Balance),
+    Pause(Pause),
+    Resume(Resume),
 }
+
+/// Shows how evenly the cluster is spread, what moves and what would be moved next.
+///
+/// With --wait it returns when nothing is left to move, and exits with 5 if that takes longer.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  trivet cluster balance\n  trivet cluster balance --wait 5m")]
+pub struct Balance {
+    /// Wait up to this long until nothing is left to move
+    #[arg(long, value_name = "DURATION", value_parser = time::parse_duration)]
+    wait: Option<Duration>,
+}
+
+/// Moves nothing about unasked any more, until `resume`.
+///
+/// Moves that were begun are finished. Nothing is moved from draining and lost nodes either.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example:\n  trivet cluster pause")]
+pub struct Pause {}
+
+/// Lets replicas and leaderships be moved about again.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example:\n  trivet cluster resume")]
+pub struct Resume {}
 
 /// Shows nodes, tables and what is wrong, if anything. Exits with 5 if the cluster is not healthy.
 #[derive(Clone, Debug, clap::Args)]
@@ -39,21 +54,48 @@ pub struct Status {
     wait: Option<Duration>,
 }
 
-/// Runs a node verb.
-pub async fn node(verb: Node, global: &Global) -> Ended {
-    let Node::List(NodeList {}) = verb;
-    let status = global.connect().await?.admin().within(global.deadline).status().await?;
+/// Runs a cluster verb.
+pub async fn run(verb: Verb, global: &Global) -> Ended {
+    match verb {
+        Verb::Status(args) => status(&args, global).await,
+        Verb::Balance(args) => balance(&args, global).await,
+        Verb::Pause(Pause {}) => set_balancing(true, global).await,
+        Verb::Resume(Resume {}) => set_balancing(false, global).await,
+    }
+}
+
+async fn balance(args: &Balance, global: &Global) -> Ended {
+    let client = global.connect().await?;
+    let clock = Clock::system();
+    let until = clock.now() + args.wait.unwrap_or_default();
+    let seen = loop {
+        let seen = client.admin().balance().await;
+        if args.wait.is_none() || seen.as_ref().is_ok_and(|report| report.settled) || clock.now() >= until {
+            break seen?;
+        }
+        sleep(WAIT_STEP).await;
+    };
     if global.json() {
-        say!("{}", serde_json::Value::from(status.nodes.iter().map(render::node_json).collect::<Vec<_>>()));
+        say!("{}", render::balance_json(&seen));
     } else {
-        say_text!("{}", render::nodes(&status.nodes));
+        say_text!("{}", render::balance(&seen));
+    }
+    Ok(if args.wait.is_some() && !seen.settled { Exit::Unhealthy } else { Exit::Ok })
+}
+
+async fn set_balancing(paused: bool, global: &Global) -> Ended {
+    global.connect().await?.admin().set_balancing(paused).await?;
+    if global.json() {
+        say!("{}", serde_json::json!({"paused": paused}));
+    } else if paused {
+        say!("nothing is moved about any more, not even from draining and lost nodes; `trivet cluster resume` ends that");
+    } else {
+        say!("replicas and leaderships are moved about again; `trivet cluster balance` shows it");
     }
     Ok(Exit::Ok)
 }
 
-/// Runs a cluster verb.
-pub async fn cluster(verb: Cluster, global: &Global) -> Ended {
-    let Cluster::Status(args) = verb;
+async fn status(args: &Status, global: &Global) -> Ended {
     let clock = Clock::system();
     let until = clock.now() + args.wait.unwrap_or_default();
     let seen = loop {

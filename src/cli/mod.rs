@@ -37,6 +37,7 @@ mod export;
 #[cfg(test)]
 mod golden;
 mod import;
+mod node;
 mod render;
 mod scan;
 mod shard;
@@ -143,9 +144,9 @@ enum Verb {
     #[command(subcommand)]
     Shard(shard::Verb),
     #[command(subcommand)]
-    Node(cluster::Node),
+    Node(node::Verb),
     #[command(subcommand)]
-    Cluster(cluster::Cluster),
+    Cluster(cluster::Verb),
     Bench(Box<bench::Args>),
     Version(Version),
 }
@@ -220,8 +221,8 @@ async fn run(verb: Verb, global: &Global) -> Ended {
         Verb::Export(args) => export::run(args, global).await,
         Verb::Table(verb) => table::run(verb, global).await,
         Verb::Shard(verb) => shard::run(verb, global).await,
-        Verb::Node(verb) => cluster::node(verb, global).await,
-        Verb::Cluster(verb) => cluster::cluster(verb, global).await,
+        Verb::Node(verb) => node::run(verb, global).await,
+        Verb::Cluster(verb) => cluster::run(verb, global).await,
         Verb::Bench(args) => bench::run(*args, global).await,
         Verb::Version(Version {}) => version(global),
     }

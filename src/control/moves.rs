@@ -2,7 +2,6 @@
 
 use super::{Control, MOVE, VERB_TIMEOUT};
 use crate::catalog::{Directory, change};
-use crate::runtime::timeout;
 use crate::types::{Error, NodeId, Reason, Result, ShardId, Timestamp};
 use crate::wire::admin::ShardDetails;
 
@@ -40,9 +39,7 @@ impl Control {
             return Ok(details);
         }
         let revision: Timestamp = self.node.ask_system_leader_for(MOVE, &wish, VERB_TIMEOUT).await?;
-        timeout(VERB_TIMEOUT, self.node.wait_for_revision(revision)).await.ok_or_else(|| {
-            Error::new(Reason::ResultUndetermined, "the move is wanted, but this node has not heard of it yet")
-        })?;
+        self.hear_of(revision).await?;
         Ok(self.details_of(&*self.descriptor(shard)?))
     }
 

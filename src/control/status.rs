@@ -1,13 +1,14 @@
 //! What the nodes report, put together, and what is wrong with it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::future::join_all;
 
 use super::Control;
-use crate::node::{Bootstrap, NodeReport};
+use crate::node::{Bootstrap, NodeReport, ShardReport};
 use crate::types::{NodeId, ReplicaRole, ShardDescriptor, ShardId, TableId};
-use crate::wire::admin::{ClusterStatus, NodeDetails, ShardDetails, TableDetails, Topology};
+use crate::wire::admin::{BalanceReport, ClusterStatus, NodeDetails, ShardDetails, TableDetails, Topology};
 
 impl Control {
     /// All that a client needs for routing, from this node's own picture.
@@ -24,6 +25,9 @@ impl Control {
     fn nodes(&self, alive: impl Fn(NodeId) -> bool) -> Vec<NodeDetails> {
         let directory = self.node.directory();
         let details = directory.nodes().map(|row| NodeDetails {
+            standing: row.standing.as_str().to_owned(),
+            replicas: None,
+            leaders: None,
             id: row.id,
             address: row.address.clone(),
             http_address: row.http_address.clone(),
@@ -77,16 +81,67 @@ impl Control {
             }
         }
         tables.retain(|table| table.table.id != TableId::SYSTEM);
+        let balance = self.balance(None).await.ok();
+        let mut nodes = self.nodes(|node| reports.contains_key(&node));
+        for node in &mut nodes {
+            let report = reports.get(&node.id);
+            let count = |led: bool| {
+                let counts = |shard: &&ShardReport| !led || shard.part == "leader";
+                report.map(|report| report.shards.iter().filter(counts).count() as u32)
+            };
+            (node.replicas, node.leaders) = (count(false), count(true));
+        }
         ClusterStatus {
+            notes: balance.as_ref().map(|report| notes(report, &reports)).unwrap_or_default(),
             cluster: self.node.try_identity().map(|identity| identity.cluster).unwrap_or_default(),
             node: self.node.id(),
             healthy: problems.is_empty(),
             problems,
-            nodes: self.nodes(|node| reports.contains_key(&node)),
+            nodes,
             tables,
             system,
         }
     }
+}
+
+/// What is going on in the cluster, one sentence each.
+fn notes(balance: &BalanceReport, reports: &BTreeMap<NodeId, NodeReport>) -> Vec<String> {
+    let mut notes = Vec::new();
+    let seconds = |duration: Option<Duration>| duration.unwrap_or_default().as_secs();
+    for share in &balance.nodes {
+        let node = share.node.0;
+        // A replica that was destroyed here may still be on its way out.
+        let held = reports.get(&share.node).map_or(0, |report| report.shards.len().saturating_sub(1));
+        if share.lost && share.replicas == 0 {
+            notes.push(format!(
+                "node {node} is lost, and every replica it held has been made anew elsewhere: when it will not come back, \
+                 `trivet node decommission {node}`"
+            ));
+        } else if share.lost {
+            notes.push(format!("node {node} is lost: its {} replicas are being made anew elsewhere", share.replicas));
+        } else if share.silent.is_some() && share.replicas > 0 {
+            notes.push(format!(
+                "node {node} has been silent for {} s; if it stays so, its {} replicas are made anew elsewhere in {} s",
+                seconds(share.silent),
+                share.replicas,
+                seconds(share.replaced_in)
+            ));
+        } else if share.standing == "draining" && share.replicas as usize + held == 0 {
+            notes.push(format!("node {node} has drained and can be stopped, or decommissioned"));
+        } else if share.standing == "draining" {
+            notes.push(format!("node {node} drains: {} replicas are still to move", held.max(share.replicas as usize)));
+        } else if share.standing == "spare" && share.replicas == 0 {
+            notes.push(format!("node {node} stands by as a spare"));
+        }
+    }
+    if !balance.moving.is_empty() {
+        notes.push(format!("the members of {} shards are changing", balance.moving.len()));
+    }
+    if balance.paused {
+        notes.push("balancing is paused; `trivet cluster resume` lets it go on".to_owned());
+    }
+    notes.extend(balance.stuck.iter().cloned());
+    notes
 }
 
 /// One shard as its leader reports it; adds a sentence for everything that is not as wanted.

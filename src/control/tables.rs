@@ -82,8 +82,8 @@ impl Control {
     /// Creates a table on shard 0's leader.
     pub(super) async fn create_here(&self, wish: CreateAsk) -> Result<Created> {
         let build = |directory: &Directory| -> Result<Creation> {
-            let living: Vec<NodeId> =
-                directory.nodes().map(|row| row.id).filter(|&node| self.node.hears(node)).collect();
+            let serving = directory.nodes().filter(|row| row.standing.is_serving());
+            let living: Vec<NodeId> = serving.map(|row| row.id).filter(|&node| self.node.hears(node)).collect();
             let replication = wish.replication.unwrap_or_else(|| REPLICATION_DEFAULT.min(living.len().max(1) as u32));
             let new = change::NewTable {
                 name: wish.name.clone(),

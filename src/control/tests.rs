@@ -32,6 +32,8 @@ use crate::wire::admin::{NewTable, SplitPoint, SplitReport};
 /// Long enough for a machine that others share.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Longer than a crash and a restart take.
+const REPLACE_LOST_AFTER: Duration = Duration::from_secs(15);
 /// As many writes as a life makes and more.
 const NO_END: u64 = u64::MAX;
 
@@ -110,6 +112,10 @@ impl Engine for Disk {
 
     fn free_bytes(&self) -> storage::Result<u64> {
         self.memory.free_bytes()
+    }
+
+    fn bytes_in(&self, start: &[u8], end: &[u8]) -> storage::Result<u64> {
+        self.memory.bytes_in(start, end)
     }
 
     fn gauges(&self) -> Vec<(&'static str, f64)> {
@@ -202,6 +208,7 @@ impl House {
             },
             log: LogBounds::default(),
             limits: Limits::default(),
+            replace_lost_after: REPLACE_LOST_AFTER,
             version: "test".to_owned(),
             clock: Clock::system(),
         };

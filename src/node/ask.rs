@@ -227,12 +227,14 @@ impl Node {
         let deadline = self.clock().now() + patience.max(2 * ASK_TIMEOUT);
         let mut last = Error::new(Reason::NoQuorum, "the system table has no leader right now; try again in a moment");
         let mut hint = None;
+        let mut strangers = self.links().known().into_iter().filter(|&node| node != self.id()).cycle();
         while self.clock().now() < deadline {
-            let leader = hint.take().or_else(|| self.system_leader());
-            if let Some(leader) = leader {
+            // Whose copy of the catalog is no member any more hears of no leader: any other node names it.
+            let known = hint.take().or_else(|| self.system_leader());
+            if let Some(leader) = known.or_else(|| strangers.next()) {
                 match self.ask_for(leader, kind, question, patience).await {
                     Ok(answer) => return Ok(answer),
-                    Err(error) if matches!(error.reason, Reason::NotLeader | Reason::NotReady) => {
+                    Err(error) if known.is_none() || matches!(error.reason, Reason::NotLeader | Reason::NotReady) => {
                         hint = error.leader.filter(|&node| node != leader);
                         last = error;
                     }

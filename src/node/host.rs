@@ -19,7 +19,7 @@ use super::registry::Registry;
 use super::room::{self, Rooms};
 use super::transport::{LinkTransport, Links};
 use super::{follower, splits, sweeper};
-use crate::catalog::{Directory, NodeRow};
+use crate::catalog::{Directory, NodeRow, Standing};
 use crate::client::Connection;
 use crate::raft::{GroupError, LogBounds, Timers};
 use crate::runtime::{Clock, random_u64, sleep, spawn};
@@ -54,6 +54,8 @@ pub struct NodeOptions {
     pub log: LogBounds,
     /// Bounds on requests.
     pub limits: Limits,
+    /// How long a node may be silent before its replicas are made anew elsewhere.
+    pub replace_lost_after: Duration,
     /// This program's version.
     pub version: String,
     /// Clocks.
@@ -241,6 +243,8 @@ impl Node {
             zone: self.options.zone.clone(),
             version: self.options.version.clone(),
             joined_ms: self.options.clock.wall_ms(),
+            // The catalog keeps what is wanted of it.
+            standing: Standing::default(),
         }
     }
 

@@ -19,7 +19,7 @@ use crate::raft::Status;
 use crate::runtime::{Instant, timeout};
 use crate::shard::{Record, Shard};
 use crate::storage::{LogChange, LogOp};
-use crate::types::{NodeId, ReplicaId, Result, ShardDescriptor, ShardId, TableDescriptor, TableState};
+use crate::types::{Error, NodeId, Reason, ReplicaId, Result, ShardDescriptor, ShardId, TableDescriptor, TableState};
 
 /// Between rounds when nothing wakes the reconciler.
 const ROUND_WAIT: Duration = Duration::from_millis(250);
@@ -55,6 +55,11 @@ pub async fn run(node: Arc<Node>) {
 async fn round(node: &Arc<Node>, memory: &mut Memory) {
     let Some(identity) = node.try_identity().copied() else { return };
     let directory = node.directory();
+    let leads = || node.replicas().all().iter().any(|shard| shard.is_leader());
+    if directory.left(node.id()).is_some_and(|left| left.incarnation == identity.incarnation) && !leads() {
+        let why = "this node was decommissioned: what it held has moved to others, and its data directory is of no more use";
+        return node.fail(Error::new(Reason::NodeIdTaken, why));
+    }
     for (descriptor, _) in directory.shards_on(node.id(), identity.incarnation) {
         let going = |table: &TableDescriptor| table.state == TableState::Dropping;
         if directory.descriptor(descriptor.table).is_some_and(going) {

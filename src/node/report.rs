@@ -29,6 +29,12 @@ pub struct ShardReport {
     /// Whether its members are being exchanged.
     #[serde(default)]
     pub joint: bool,
+    /// Requests about it since this replica was started.
+    #[serde(default)]
+    pub requests: u64,
+    /// Bytes stored of it, roughly; the leader knows.
+    #[serde(default)]
+    pub bytes: u64,
     /// Why it stopped, if it failed.
     pub failure: Option<String>,
 }
@@ -80,6 +86,8 @@ impl Node {
                 voters: status.voters.keys().copied().collect(),
                 learners: status.learners.keys().copied().collect(),
                 joint: status.joint,
+                requests: shard.load().requests(),
+                bytes: shard.load().bytes(),
                 failure: status.failure,
             }
         });

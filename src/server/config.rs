@@ -72,6 +72,8 @@ pub struct Timers {
     pub election_max_ms: u64,
     /// How long calls in flight may go on when the node is told to stop.
     pub drain_ms: u64,
+    /// How long a node may be silent before its replicas are made anew elsewhere.
+    pub replace_lost_ms: u64,
 }
 
 impl Default for Config {
@@ -103,7 +105,13 @@ impl Default for Log {
 
 impl Default for Timers {
     fn default() -> Timers {
-        Timers { heartbeat_ms: 200, election_min_ms: 600, election_max_ms: 1_000, drain_ms: 10_000 }
+        Timers {
+            heartbeat_ms: 200,
+            election_min_ms: 600,
+            election_max_ms: 1_000,
+            drain_ms: 10_000,
+            replace_lost_ms: REPLACE_LOST_MS_DEFAULT,
+        }
     }
 }
 
@@ -121,6 +129,11 @@ const WRITE_BUFFER_MB_MIN: u64 = 4;
 const MEMORY_MB_MAX: u64 = 1 << 20;
 const WORKER_THREADS_MAX: u64 = 1_024;
 const ZONE_BYTES_MAX: usize = 64;
+/// Ten minutes: a machine has come back from a restart by then, and copying what it held costs more than waiting for it.
+const REPLACE_LOST_MS_DEFAULT: u64 = 600_000;
+/// Less would take a pause for a loss; more than a month means never.
+const REPLACE_LOST_MS_MIN: u64 = 5_000;
+const REPLACE_LOST_MS_MAX: u64 = 31 * 24 * 3_600_000;
 /// Ten minutes: a stop that waits longer is a hang.
 const DRAIN_MS_MAX: u64 = 600_000;
 /// Bounds on the configurable limits themselves: a key must fit an index block many times over, a batch a log entry
@@ -198,6 +211,7 @@ impl Config {
         within("timers.election_min_ms", timers.election_min_ms, timers.heartbeat_ms.saturating_mul(2), 60_000);
         within("timers.election_max_ms", timers.election_max_ms, timers.election_min_ms.saturating_add(50), 120_000);
         within("timers.drain_ms", timers.drain_ms, 0, DRAIN_MS_MAX);
+        within("timers.replace_lost_ms", timers.replace_lost_ms, REPLACE_LOST_MS_MIN, REPLACE_LOST_MS_MAX);
 
         let limits = &self.limits;
         let mut size = |key, value: usize, low: usize, high: usize| within(key, value as u64, low as u64, high as u64);

@@ -123,6 +123,7 @@ pub async fn start_on(config: Config, listeners: Listeners) -> Result<Running, E
         timers: timers(&config),
         log: raft::LogBounds::default(),
         limits: config.limits,
+        replace_lost_after: Duration::from_millis(config.timers.replace_lost_ms),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock.clone(),
     };

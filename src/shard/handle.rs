@@ -11,6 +11,7 @@ use super::command::{Command, Split};
 use super::division::Home;
 use super::evaluate::{Scratch, evaluate};
 use super::gate::{self, Waiting};
+use super::load::Load;
 use super::machine::{ShardMachine, Shared};
 use super::metrics;
 use super::proposer::{self, Pending, PendingKind};
@@ -70,6 +71,7 @@ pub struct Shard {
     pub(super) clock: Clock,
     history_ms: Arc<AtomicU64>,
     queue: mpsc::Sender<Pending>,
+    pub(super) load: Load,
     pub(super) gate: mpsc::Sender<Waiting>,
 }
 
@@ -126,6 +128,7 @@ impl Shard {
             clock,
             history_ms,
             queue,
+            load: Load::default(),
             gate,
         }))
     }
@@ -138,6 +141,11 @@ impl Shard {
     /// Which member of the group this replica is.
     pub fn replica(&self) -> ReplicaId {
         self.replica
+    }
+
+    /// How much is asked of it.
+    pub fn load(&self) -> &Load {
+        &self.load
     }
 
     /// The Raft group: leadership, membership, transport entry.
@@ -192,6 +200,9 @@ impl Shard {
             return Err(self.not_leader());
         }
         let mut write = write;
+        if let Some(first) = write.operations.first() {
+            self.load.count(&first.key);
+        }
         if planted::is(Bug::ConditionBeforeLog) && self.holds_now(&write)? {
             write.conditions.clear();
         }
@@ -306,6 +317,10 @@ impl Shard {
             return;
         }
         let state = self.state();
+        let (engine, start, end) = (self.engine.clone(), state.start.clone(), state.end.clone());
+        if let Ok(Ok(bytes)) = spawn_blocking(move || engine.bytes_in(&start, &end)).await {
+            self.load.set_bytes(bytes);
+        }
         let horizon_ms = self.clock.wall_ms().saturating_sub(self.history_ms.load(Ordering::Relaxed));
         let horizon = Timestamp::from_millis(horizon_ms).min(state.last_timestamp);
         // An idle table's last step is a short one: or its last deletions would never be behind the horizon.

@@ -13,6 +13,8 @@
 //! all reads that arrived before it began, then reads the newest version from the block cache, or from the disk on the
 //! blocking pool.
 //!
+//! How much is asked of it, and of which keys, is counted on the way (`load`).
+//!
 //! A shard is divided (`division`) by an entry of its own log, which every replica applies alike: beside each of the
 //! parent's replicas one of the child's is born.
 //!
@@ -34,6 +36,7 @@ mod evaluate;
 pub(crate) mod fuzz;
 mod gate;
 mod handle;
+mod load;
 mod machine;
 pub mod metrics;
 mod middle;
@@ -50,6 +53,7 @@ pub use checksum::Checksum;
 pub use command::{ChildReplica, Split};
 pub use division::{BIRTHS_MAX, Born, Home};
 pub use handle::{Served, Shard, ShardOptions};
+pub use load::{Load, SAMPLES_MAX};
 pub use reads::{PageRequest, ShardPage};
 pub use record::Record;
 pub use state::{State, requests_from};

@@ -57,6 +57,9 @@ impl Shard {
         level: ReadLevel,
         deadline: Instant,
     ) -> Result<Served<Vec<Option<Versioned>>>> {
+        if let Some(first) = keys.first() {
+            self.load.count(first);
+        }
         let proof = self.reach(level, deadline).await?;
         let state = self.state();
         if state.epoch != epoch || !keys.iter().all(|key| state.owns(key)) {
@@ -97,6 +100,7 @@ impl Shard {
     /// Reads one page of a range that lies within the shard.
     pub async fn scan(&self, epoch: Epoch, page: PageRequest, deadline: Instant) -> Result<Served<ShardPage>> {
         let level = page.level;
+        self.load.count(&page.start);
         let proof = self.reach(level, deadline).await?;
         let state = self.state();
         if state.epoch != epoch || page.start < state.start || page.end > state.end {

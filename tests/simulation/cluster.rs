@@ -20,6 +20,8 @@ use super::plan::Plan;
 use super::run::Report;
 
 /// How long an orderly stop may take before the process is ended.
+/// Longer than most crashes of a run, shorter than the longest.
+const REPLACE_LOST_AFTER: Duration = Duration::from_secs(20);
 const STOP_PATIENCE: Duration = Duration::from_secs(8);
 
 /// One node.
@@ -138,6 +140,7 @@ impl Cluster {
             timers: self.plan.timers,
             log: self.plan.log,
             limits: Limits::default(),
+            replace_lost_after: REPLACE_LOST_AFTER,
             version: "simulated".to_owned(),
             clock: Clock::system(),
         };

@@ -1,6 +1,8 @@
 //! Which replicas a shard is wanted to have.
 
 use super::nodes::SYSTEM_VOTERS_MAX;
+use std::collections::BTreeSet;
+
 use super::{Draft, Write};
 use crate::catalog::directory::Directory;
 use crate::catalog::rows::{Counter, NodeRow, RowKey};
@@ -117,6 +119,51 @@ pub(super) fn system_replica_into(draft: &mut Draft<'_>, row: &NodeRow) -> Resul
     Ok(())
 }
 
-fn known(directory: &Directory, node: NodeId) -> Result<&NodeRow> {
+/// Takes a node's replica of shard 0 away, and gives its vote to one that has none.
+pub(super) fn relieve_system_into(draft: &mut Draft<'_>, node: NodeId, hears: impl Fn(NodeId) -> bool) -> Result<()> {
+    let Some(system) = draft.directory.shard(ShardId::SYSTEM) else {
+        return Err(Error::new(Reason::NotReady, "the catalog is not founded yet; try again in a moment"));
+    };
+    let mut wanted = ShardDescriptor::clone(system);
+    wanted.founded = true;
+    wanted.replicas.retain(|replica| replica.node != node);
+    give_votes(&mut wanted, &hears, 0);
+    let alive = |replica: &ReplicaDescriptor| replica.role == ReplicaRole::Voter && hears(replica.node);
+    if !wanted.replicas.iter().any(alive) {
+        return Err(Error::invalid(format!("{node} is the last node that holds the catalog")));
+    }
+    draft.put(&RowKey::Shard(wanted.table, wanted.id), &wanted);
+    Ok(())
+}
+
+/// Gives shard 0 voters in place of those on lost nodes, which keep their votes in case they come back. None if there
+/// is nothing to give.
+pub fn relieve_lost(
+    directory: &Directory,
+    lost: &BTreeSet<NodeId>,
+    hears: impl Fn(NodeId) -> bool,
+) -> Result<Option<Write>> {
+    let Some(system) = directory.shard(ShardId::SYSTEM) else { return Ok(None) };
+    let mut wanted = ShardDescriptor::clone(system);
+    let votes = |replica: &&ReplicaDescriptor| replica.role == ReplicaRole::Voter && lost.contains(&replica.node);
+    let without = wanted.replicas.iter().filter(votes).count();
+    give_votes(&mut wanted, &hears, without);
+    if wanted == **system {
+        return Ok(None);
+    }
+    let mut draft = Draft::new(directory);
+    draft.put(&RowKey::Shard(wanted.table, wanted.id), &wanted);
+    draft.finish().map(Some)
+}
+
+/// Makes voters of living replicas of shard 0 that have no vote, until there are [`SYSTEM_VOTERS_MAX`] beside the `lost`.
+fn give_votes(wanted: &mut ShardDescriptor, hears: &impl Fn(NodeId) -> bool, lost: usize) {
+    let voters = wanted.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter).count();
+    let missing = SYSTEM_VOTERS_MAX.saturating_sub(voters.saturating_sub(lost));
+    let idle = wanted.replicas.iter_mut().filter(|replica| replica.role == ReplicaRole::Learner && hears(replica.node));
+    idle.take(missing).for_each(|replica| replica.role = ReplicaRole::Voter);
+}
+
+pub(super) fn known(directory: &Directory, node: NodeId) -> Result<&NodeRow> {
     directory.node(node).ok_or_else(|| Error::new(Reason::UnknownNode, format!("there is no node {node}")))
 }

@@ -10,7 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::catalog::rows::{ClusterRow, NodeRow};
+use crate::catalog::rows::{ClusterRow, NodeRow, Standing};
 use crate::types::{
     ClusterId, Epoch, Incarnation, NodeId, Partitioning, Reason, ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
     Slot, TableId, Test, Timestamp,
@@ -71,6 +71,7 @@ fn node(id: u64, incarnation: u64) -> NodeRow {
         zone: format!("z{}", id % 3),
         version: "0.1.0".into(),
         joined_ms: 1_000 + id,
+        standing: Standing::Serving,
     }
 }
 
