@@ -19,6 +19,7 @@
 //! shards of a table to be, and hands the lists to the catalog's builder. Left out: moving replicas that are placed
 //! already, and measured load.
 
+pub mod balance;
 mod leaders;
 mod ring;
 mod share;
