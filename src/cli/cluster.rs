@@ -88,7 +88,9 @@ async fn set_balancing(paused: bool, global: &Global) -> Ended {
     if global.json() {
         say!("{}", serde_json::json!({"paused": paused}));
     } else if paused {
-        say!("nothing is moved about any more, not even from draining and lost nodes; `trivet cluster resume` ends that");
+        say!(
+            "nothing is moved about any more, not even from draining and lost nodes; `trivet cluster resume` ends that"
+        );
     } else {
         say!("replicas and leaderships are moved about again; `trivet cluster balance` shows it");
     }

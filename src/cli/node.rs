@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use trivet::client::Client;
 use trivet::runtime::{Clock, sleep};
-use trivet::types::{Kind, NodeId};
+use trivet::types::NodeId;
 
 use super::exit::{Ended, Exit};
 use super::{Global, render, time};
@@ -161,21 +161,12 @@ async fn until_empty(client: &Client, id: u64, patience: Duration, global: &Glob
 async fn decommission(client: &Client, args: &Decommission, global: &Global) -> Ended {
     let node = NodeId(args.id);
     if let Some(patience) = args.wait {
-        let clock = Clock::system();
-        let until = clock.now() + patience;
         client.admin().set_standing(node, "draining", false).await?;
         if !until_empty(client, args.id, patience, global).await {
             if !global.json() {
                 say!("node {} is not empty yet; `trivet cluster status` shows how far it is", args.id);
             }
             return Ok(Exit::Unavailable);
-        }
-        // What has moved may still be being removed there.
-        while let Err(error) = client.admin().decommission(node, true).await {
-            if error.kind() != Kind::Conflict || clock.now() >= until {
-                return Err(error.into());
-            }
-            sleep(WAIT_STEP).await;
         }
     }
     client.admin().decommission(node, args.dry_run).await?;
@@ -184,7 +175,10 @@ async fn decommission(client: &Client, args: &Decommission, global: &Global) -> 
     } else if args.dry_run {
         say!("node {} could leave now", args.id);
     } else {
-        say!("node {} has left the cluster; its process ends by itself, and its data directory is of no more use", args.id);
+        say!(
+            "node {} has left the cluster; its process ends by itself, and its data directory is of no more use",
+            args.id
+        );
     }
     Ok(Exit::Ok)
 }

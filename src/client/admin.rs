@@ -11,7 +11,8 @@ use super::{Connection, metrics};
 use crate::runtime::{self, Instant};
 use crate::types::{Error, Kind, NodeId, Reason, Result, ShardId};
 use crate::wire::admin::{
-    BalanceReport, ChecksumReport, ClusterStatus, NewTable, ShardDetails, SplitPoint, SplitReport, TableDetails, Topology,
+    BalanceReport, ChecksumReport, ClusterStatus, NewTable, ShardDetails, SplitPoint, SplitReport, TableDetails,
+    Topology,
 };
 
 /// Pauses between rounds over all nodes.

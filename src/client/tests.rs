@@ -61,6 +61,9 @@ fn topology(revision: u64, nodes: &[&FakeNode], tables: Vec<TableDetails>) -> To
         zone: String::new(),
         incarnation: Incarnation(id),
         alive: true,
+        standing: "serving".to_owned(),
+        replicas: None,
+        leaders: None,
         version: String::new(),
     });
     Topology { cluster: ClusterId(1), revision, nodes: nodes.collect(), tables }

@@ -162,9 +162,8 @@ impl Control {
             memory.silent.entry(row.id).or_insert(now);
         }
         let delay = self.node.options().replace_lost_after;
-        let is_lost = |node: NodeId| {
-            memory.silent.get(&node).is_some_and(|&since| now.saturating_duration_since(since) >= delay)
-        };
+        let is_lost =
+            |node: NodeId| memory.silent.get(&node).is_some_and(|&since| now.saturating_duration_since(since) >= delay);
         let lost: BTreeSet<NodeId> = directory.nodes().map(|row| row.id).filter(|&node| is_lost(node)).collect();
         let nodes = directory.nodes().map(|row| {
             let standing = what_if.filter(|&(node, _)| node == row.id).map_or(row.standing, |(_, standing)| standing);

@@ -40,7 +40,8 @@ impl Control {
 
     /// Lets a node go that holds nothing any more but its copy of the catalog; its data directory may not come back.
     ///
-    /// Errors: `UNKNOWN_NODE`; `CONFLICT` while it is still to hold something; `INVALID_REQUEST` for the last node.
+    /// Errors: `UNKNOWN_NODE`; `INVALID_REQUEST` while it is still to hold something, and for the last node; `CONFLICT`
+    /// while it is removing what has moved.
     pub async fn decommission(&self, node: NodeId, dry_run: bool) -> Result<()> {
         if dry_run {
             let hears = |other| self.node.hears(other);
@@ -52,7 +53,8 @@ impl Control {
 
     /// Writes it, on shard 0's leader.
     pub(super) async fn decommission_here(&self, node: NodeId) -> Result<Timestamp> {
-        if self.still_holds(node).await {
+        let hears = |other| self.node.hears(other);
+        if change::remove_node(&self.node.directory(), node, 0, hears)?.is_some() && self.still_holds(node).await {
             return Err(Error::new(
                 Reason::Conflict,
                 format!("{node} is removing what has moved from it; try again in a moment"),
@@ -95,8 +97,8 @@ impl Control {
 
     /// Waits until this node has heard of a change that was made.
     pub(super) async fn hear_of(&self, revision: Timestamp) -> Result<()> {
-        timeout(VERB_TIMEOUT, self.node.wait_for_revision(revision)).await.ok_or_else(|| {
-            Error::new(Reason::ResultUndetermined, "it was done, but this node has not heard of it yet")
-        })
+        timeout(VERB_TIMEOUT, self.node.wait_for_revision(revision))
+            .await
+            .ok_or_else(|| Error::new(Reason::ResultUndetermined, "it was done, but this node has not heard of it yet"))
     }
 }

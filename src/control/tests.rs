@@ -17,6 +17,7 @@ use parking_lot::RwLock;
 use tokio::runtime::{Builder, Runtime};
 
 use super::Control;
+use crate::catalog::Standing;
 use crate::node::{AskHandler, Bootstrap, Context, JoinAnswer, JoinAsk, Node, NodeOptions, ask, testing};
 use crate::raft::{LogBounds, Timers};
 use crate::runtime::{Clock, spawn};
@@ -637,6 +638,136 @@ fn a_move_that_makes_no_sense_is_refused_and_changes_nothing() {
     let shown = house.ask(2, async |control| control.move_shard(shard, from, to, true).await).expect("possible");
     assert!(shown.replicas.iter().any(|replica| replica.node == to));
     assert_eq!(house.shards(), shards);
+}
+
+/// Waits until a condition holds, by what node 3 says.
+fn until(house: &House, what: &str, so: impl AsyncFn(&Control) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !house.ask(3, async |control| so(control).await) {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+#[test]
+fn a_node_drains_and_leaves_and_its_directory_does_not_come_back() {
+    let mut house = House::of(4);
+    house.create(1, "t", 8);
+    house.settle(1);
+    for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        house.write_and_read(key).expect("it serves");
+    }
+    // Node 1 founded the cluster and most likely leads the catalog.
+    let drained = NodeId(1);
+    let refused = house.ask(3, async |control| control.decommission(drained, false).await).expect_err("not empty");
+    assert_eq!(refused.reason, Reason::InvalidRequest, "{refused}");
+    let before = house.shards();
+    house.ask(3, async |control| control.set_standing(drained, Standing::Draining, true).await).expect("possible");
+    let report = house.ask(3, async |control| control.balance(Some((drained, Standing::Draining))).await);
+    assert!(report.expect("a plan").steps.iter().any(|step| step.contains("its node drains")));
+    assert_eq!(house.shards(), before, "nothing was done");
+
+    house.ask(3, async |control| control.set_standing(drained, Standing::Draining, false).await).expect("wanted");
+    until(&house, "it is empty", async |control| {
+        let report = control.balance(None).await;
+        report.is_ok_and(|report| report.nodes.iter().any(|share| share.node == drained && share.replicas == 0))
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while house.node(1).replicas().all().len() > 1 {
+        assert!(Instant::now() < deadline, "it removes what has moved");
+        std::thread::sleep(LOOK_EVERY);
+    }
+    house.settle(1);
+    for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        house.write_and_read(key).expect("it serves");
+    }
+    house.assert_equal();
+    // New tables are placed on the others.
+    house.ask(3, async |control| control.create_table(NewTable::hash("u", 2)).await.map(|_| ())).expect("a table");
+    let holds = |shard: &Arc<ShardDescriptor>| shard.replica_on(drained).is_some() && shard.id != ShardId::SYSTEM;
+    assert!(!house.node(3).directory().shards().any(holds));
+
+    house.ask(3, async |control| control.decommission(drained, false).await).expect("it may go");
+    let fatal = house.node(1).fatal();
+    let deadline = Instant::now() + PATIENCE;
+    while fatal.borrow().is_none() {
+        assert!(Instant::now() < deadline, "it ends by itself");
+        std::thread::sleep(LOOK_EVERY);
+    }
+    house.crash(1);
+    let directory = house.node(3).directory();
+    assert!(directory.node(drained).is_none());
+    // It is not let in again …
+    house.start(1, NO_END);
+    let fatal = house.node(1).fatal();
+    let deadline = Instant::now() + PATIENCE;
+    while fatal.borrow().is_none() {
+        assert!(Instant::now() < deadline, "it is refused");
+        std::thread::sleep(LOOK_EVERY);
+    }
+    assert_eq!(fatal.borrow().as_ref().map(|error| error.reason), Some(Reason::NodeIdTaken));
+    // … but a node with an empty directory is.
+    house.wipe(1);
+    house.start(1, NO_END);
+    house.settle(1);
+    house.write_and_read("a").expect("it serves");
+}
+
+#[test]
+fn what_a_lost_node_held_is_made_anew_elsewhere() {
+    let mut house = House::of(4);
+    house.create(1, "t", 4);
+    house.settle(1);
+    for key in ["a", "b", "c", "d"] {
+        house.write_and_read(key).expect("it serves");
+    }
+    house.crash(2);
+    let lost = NodeId(2);
+    until(&house, "it is made anew", async |control| {
+        let report = control.balance(None).await;
+        report.is_ok_and(|report| {
+            report.moving.is_empty() && report.nodes.iter().any(|share| share.lost && share.replicas == 0)
+        })
+    });
+    let status = house.ask(3, async |control| control.status().await);
+    assert!(status.notes.iter().any(|note| note.contains("every replica it held has been made anew")), "{status:?}");
+    assert_eq!(status.problems, ["node 2 does not answer"]);
+    for key in ["a", "b", "c", "d"] {
+        house.write_and_read(key).expect("it serves");
+    }
+    house.assert_equal();
+    // It comes back after all: its old replicas go, and it gets its share again.
+    house.start(2, NO_END);
+    house.settle(2);
+    until(&house, "it gets its share", async |control| {
+        let report = control.balance(None).await;
+        report.is_ok_and(|report| {
+            report.settled && report.nodes.iter().any(|share| share.node == lost && share.replicas > 0)
+        })
+    });
+    house.assert_equal();
+}
+
+#[test]
+fn nothing_is_moved_while_balancing_is_paused() {
+    let mut house = House::founded();
+    house.create(1, "t", 6);
+    house.settle(1);
+    house.ask(3, async |control| control.set_balancing(true).await).expect("paused");
+    house.machines.insert(NodeId(4), Machine::new());
+    house.start(4, NO_END);
+    house.settle(1);
+    let before = house.shards();
+    until(&house, "it has a plan", async |control| {
+        control.balance(None).await.is_ok_and(|report| report.paused && !report.steps.is_empty())
+    });
+    assert_eq!(house.shards(), before);
+    house.ask(3, async |control| control.set_balancing(false).await).expect("resumed");
+    until(&house, "the newcomer gets its share", async |control| {
+        control.balance(None).await.is_ok_and(|report| report.settled && report.nodes[3].replicas >= 4)
+    });
+    house.settle(1);
+    house.assert_equal();
 }
 
 #[test]

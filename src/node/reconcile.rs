@@ -57,7 +57,8 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
     let directory = node.directory();
     let leads = || node.replicas().all().iter().any(|shard| shard.is_leader());
     if directory.left(node.id()).is_some_and(|left| left.incarnation == identity.incarnation) && !leads() {
-        let why = "this node was decommissioned: what it held has moved to others, and its data directory is of no more use";
+        let why =
+            "this node was decommissioned: what it held has moved to others, and its data directory is of no more use";
         return node.fail(Error::new(Reason::NodeIdTaken, why));
     }
     for (descriptor, _) in directory.shards_on(node.id(), identity.incarnation) {

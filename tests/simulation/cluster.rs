@@ -19,9 +19,9 @@ use super::network::{Host, Network};
 use super::plan::Plan;
 use super::run::Report;
 
-/// How long an orderly stop may take before the process is ended.
 /// Longer than most crashes of a run, shorter than the longest.
 const REPLACE_LOST_AFTER: Duration = Duration::from_secs(20);
+/// How long an orderly stop may take before the process is ended.
 const STOP_PATIENCE: Duration = Duration::from_secs(8);
 
 /// One node.

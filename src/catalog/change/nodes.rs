@@ -6,8 +6,8 @@ use crate::catalog::directory::Directory;
 use crate::catalog::rows::{BalancingRow, ClusterRow, Counter, LeftRow, NodeRow, RowKey, Standing};
 use crate::keyspace::Layout;
 use crate::types::{
-    ClusterId, Epoch, Error, Incarnation, NodeId, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result,
-    ShardDescriptor, ShardId, TableDescriptor, TableId, TableState,
+    ClusterId, Epoch, Error, Incarnation, NodeId, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole,
+    Result, ShardDescriptor, ShardId, TableDescriptor, TableId, TableState,
 };
 
 /// The name under which the catalog can be read.
@@ -180,7 +180,7 @@ pub fn set_standing(directory: &Directory, node: NodeId, standing: Standing) -> 
 /// Lets a node go that holds nothing any more but its copy of the catalog. Another takes its vote in shard 0 if one
 /// without a vote is there; `hears` tells which nodes are alive. None if it has gone.
 ///
-/// `CONFLICT` while something is wanted on it; `INVALID_REQUEST` if it is the last node.
+/// `INVALID_REQUEST` while something is wanted on it, or if it is the last node.
 pub fn remove_node(
     directory: &Directory,
     node: NodeId,
@@ -197,10 +197,10 @@ pub fn remove_node(
     };
     let held = directory.shards().filter(|shard| shard.id != ShardId::SYSTEM && on_it(shard)).count();
     if held > 0 {
-        return Err(Error::new(
-            Reason::Conflict,
-            format!("{node} is still to hold {held} replicas: let it drain first (`trivet node drain {}`)", node.0),
-        ));
+        return Err(Error::invalid(format!(
+            "{node} is still to hold {held} replicas: let it drain first (`trivet node drain {}`)",
+            node.0
+        )));
     }
     let mut draft = Draft::new(directory);
     relieve_system_into(&mut draft, node, hears)?;

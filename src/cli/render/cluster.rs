@@ -448,7 +448,8 @@ mod tests {
             stuck: vec!["s5 has a replica on n2, which drains, and no node can take it: add a node".to_owned()],
             nodes: vec![node(1, false), node(2, false), node(3, true)],
         };
-        let even = BalanceReport { settled: true, paused: true, nodes: vec![node(1, false)], ..BalanceReport::default() };
+        let even =
+            BalanceReport { settled: true, paused: true, nodes: vec![node(1, false)], ..BalanceReport::default() };
         let text = [balance(&report), balance(&even), pretty(&balance_json(&report))];
         golden::check("balance", &text.join("----\n"));
     }

@@ -10,7 +10,8 @@ use crate::client::metrics;
 use crate::runtime::Instant;
 use crate::types::{Error, NodeId, Request, Response, Result, ShardId};
 use crate::wire::admin::{
-    BalanceReport, ChecksumReport, ClusterStatus, NewTable, ShardDetails, SplitPoint, SplitReport, TableDetails, Topology,
+    BalanceReport, ChecksumReport, ClusterStatus, NewTable, ShardDetails, SplitPoint, SplitReport, TableDetails,
+    Topology,
 };
 use crate::wire::proto::v1::{
     self, call::Call, cluster_client::ClusterClient, kv_client::KvClient, table_client::TableClient,

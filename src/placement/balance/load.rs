@@ -61,9 +61,8 @@ impl Model<'_> {
 /// Relieves the nodes above their upper line, the worst first.
 pub fn spread_load(model: &mut Model<'_>) {
     let above = |model: &Model<'_>, node: usize| model.nodes[node].load.saturating_sub(model.lines(node).upper);
-    let mut hot: Vec<usize> = (0..model.nodes.len())
-        .filter(|&node| model.nodes[node].can_lead() && above(model, node) > 0)
-        .collect();
+    let mut hot: Vec<usize> =
+        (0..model.nodes.len()).filter(|&node| model.nodes[node].can_lead() && above(model, node) > 0).collect();
     hot.sort_by_key(|&node| (std::cmp::Reverse(above(model, node)), node));
     for node in hot {
         let mut handed_over = false;

@@ -139,8 +139,7 @@ impl<'a> Model<'a> {
         let positions = model.read_nodes(picture);
         model.read_shards(picture, &positions);
         model.total_load = model.nodes.iter().map(|node| node.load).sum();
-        model.serving_capacity =
-            model.nodes.iter().filter(|node| model.serves(node)).map(|node| node.capacity).sum();
+        model.serving_capacity = model.nodes.iter().filter(|node| model.serves(node)).map(|node| node.capacity).sum();
         model.share_out();
         model
     }
@@ -196,7 +195,12 @@ impl<'a> Model<'a> {
         }
         self.tables = tables
             .iter()
-            .map(|_| Table { held: vec![0; nodes], voters: vec![0; nodes], led: vec![0; nodes], bands: vec![Band::default(); nodes] })
+            .map(|_| Table {
+                held: vec![0; nodes],
+                voters: vec![0; nodes],
+                led: vec![0; nodes],
+                bands: vec![Band::default(); nodes],
+            })
             .collect();
         let mut sorted: Vec<_> = users().collect();
         sorted.sort_by_key(|shard| shard.shard);
@@ -204,11 +208,7 @@ impl<'a> Model<'a> {
             let mut replicas: Vec<Replica> = shard
                 .replicas
                 .iter()
-                .map(|replica| Replica {
-                    id: replica.replica,
-                    node: positions[&replica.node],
-                    voter: replica.voter,
-                })
+                .map(|replica| Replica { id: replica.replica, node: positions[&replica.node], voter: replica.voter })
                 .collect();
             let mut leader = shard.leader.and_then(|leader| positions.get(&leader).copied());
             if shard.is_busy() {

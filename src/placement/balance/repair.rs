@@ -172,9 +172,7 @@ fn emptier(model: &Model<'_>, shard: usize, one: usize, two: usize) -> std::cmp:
 /// Spreads voters over zones that hold none, or fewer. Returns whether some have to wait.
 pub fn spread_over_zones(model: &mut Model<'_>) -> bool {
     let mut waits = false;
-    let targets: Vec<usize> = (0..model.nodes.len())
-        .filter(|&node| model.nodes[node].is_evened())
-        .collect();
+    let targets: Vec<usize> = (0..model.nodes.len()).filter(|&node| model.nodes[node].is_evened()).collect();
     let mut open = vec![false; model.zones];
     for &node in &targets {
         open[model.nodes[node].zone] = true;

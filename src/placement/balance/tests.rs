@@ -189,8 +189,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
     (vec(node, 1..10), vec(shard, 0..40), 1usize..6, 1usize..4, 1usize..9).prop_map(
         |(nodes, shards, moves_max, moves_per_node_max, transfers_max)| {
             let mut cluster = Cluster::default();
-            cluster.bounds =
-                Bounds { moves_max, moves_per_node_max, transfers_max, load_min: 10, ..Bounds::default() };
+            cluster.bounds = Bounds { moves_max, moves_per_node_max, transfers_max, load_min: 10, ..Bounds::default() };
             for (id, (zone, capacity, _, spare)) in (1..).zip(&nodes) {
                 cluster.add_node(id, &format!("z{zone}"), *capacity, *spare && nodes.len() > 4);
             }
@@ -199,9 +198,8 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                 let mut seen = BTreeSet::new();
                 on.retain(|&node| seen.insert(node));
                 let voters = if learner { on.len().div_ceil(2) } else { on.len() };
-                let replicas: Vec<ReplicaPicture> = (on.iter().enumerate())
-                    .map(|(at, &node)| cluster.replica(NodeId(node), at < voters))
-                    .collect();
+                let replicas: Vec<ReplicaPicture> =
+                    (on.iter().enumerate()).map(|(at, &node)| cluster.replica(NodeId(node), at < voters)).collect();
                 cluster.picture.shards.push(ShardPicture {
                     shard: ShardId(id),
                     table: TableId(table),
@@ -354,7 +352,11 @@ struct Script {
 }
 
 impl Script {
-    fn add(&mut self, kind: &str, args: &mut goldenscript::ArgumentConsumer<'_>) -> Result<(), Box<dyn std::error::Error>> {
+    fn add(
+        &mut self,
+        kind: &str,
+        args: &mut goldenscript::ArgumentConsumer<'_>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
         let which = args.next_pos().ok_or("which?")?.to_owned();
         match kind {
             "node" => {
@@ -379,7 +381,11 @@ impl Script {
         Ok(())
     }
 
-    fn heat(&mut self, kind: &str, args: &mut goldenscript::ArgumentConsumer<'_>) -> Result<(), Box<dyn std::error::Error>> {
+    fn heat(
+        &mut self,
+        kind: &str,
+        args: &mut goldenscript::ArgumentConsumer<'_>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
         let which = args.next_pos().ok_or("which?")?.parse()?;
         let load = args.take_key("load").ok_or("load?")?.parse()?;
         match kind {
