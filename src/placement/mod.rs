@@ -23,6 +23,7 @@ pub mod balance;
 mod leaders;
 mod ring;
 mod share;
+pub mod sizing;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;

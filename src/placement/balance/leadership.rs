@@ -49,7 +49,7 @@ pub fn spread_leaders(model: &mut Model<'_>) {
 }
 
 /// For each node, how many shards of a table it should lead.
-fn bands(model: &Model<'_>, table: usize) -> Vec<Band> {
+pub fn bands(model: &Model<'_>, table: usize) -> Vec<Band> {
     let leading: Vec<usize> = (0..model.nodes.len()).filter(|&node| model.nodes[node].can_lead()).collect();
     let spread = &model.tables[table];
     let parts: Vec<Part> = leading

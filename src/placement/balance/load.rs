@@ -42,6 +42,11 @@ impl Model<'_> {
         Lines { fair: fair as u64, lower: line(0.5), upper: line(1.0) }
     }
 
+    /// What a node has above its lower line.
+    pub fn load_above_lower(&self, node: usize) -> u64 {
+        self.nodes[node].load.saturating_sub(self.lines(node).lower)
+    }
+
     /// Whether a node can take this much more.
     fn bears(&self, node: usize, more: u64) -> bool {
         more == 0 || self.nodes[node].load + more <= self.lines(node).lower
@@ -67,7 +72,7 @@ pub fn spread_load(model: &mut Model<'_>) {
     hot.sort_by_key(|&node| (std::cmp::Reverse(above(model, node)), node));
     for node in hot {
         let mut handed_over = false;
-        while model.nodes[node].load > model.lines(node).lower && hand_over(model, node) {
+        while model.load_above_lower(node) > 0 && hand_over(model, node) {
             handed_over = true;
         }
         // Replicas are moved only when all is still: a new node, or a leadership just handed over, may be help enough.

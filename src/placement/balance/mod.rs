@@ -216,6 +216,8 @@ pub fn plan(picture: &Picture, bounds: &Bounds) -> Plan {
     // Each need that has to wait for room keeps the weaker ones from taking it, and from moving what it will move.
     let waits = repair::leave_nodes(&mut model) || repair::spread_over_zones(&mut model);
     if !waits {
+        // What a spare held may have gone to others, who now share it.
+        model.share_out();
         even::spread_replicas(&mut model);
     }
     load::spread_load(&mut model);

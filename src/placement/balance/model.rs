@@ -251,7 +251,7 @@ impl<'a> Model<'a> {
     }
 
     /// Finds the shares of all nodes, of each table and in all.
-    fn share_out(&mut self) {
+    pub fn share_out(&mut self) {
         let sharers: Vec<Sharer> = (self.nodes.iter().enumerate())
             .filter(|(_, node)| node.is_evened())
             .map(|(at, node)| Sharer { node: at, zone: node.zone, capacity: node.capacity })

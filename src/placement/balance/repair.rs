@@ -211,7 +211,7 @@ fn zone_move(model: &Model<'_>, shard: usize, targets: &[usize], open: &[bool]) 
     let replica = (0..replicas.len())
         .filter(|&at| {
             let node = &model.nodes[replicas[at].node];
-            replicas[at].voter && node.is_evened() && counts[node.zone] == most
+            replicas[at].voter && node.can_take() && counts[node.zone] == most
         })
         .min_by(|&one, &two| {
             let full = |at: usize| model.fullness(replicas[at].node);
