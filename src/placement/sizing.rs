@@ -1,17 +1,18 @@
 //! When a shard is split by itself, and when two are merged: by their bytes and by their load.
 //!
-//! Promise: a split helps, or is not made. A shard is split for its load only when that has been too much for a while, and
-//! only at a cut that leaves neither side nearly all of it. One hot key (or one tag or group, whose keys stay together)
-//! cannot be divided: it is reported instead, as often as it is asked for, and never split for.
+//! Promise: a split helps, or is not made. A shard is split for its load only when that has been too much for a while,
+//! and only at a cut that leaves neither side nearly all of it. One hot key (or one tag or group, whose keys stay
+//! together) cannot be divided: it is reported instead, as often as it is asked for, and never split for.
 //!
-//! Where the load lies is told by a [`KeySample`]: a bounded number of the keys that were asked for, each request with the
-//! same chance to be in it. With 128 of them a share of a half is known to within a few percent, which is enough to cut by.
+//! Where the load lies is told by a [`KeySample`]: a bounded number of the keys that were asked for, each request with
+//! the same chance to be in it. With 128 of them a share of a half is known to within a few percent, which is enough to
+//! cut by.
 //!
 //! What was split is not merged again, nor the other way round: two neighbours are merged when together they have less
 //! than a quarter of what either kind of split asks for, and that for long.
 //!
-//! Left out: asking and remembering (the caller counts the observations in a row), where a shard is cut for its bytes (its
-//! leader finds the middle), and whether a split or merge is possible right now.
+//! Left out: asking and remembering (the caller counts the observations in a row), where a shard is cut for its bytes
+//! (its leader finds the middle), and whether a split or merge is possible right now.
 
 use std::time::Duration;
 
@@ -182,7 +183,8 @@ fn best_cut(shard: &Observed<'_>, layout: &Layout, total: u64) -> Option<(Bytes,
             && before.as_ref() != Some(&cut)
         {
             before = Some(cut.clone());
-            let nearer = best.as_ref().is_none_or(|(_, best)| left.abs_diff(total - left) < best.abs_diff(total - best));
+            let nearer =
+                best.as_ref().is_none_or(|(_, best)| left.abs_diff(total - left) < best.abs_diff(total - best));
             if left > 0 && nearer && layout.check_cut(shard.start, shard.end, &cut).is_ok() {
                 best = Some((cut, left));
             }
@@ -195,7 +197,8 @@ fn best_cut(shard: &Observed<'_>, layout: &Layout, total: u64) -> Option<(Bytes,
 /// The key asked for most within the atom asked for most, and how often that was.
 fn hottest(sample: &[(Bytes, u64)], layout: &Layout) -> Option<(Bytes, u64)> {
     let same = |one: &(Bytes, u64), two: &(Bytes, u64)| {
-        matches!((atom_start(layout, &one.0), atom_start(layout, &two.0)), (Ok(one), Ok(two)) if one == two)
+        let starts = (atom_start(layout, &one.0), atom_start(layout, &two.0));
+        matches!(starts, (Ok(one), Ok(two)) if one == two)
     };
     let atom = sample.chunk_by(same).max_by_key(|atom| atom.iter().map(|(_, count)| count).sum::<u64>())?;
     let (key, _) = atom.iter().max_by_key(|(_, count)| count)?;
@@ -288,7 +291,9 @@ mod tests {
         let split = decide(&layout, &[("a", 10), ("b", 30), ("c", 20), ("d", 40)]);
         assert_eq!(split, Split::ForLoad { at: layout.encode(b"c"), left_percent: 40 });
         // Nearly all of it on one key at the edge, or in the midst of others.
-        for keys in [[("a", 90), ("b", 5), ("c", 5)], [("a", 5), ("b", 90), ("c", 5)], [("a", 15), ("b", 70), ("c", 15)]] {
+        for keys in
+            [[("a", 90), ("b", 5), ("c", 5)], [("a", 5), ("b", 90), ("c", 5)], [("a", 15), ("b", 70), ("c", 15)]]
+        {
             let (key, percent) = keys.into_iter().max_by_key(|&(_, count)| count).expect("three keys");
             let expected = Split::OneHotKey { key: layout.encode(key.as_bytes()), percent };
             assert_eq!(decide(&layout, &keys), expected);
@@ -376,7 +381,9 @@ mod tests {
             let total: u64 = keys.iter().map(|(_, count)| count).sum();
             let (start, end) = layout.table_range();
             let sample = sample(&layout, &keys);
-            let left_of = |at: &[u8]| -> u64 { sample.iter().filter(|(key, _)| &key[..] < at).map(|(_, count)| count).sum() };
+            let left_of = |at: &[u8]| -> u64 {
+                sample.iter().filter(|(key, _)| &key[..] < at).map(|(_, count)| count).sum()
+            };
             let larger = |at: &[u8]| left_of(at).max(total - left_of(at));
             let cuts = || keys.iter().map(|(key, _)| layout.cut_before(key.as_bytes()));
             let allowed = |cut: &Bytes| layout.check_cut(&start, &end, cut).is_ok();
@@ -420,7 +427,8 @@ mod tests {
             // Six standard deviations around what is expected.
             let expected = kept as f64 * rare as f64 / (rare + often) as f64;
             let seen = counts.iter().find(|(key, _)| key.as_ref() == b"rare").map_or(0, |&(_, count)| count);
-            prop_assert!((seen as f64 - expected).abs() <= 6.0 * (SAMPLE_MAX as f64).sqrt() / 2.0, "{seen}, not {expected}");
+            let far = 6.0 * (SAMPLE_MAX as f64).sqrt() / 2.0;
+            prop_assert!((seen as f64 - expected).abs() <= far, "{seen}, not {expected}");
             prop_assert!(taken.take().is_empty());
         }
     }

@@ -1,9 +1,9 @@
-//! Replicas spread evenly by capacity: those of each table first, for its load comes all at once, and among equals those
-//! of all tables.
+//! Replicas spread evenly by capacity: those of each table first, for its load comes all at once, and among equals
+//! those of all tables.
 //!
-//! A count is good if it lies in the node's band (`shares`). A move is made only if it brings counts nearer to their bands:
-//! those of the table, or, leaving those as they are, those of all tables together. So each move lowers a whole number
-//! that cannot become negative, and no later one brings it back.
+//! A count is good if it lies in the node's band (`shares`). A move is made only if it brings counts nearer to their
+//! bands: those of the table, or, leaving those as they are, those of all tables together. So each move lowers a whole
+//! number that cannot become negative, and no later one brings it back.
 
 use super::Why;
 use super::model::Model;
@@ -41,7 +41,11 @@ fn spread(model: &mut Model<'_>, table: Option<usize>) -> bool {
 }
 
 enum Next {
-    Move { shard: usize, replica: usize, to: usize },
+    Move {
+        shard: usize,
+        replica: usize,
+        to: usize,
+    },
     /// There is a move, but no room for it yet.
     Later,
     Nothing,

@@ -1,11 +1,11 @@
 //! Measured load: a node that serves much more than its fair share hands over leaderships, and if that is not enough,
 //! replicas.
 //!
-//! Who leads a shard serves its requests; who follows applies its writes, which counts as a quarter of that. Two lines are
-//! drawn above a node's fair share: above the upper one, `1 + load_tolerance` times it, something is done, until the node
-//! is below the lower one, half way up; and nothing is ever given to a node that would come above the lower one, not by
-//! this need and not by those of `even` and `leaders`. So what all nodes have above their lower lines only gets less,
-//! and load that wavers around one line sets nothing in motion.
+//! Who leads a shard serves its requests; who follows applies its writes, which counts as a quarter of that. Two lines
+//! are drawn above a node's fair share: above the upper one, `1 + load_tolerance` times it, something is done, until
+//! the node is below the lower one, half way up; and nothing is ever given to a node that would come above the lower
+//! one, not by this need and not by those of `even` and `leadership`. So what all nodes have above their lower lines only
+//! gets less, and load that wavers around one line sets nothing in motion.
 //!
 //! A shard that has more load than its node has above its share is never moved: that would only move the trouble. What
 //! else the node serves is moved away from beside it.
@@ -66,9 +66,8 @@ impl Model<'_> {
 /// Relieves the nodes above their upper line, the worst first.
 pub fn spread_load(model: &mut Model<'_>) {
     let above = |model: &Model<'_>, node: usize| model.nodes[node].load.saturating_sub(model.lines(node).upper);
-    let mut hot: Vec<usize> = (0..model.nodes.len())
-        .filter(|&node| model.nodes[node].can_lead() && above(model, node) > 0)
-        .collect();
+    let mut hot: Vec<usize> =
+        (0..model.nodes.len()).filter(|&node| model.nodes[node].can_lead() && above(model, node) > 0).collect();
     hot.sort_by_key(|&node| (std::cmp::Reverse(above(model, node)), node));
     for node in hot {
         let mut handed_over = false;

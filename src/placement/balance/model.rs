@@ -1,8 +1,8 @@
 //! The picture in numbers: counts per node and table that stay right while steps are planned.
 //!
 //! Nodes, tables and shards are known by their positions here, in the order of their ids. Every step that is planned is
-//! at once taken as done, as are the moves under way, so that each need sees what the ones before it have brought about.
-//! A shard with a step or a change under way is not touched again.
+//! at once taken as done, as are the moves under way, so that each need sees what the ones before it have brought
+//! about. A shard with a step or a change under way is not touched again.
 
 use std::collections::BTreeMap;
 
@@ -139,8 +139,7 @@ impl<'a> Model<'a> {
         let positions = model.read_nodes(picture);
         model.read_shards(picture, &positions);
         model.total_load = model.nodes.iter().map(|node| node.load).sum();
-        model.serving_capacity =
-            model.nodes.iter().filter(|node| model.serves(node)).map(|node| node.capacity).sum();
+        model.serving_capacity = model.nodes.iter().filter(|node| model.serves(node)).map(|node| node.capacity).sum();
         model.share_out();
         model
     }
@@ -196,7 +195,12 @@ impl<'a> Model<'a> {
         }
         self.tables = tables
             .iter()
-            .map(|_| Table { held: vec![0; nodes], voters: vec![0; nodes], led: vec![0; nodes], bands: vec![Band::default(); nodes] })
+            .map(|_| Table {
+                held: vec![0; nodes],
+                voters: vec![0; nodes],
+                led: vec![0; nodes],
+                bands: vec![Band::default(); nodes],
+            })
             .collect();
         let mut sorted: Vec<_> = users().collect();
         sorted.sort_by_key(|shard| shard.shard);
@@ -204,11 +208,7 @@ impl<'a> Model<'a> {
             let mut replicas: Vec<Replica> = shard
                 .replicas
                 .iter()
-                .map(|replica| Replica {
-                    id: replica.replica,
-                    node: positions[&replica.node],
-                    voter: replica.voter,
-                })
+                .map(|replica| Replica { id: replica.replica, node: positions[&replica.node], voter: replica.voter })
                 .collect();
             let mut leader = shard.leader.and_then(|leader| positions.get(&leader).copied());
             if shard.is_busy() {
@@ -311,8 +311,8 @@ impl<'a> Model<'a> {
         self.shards[shard].replicas.iter().any(|replica| replica.node == node)
     }
 
-    /// How many others of its group a replica would meet in a zone. Voters are spread among themselves; what is on nodes
-    /// that have to be left does not count.
+    /// How many others of its group a replica would meet in a zone. Voters are spread among themselves; what is on
+    /// nodes that have to be left does not count.
     pub fn crowd(&self, shard: usize, replica: usize, zone: usize) -> usize {
         let all = &self.shards[shard].replicas;
         let voter = all[replica].voter;

@@ -1,8 +1,8 @@
 //! What cannot stay where it is: replicas on lost nodes, then leaders and replicas on draining ones, then replicas that
 //! share a zone though another has none.
 //!
-//! A replica is made anew in the zone with the fewest of its group, there on the node that is emptiest for its share. Of
-//! shards that lost a replica, those come first that could lose the fewest more.
+//! A replica is made anew in the zone with the fewest of its group, there on the node that is emptiest for its share.
+//! Of shards that lost a replica, those come first that could lose the fewest more.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use super::model::Model;
 use super::picture::Standing;
 use crate::types::{NodeId, ShardId};
 
-/// Plans for lost and draining nodes. Returns whether replicas are left there that will be moved later: until then it is
-/// not known how even the other nodes will be.
+/// Plans for lost and draining nodes. Returns whether replicas are left there that will be moved later: until then it
+/// is not known how even the other nodes will be.
 pub fn leave_nodes(model: &mut Model<'_>) -> bool {
     hand_leaders_away(model);
     let lost = replace(model, Standing::Lost, Why::NodeLost);
@@ -172,9 +172,7 @@ fn emptier(model: &Model<'_>, shard: usize, one: usize, two: usize) -> std::cmp:
 /// Spreads voters over zones that hold none, or fewer. Returns whether some have to wait.
 pub fn spread_over_zones(model: &mut Model<'_>) -> bool {
     let mut waits = false;
-    let targets: Vec<usize> = (0..model.nodes.len())
-        .filter(|&node| model.nodes[node].is_evened())
-        .collect();
+    let targets: Vec<usize> = (0..model.nodes.len()).filter(|&node| model.nodes[node].is_evened()).collect();
     let mut open = vec![false; model.zones];
     for &node in &targets {
         open[model.nodes[node].zone] = true;

@@ -167,7 +167,8 @@ impl Cluster {
         for (at, shard) in self.picture.shards.iter_mut().enumerate() {
             if shard.leader == Some(NodeId(id)) {
                 let voters = shard.replicas.iter().filter(|replica| replica.voter);
-                let left: Vec<NodeId> = voters.clone().map(|voter| voter.node).filter(|node| living.contains(node)).collect();
+                let left: Vec<NodeId> =
+                    voters.clone().map(|voter| voter.node).filter(|node| living.contains(node)).collect();
                 let quorum = left.len() > voters.count() / 2;
                 shard.leader = if quorum { left.get(at % left.len().max(1)).copied() } else { None };
             }
@@ -176,8 +177,12 @@ impl Cluster {
 
     /// Plans and does what was planned until nothing is left to do.
     pub fn run(&mut self) -> Result<Run, String> {
-        let lacking: f64 =
-            plan(&self.picture, &self.bounds).nodes.iter().map(|node| node.replicas).map(|part| (part.fair - part.count as f64).max(0.0)).sum();
+        let lacking: f64 = plan(&self.picture, &self.bounds)
+            .nodes
+            .iter()
+            .map(|node| node.replicas)
+            .map(|part| (part.fair - part.count as f64).max(0.0))
+            .sum();
         let mut run = Run {
             rounds: 0,
             moves: BTreeMap::new(),
@@ -210,12 +215,7 @@ impl Cluster {
         Err("it goes on and on".to_owned())
     }
 
-    fn begin(
-        &mut self,
-        steps: &[Step],
-        run: &mut Run,
-        left: &mut BTreeSet<(ReplicaId, NodeId)>,
-    ) -> Result<(), String> {
+    fn begin(&mut self, steps: &[Step], run: &mut Run, left: &mut BTreeSet<(ReplicaId, NodeId)>) -> Result<(), String> {
         let transfers = steps.iter().filter(|step| matches!(step, Step::Transfer { .. })).count();
         if transfers > self.bounds.transfers_max {
             return Err(format!("{transfers} leaderships at once"));
@@ -313,7 +313,10 @@ impl Cluster {
     /// Distinct zones that the voters of a shard on serving nodes lie in, and how many there are of these.
     pub fn zones_of(&self, shard: &ShardPicture) -> (usize, usize) {
         let serving = |id: NodeId| {
-            self.picture.nodes.iter().find(|node| node.node == id && node.standing == Standing::Serving && node.capacity > 0)
+            self.picture
+                .nodes
+                .iter()
+                .find(|node| node.node == id && node.standing == Standing::Serving && node.capacity > 0)
         };
         let voters = shard.replicas.iter().filter(|replica| replica.voter);
         let zones: Vec<&str> = voters.filter_map(|voter| serving(voter.node)).map(|node| node.zone.as_str()).collect();
@@ -341,8 +344,10 @@ impl Cluster {
         if plan.nodes.len() <= 8 {
             for node in &plan.nodes {
                 let (replicas, leaders, load) = (part(node.replicas), part(node.leaders), part(node.load));
-                let zone = self.picture.nodes.iter().find(|known| known.node == node.node).map_or("", |known| &known.zone);
-                let _ = writeln!(out, "{} in {zone}: {replicas} replicas, {leaders} leaders, {load} requests/s", node.node);
+                let zone =
+                    self.picture.nodes.iter().find(|known| known.node == node.node).map_or("", |known| &known.zone);
+                let _ =
+                    writeln!(out, "{} in {zone}: {replicas} replicas, {leaders} leaders, {load} requests/s", node.node);
             }
         } else {
             let kinds: [(&str, fn(&NodeParts) -> Part); 3] = [

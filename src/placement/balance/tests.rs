@@ -189,8 +189,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
     (vec(node, 1..10), vec(shard, 0..40), 1usize..6, 1usize..4, 1usize..9).prop_map(
         |(nodes, shards, moves_max, moves_per_node_max, transfers_max)| {
             let mut cluster = Cluster::default();
-            cluster.bounds =
-                Bounds { moves_max, moves_per_node_max, transfers_max, load_min: 10, ..Bounds::default() };
+            cluster.bounds = Bounds { moves_max, moves_per_node_max, transfers_max, load_min: 10, ..Bounds::default() };
             for (id, (zone, capacity, _, spare)) in (1..).zip(&nodes) {
                 cluster.add_node(id, &format!("z{zone}"), *capacity, *spare && nodes.len() > 4);
             }
@@ -199,9 +198,8 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                 let mut seen = BTreeSet::new();
                 on.retain(|&node| seen.insert(node));
                 let voters = if learner { on.len().div_ceil(2) } else { on.len() };
-                let replicas: Vec<ReplicaPicture> = (on.iter().enumerate())
-                    .map(|(at, &node)| cluster.replica(NodeId(node), at < voters))
-                    .collect();
+                let replicas: Vec<ReplicaPicture> =
+                    (on.iter().enumerate()).map(|(at, &node)| cluster.replica(NodeId(node), at < voters)).collect();
                 cluster.picture.shards.push(ShardPicture {
                     shard: ShardId(id),
                     table: TableId(table),
@@ -227,7 +225,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn every_plan_makes_something_better_and_planning_ends(mut cluster in clusters()) {
@@ -280,7 +278,8 @@ proptest! {
             .map(|node| node.zone.as_str())
             .collect();
         for shard in &cluster.picture.shards {
-            let serving = |id: NodeId| cluster.picture.nodes.iter().any(|node| node.node == id && node.standing == Standing::Serving && node.capacity > 0);
+            let stays = |node: &NodePicture| node.standing == Standing::Serving && node.capacity > 0;
+            let serving = |id: NodeId| cluster.picture.nodes.iter().any(|node| node.node == id && stays(node));
             if shard.leader.is_some() && shard.replicas.iter().all(|replica| serving(replica.node)) {
                 let (distinct, voters) = cluster.zones_of(shard);
                 prop_assert!(distinct >= voters.min(zones.len()), "{distinct} zones for {shard:?}");
@@ -312,10 +311,16 @@ proptest! {
         cluster.add_node(nodes + 1, if apart { "new" } else { "z" }, capacity, false);
         let run = cluster.run().map_err(TestCaseError::fail)?;
         prop_assert_eq!(run.returned, 0);
-        prop_assert!(run.moved() as f64 <= 1.2 * run.least_moves as f64 + 1.0, "{} moves, {} needed", run.moved(), run.least_moves);
+        // What the new node's share of each table comes to; and one move of each may be for rounding.
+        let capacity = u64::from(capacity);
+        let share = |&(shards, replication): &(u64, usize)| shards * replication as u64 * capacity;
+        let least: u64 = tables.iter().map(|table| share(table).div_ceil(nodes + capacity)).sum();
+        let most = 1.2 * least as f64 + tables.len() as f64;
+        prop_assert!(run.moved() as f64 <= most, "{} moves, {least} needed", run.moved());
         for part in plan(&cluster.picture, &cluster.bounds).nodes {
             let Part { count, fair } = part.replicas;
-            prop_assert!((count as f64 - fair).abs() <= (0.1 * fair).max(1.0) + 1e-6, "{count} of {fair} on {}", part.node);
+            let off = (count as f64 - fair).abs();
+            prop_assert!(off <= (0.1 * fair).max(1.0) + 1e-6, "{count} of {fair} on {}", part.node);
         }
     }
 
@@ -334,7 +339,10 @@ proptest! {
         let run = cluster.run().map_err(TestCaseError::fail)?;
         prop_assert_eq!(run.moved(), 0);
         let spread = |of: &dyn Fn(&ShardPicture) -> bool| {
-            let led = |node| cluster.picture.shards.iter().filter(|shard| of(shard) && shard.leader == Some(NodeId(node))).count();
+            let led = |node| {
+                let leads = |shard: &&ShardPicture| of(shard) && shard.leader == Some(NodeId(node));
+                cluster.picture.shards.iter().filter(leads).count()
+            };
             let counts: Vec<usize> = (1..=nodes).map(led).collect();
             counts.iter().max().unwrap_or(&0) - counts.iter().min().unwrap_or(&0)
         };
@@ -347,7 +355,8 @@ proptest! {
 
 /// The commands of the scripts:
 /// `add node N zone=Z [capacity=C] [spare=true]` · `add nodes A..B zones=Z,Z,…` · `add table T shards=N replication=R`
-/// `lose|drain|silence|wake|remove node N` · `remove table T` · `heat shard|table|leader N load=L` · `bounds [moves=N] [per_node=N] [transfers=N]`
+/// `lose|drain|silence|wake|remove node N` · `remove table T` · `heat shard|table|leader N load=L` · `bounds [moves=N]
+/// [per_node=N] [transfers=N]`
 /// `plan`: the next steps · `show`: how it is spread · `run`: does what is planned until it is settled
 #[derive(Default)]
 struct Script {
@@ -355,7 +364,11 @@ struct Script {
 }
 
 impl Script {
-    fn add(&mut self, kind: &str, args: &mut goldenscript::ArgumentConsumer<'_>) -> Result<(), Box<dyn std::error::Error>> {
+    fn add(
+        &mut self,
+        kind: &str,
+        args: &mut goldenscript::ArgumentConsumer<'_>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
         let which = args.next_pos().ok_or("which?")?.to_owned();
         match kind {
             "node" => {
@@ -380,7 +393,11 @@ impl Script {
         Ok(())
     }
 
-    fn heat(&mut self, kind: &str, args: &mut goldenscript::ArgumentConsumer<'_>) -> Result<(), Box<dyn std::error::Error>> {
+    fn heat(
+        &mut self,
+        kind: &str,
+        args: &mut goldenscript::ArgumentConsumer<'_>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
         let which = args.next_pos().ok_or("which?")?.parse()?;
         let load = args.take_key("load").ok_or("load?")?.parse()?;
         match kind {
@@ -473,32 +490,5 @@ fn runs_are_golden() {
     for script in ["grow", "lose", "drain", "zones", "heat", "spare", "large"] {
         let path = format!("{}/src/placement/testscripts/{script}", env!("CARGO_MANIFEST_DIR"));
         goldenscript::run(&mut Script::default(), path).expect(script);
-    }
-}
-#[test]
-fn zz_timing() {
-    for (nodes, shards, tables) in [(50, 1000, 1), (50, 1000, 200), (100, 10000, 1), (100, 10000, 1000)] {
-        let mut c = Cluster::default();
-        for node in 0..nodes { c.add_node(node + 1, ["a", "b", "c", "d", "e"][node as usize % 5], 1, false); }
-        for t in 0..tables { 
-            let per = shards / tables;
-            let first = c.picture.shards.len() as u64 + 1;
-            for i in 0..per {
-                let on: Vec<u64> = (0..3).map(|r| (i * 7 + t * 3 + r) % nodes + 1).collect();
-                let replicas = on.iter().map(|&n| c.replica(NodeId(n), true)).collect();
-                c.picture.shards.push(ShardPicture { shard: ShardId(first + i), table: TableId(t as u32 + 1), leader: Some(NodeId(on[0])), replicas, bytes: 64 << 20, load: (i * 37) % 100, busy: false, moving: None });
-            }
-        }
-        let time = |c: &Cluster, what: &str| { 
-            #[allow(clippy::disallowed_methods)]
-            let t = std::time::Instant::now(); let p = plan(&c.picture, &c.bounds); eprintln!("TIME {nodes} nodes {shards} shards {tables} tables {what}: {:?} steps {} settled {}", t.elapsed(), p.steps.len(), p.settled); };
-        time(&c, "start");
-        if shards <= 1000 { let r = c.run(); eprintln!("TIME run: {:?}", r.map(|r| (r.rounds, r.moved(), r.least_moves))); time(&c, "settled"); }
-        c.add_node(nodes + 1, "a", 1, false);
-        time(&c, "added");
-        c.silence(3, Standing::Lost);
-        time(&c, "lost");
-        c.bounds = Bounds { moves_max: 10000, moves_per_node_max: 1000, transfers_max: 10000, ..c.bounds };
-        time(&c, "lost unbounded");
     }
 }
