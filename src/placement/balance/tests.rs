@@ -78,8 +78,8 @@ fn a_shard_that_lost_its_majority_is_reported_and_takes_no_place() {
 
 #[test]
 fn those_that_could_lose_the_fewest_more_are_repaired_first() {
-    let mut cluster = cluster(6, &["z"], 12, 3);
-    cluster.add_table(2, 6, 5).expect("nodes enough");
+    let mut cluster = cluster(6, &["z"], 6, 5);
+    cluster.add_table(2, 12, 3).expect("nodes enough");
     cluster.bounds.moves_max = 2;
     cluster.silence(1, Standing::Lost);
     let threes: BTreeSet<ShardId> =
@@ -124,6 +124,20 @@ fn without_room_for_moves_nothing_is_settled_that_is_not_even() {
     cluster.add_node(4, "z", 1, false);
     let plan = plan(&cluster.picture, &cluster.bounds);
     assert_eq!((plan.steps.len(), plan.settled), (0, false));
+}
+
+#[test]
+fn a_shard_hotter_than_what_is_too_much_stays_and_others_go() {
+    let mut cluster = cluster(2, &["z"], 2, 2);
+    for (shard, load) in cluster.picture.shards.iter_mut().zip([700, 500]) {
+        shard.leader = Some(NodeId(1));
+        shard.load = load;
+    }
+    // Node 1 has 450 requests a second above its share. The first shard would take 525 of them along, the second 375.
+    cluster.bounds.load_min = 0;
+    assert_eq!(steps_of(&cluster), ["let n2 lead s2: its node serves too many requests"]);
+    settled(&mut cluster);
+    assert_eq!(cluster.shard(ShardId(1)).leader, Some(NodeId(1)));
 }
 
 #[test]
