@@ -1,4 +1,8 @@
-//! Floor 2: where replicas go, as a pure function.
+//! Floor 2: where replicas go, as pure functions.
+//!
+//! Three questions are answered here, each from a plain picture, without asking anyone: where the replicas of new
+//! shards go ([`place`]), what to move next once they are there ([`balance`]), and when a shard is too large, too hot
+//! or too small ([`sizing`]).
 //!
 //! [`place`] answers for new shards: which nodes, and which of them should lead. Three forces choose, strongest first:
 //!
@@ -16,13 +20,15 @@
 //! `replication` distinct nodes; a node of capacity 0 (one that is being drained) gets nothing.
 //!
 //! How a request passes: `control` makes candidates from the catalog's nodes and loads, calls [`place`] for the
-//! shards of a table to be, and hands the lists to the catalog's builder. Left out: moving replicas that are placed
-//! already, and measured load.
+//! shards of a table to be, and hands the lists to the catalog's builder. From then on it asks [`balance::plan`] again
+//! and again, and writes what that says as intents. Left out of [`place`]: measured load, which new shards do not have
+//! yet. Left out of all: carrying out what was decided, and remembering it.
 
 pub mod balance;
 mod leaders;
 mod ring;
 mod share;
+pub mod sizing;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;

@@ -1,9 +1,9 @@
-//! Replicas spread evenly by capacity: those of each table first, for its load comes all at once, and among equals those
-//! of all tables.
+//! Replicas spread evenly by capacity: those of each table first, for its load comes all at once, and among equals
+//! those of all tables.
 //!
-//! A count is good if it lies in the node's band (`shares`). A move is made only if it brings counts nearer to their bands:
-//! those of the table, or, leaving those as they are, those of all tables together. So each move lowers a whole number
-//! that cannot become negative, and no later one brings it back.
+//! A count is good if it lies in the node's band (`shares`). A move is made only if it brings counts nearer to their
+//! bands: those of the table, or, leaving those as they are, those of all tables together. So each move lowers a whole
+//! number that cannot become negative, and no later one brings it back.
 
 use super::Why;
 use super::model::Model;
@@ -11,10 +11,14 @@ use super::shares::change;
 
 /// Moves replicas from nodes that hold too many to nodes that hold too few.
 pub fn spread_replicas(model: &mut Model<'_>) {
+    let mut waits = false;
     for table in 0..model.tables.len() {
-        while is_uneven(model, table) && step(model, Some(table)) {}
+        waits |= is_uneven(model, table) && spread(model, Some(table));
     }
-    while step(model, None) {}
+    // What the tables are still going to move would be evened out twice.
+    if !waits {
+        spread(model, None);
+    }
 }
 
 fn is_uneven(model: &Model<'_>, table: usize) -> bool {
@@ -22,8 +26,33 @@ fn is_uneven(model: &Model<'_>, table: usize) -> bool {
     table.bands.iter().zip(&table.held).any(|(band, &held)| band.distance(held) > 0)
 }
 
-/// Plans one move that makes a table, or all of them together, more even. False if there is none for now.
-fn step(model: &mut Model<'_>, table: Option<usize>) -> bool {
+/// Plans the moves that make a table, or all of them together, more even. Returns whether some have to wait.
+fn spread(model: &mut Model<'_>, table: Option<usize>) -> bool {
+    loop {
+        match next(model, table) {
+            Next::Move { shard, replica, to } => model.relocate(shard, replica, to, Why::ReplicasUneven),
+            Next::Later => {
+                model.held_back = true;
+                return true;
+            }
+            Next::Nothing => return false,
+        }
+    }
+}
+
+enum Next {
+    Move {
+        shard: usize,
+        replica: usize,
+        to: usize,
+    },
+    /// There is a move, but no room for it yet.
+    Later,
+    Nothing,
+}
+
+fn next(model: &Model<'_>, table: Option<usize>) -> Next {
+    let mut waits = false;
     let fullness: Vec<f64> = (0..model.nodes.len()).map(|node| model.fullness(node)).collect();
     let mut targets: Vec<usize> = (0..model.nodes.len()).filter(|&node| model.nodes[node].is_evened()).collect();
     targets.sort_by(|&one, &two| fullness[one].total_cmp(&fullness[two]).then(one.cmp(&two)));
@@ -45,18 +74,16 @@ fn step(model: &mut Model<'_>, table: Option<usize>) -> bool {
                 }
                 let Some((shard, replica)) = choose(model, from, to, table) else { continue };
                 if model.is_full() {
-                    model.held_back = true;
-                    return false;
+                    return Next::Later;
                 }
                 if model.has_room(from, to) {
-                    model.relocate(shard, replica, to, Why::ReplicasUneven);
-                    return true;
+                    return Next::Move { shard, replica, to };
                 }
-                model.held_back = true;
+                waits = true;
             }
         }
     }
-    false
+    if waits { Next::Later } else { Next::Nothing }
 }
 
 fn change_in_table(model: &Model<'_>, table: usize, from: usize, to: usize) -> i64 {

@@ -1,12 +1,12 @@
 //! Leaders spread evenly by capacity: those of each table first, and among equals those of all tables.
 //!
-//! As for new tables (`placement::leaders`), leaderships are passed on along chains of shards, so that a node is relieved
-//! also where its own followers lead too much already. A table's leaders are good if each node leads its share of those
-//! that its voters let it lead, rounded up or down. All of them are as even as chains can make them that leave every table
-//! as it is: each chain lowers the sum of the squares, by capacity, so none is undone.
+//! As for new tables (`placement::leaders`), leaderships are passed on along chains of shards, so that a node is
+//! relieved also where its own followers lead too much already. A table's leaders are good if each node leads its share
+//! of those that its voters let it lead, rounded up or down. All of them are as even as chains can make them that leave
+//! every table as it is: each chain lowers the sum of the squares, by capacity, so none is undone.
 //!
-//! A chain is planned whole or not at all, so none is looked for that is longer than one plan may be; and every link goes
-//! to a node that bears the load.
+//! A chain is planned whole or not at all, so none is looked for that is longer than one plan may be; and every link
+//! goes to a node that bears the load.
 
 use std::collections::VecDeque;
 
@@ -49,7 +49,7 @@ pub fn spread_leaders(model: &mut Model<'_>) {
 }
 
 /// For each node, how many shards of a table it should lead.
-fn bands(model: &Model<'_>, table: usize) -> Vec<Band> {
+pub fn bands(model: &Model<'_>, table: usize) -> Vec<Band> {
     let leading: Vec<usize> = (0..model.nodes.len()).filter(|&node| model.nodes[node].can_lead()).collect();
     let spread = &model.tables[table];
     let parts: Vec<Part> = leading
@@ -92,8 +92,8 @@ impl Links {
         Links { nodes, shards }
     }
 
-    /// A shortest chain from a node to one that `gains` names, from any of the nodes that have one: the shards, and who is
-    /// to lead them.
+    /// A shortest chain from a node to one that `gains` names, from any of the nodes that have one: the shards, and who
+    /// is to lead them.
     fn chain(&self, model: &Model<'_>, gains: impl Fn(usize, usize) -> bool) -> Option<Vec<(usize, usize)>> {
         let mut starts: Vec<usize> = (0..self.nodes).filter(|&node| model.nodes[node].can_lead()).collect();
         // The fullest first.

@@ -1,11 +1,11 @@
 //! Measured load: a node that serves much more than its fair share hands over leaderships, and if that is not enough,
 //! replicas.
 //!
-//! Who leads a shard serves its requests; who follows applies its writes, which counts as a quarter of that. Two lines are
-//! drawn above a node's fair share: above the upper one, `1 + load_tolerance` times it, something is done, until the node
-//! is below the lower one, half way up; and nothing is ever given to a node that would come above the lower one, not by
-//! this need and not by those of `even` and `leaders`. So what all nodes have above their lower lines only gets less,
-//! and load that wavers around one line sets nothing in motion.
+//! Who leads a shard serves its requests; who follows applies its writes, which counts as a quarter of that. Two lines
+//! are drawn above a node's fair share: above the upper one, `1 + load_tolerance` times it, something is done, until
+//! the node is below the lower one, half way up; and nothing is ever given to a node that would come above the lower
+//! one, not by this need and not by those of `even` and `leadership`. So what all nodes have above their lower lines only
+//! gets less, and load that wavers around one line sets nothing in motion.
 //!
 //! A shard that has more load than its node has above its share is never moved: that would only move the trouble. What
 //! else the node serves is moved away from beside it.
@@ -42,6 +42,11 @@ impl Model<'_> {
         Lines { fair: fair as u64, lower: line(0.5), upper: line(1.0) }
     }
 
+    /// What a node has above its lower line.
+    pub fn load_above_lower(&self, node: usize) -> u64 {
+        self.nodes[node].load.saturating_sub(self.lines(node).lower)
+    }
+
     /// Whether a node can take this much more.
     fn bears(&self, node: usize, more: u64) -> bool {
         more == 0 || self.nodes[node].load + more <= self.lines(node).lower
@@ -66,7 +71,7 @@ pub fn spread_load(model: &mut Model<'_>) {
     hot.sort_by_key(|&node| (std::cmp::Reverse(above(model, node)), node));
     for node in hot {
         let mut handed_over = false;
-        while model.nodes[node].load > model.lines(node).lower && hand_over(model, node) {
+        while model.load_above_lower(node) > 0 && hand_over(model, node) {
             handed_over = true;
         }
         // Replicas are moved only when all is still: a new node, or a leadership just handed over, may be help enough.

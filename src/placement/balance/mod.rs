@@ -1,7 +1,8 @@
 //! What to move next, so that a cluster becomes whole and even again: a pure function of a picture of it.
 //!
-//! [`plan`] is asked again and again, each time with a fresh [`Picture`], and names the next few [`Step`]s. It remembers
-//! nothing, so nothing has to be undone when the cluster changes in between, or when another node goes on planning.
+//! [`plan`] is asked again and again, each time with a fresh [`Picture`], and names the next few [`Step`]s. It
+//! remembers nothing, so nothing has to be undone when the cluster changes in between, or when another node goes on
+//! planning.
 //!
 //! Needs, strongest first; a weaker one never spoils what a stronger one wants:
 //!
@@ -12,20 +13,21 @@
 //! 5. Leaders too (`leadership`).
 //!
 //! Invariants
-//! - It ends. Each need has a measure of what is wrong, a number that cannot fall for ever; every step lowers the measure
-//!   of its own need and raises none of a stronger one. So with a picture that changes by these steps alone, no step is
-//!   undone by a later one, and at last nothing is planned.
-//! - A shard has one change at a time, and two of its replicas never meet on one node. A shard that misses a voter, or has
-//!   no leader, is repaired and otherwise left alone.
+//! - It ends. Each need has a measure of what is wrong, a number that cannot fall for ever; every step lowers the
+//!   measure of its own need and raises none of a stronger one. So the picture never comes back to what it was, and if
+//!   it changes by these steps alone, at last nothing is planned. (The tests' `Measure` is this, number for number.)
+//! - A shard has one change at a time, and two of its replicas never meet on one node. A shard that misses a voter, or
+//!   has no leader, is repaired and otherwise left alone.
 //! - The bounds on what moves at once count what is under way already, in all and at each node.
 //! - The answer depends on the picture alone, not on the order in its lists.
 //!
-//! How a plan passes: the picture becomes counts (`model`), in which moves under way are taken as done. Each need in turn
-//! plans what it can and has the counts changed accordingly, so those after it see what is coming. Needs 2 to 4 wait until
-//! all of need 1 is on its way: what lies on a draining node has to go somewhere and may well even things out.
+//! How a plan passes: the picture becomes counts (`model`), in which moves under way are taken as done. Each need in
+//! turn plans what it can and has the counts changed accordingly, so those after it see what is coming. Needs 2 to 4
+//! wait until all of need 1 is on its way: what lies on a draining node has to go somewhere and may well even things
+//! out.
 //!
-//! Left out: the system shard, which has a replica on every node; how a step is carried out, and how often; splitting and
-//! merging (`placement::sizing`).
+//! Left out: the system shard, which has a replica on every node; how a step is carried out, and how often; splitting
+//! and merging (`placement::sizing`).
 
 mod even;
 mod leadership;
@@ -55,8 +57,9 @@ pub struct Bounds {
     pub moves_per_node_max: usize,
     /// Leaderships handed over in one plan.
     pub transfers_max: usize,
-    /// The part of its fair share by which a node's replicas may differ from it. New tables may be placed as unevenly
-    /// ([`EPSILON`](super::EPSILON)), and should not be moved at once. One replica is always tolerated.
+    /// The part of its fair share by which a node's replicas may differ from it; one replica is always tolerated. A new
+    /// table is not moved at once if [`place`](super::place) was given an epsilon of 0: any other bounds only what a node
+    /// has too much.
     pub tolerance: f64,
     /// The part of its fair share that a node may serve above it before something is done.
     pub load_tolerance: f64,
@@ -193,8 +196,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What cannot be done and what to do about it, one sentence each.
     pub stuck: Vec<String>,
-    /// Nothing is under way, nothing is to be done, and nothing waits for anything: only a change of the picture, or help
-    /// with what is stuck, will bring new steps.
+    /// Nothing is under way, nothing is to be done, and nothing waits for anything: only a change of the picture, or
+    /// help with what is stuck, will bring new steps.
     pub settled: bool,
     /// The nodes before the steps, in the order of their ids.
     pub nodes: Vec<NodeParts>,
@@ -216,6 +219,8 @@ pub fn plan(picture: &Picture, bounds: &Bounds) -> Plan {
     // Each need that has to wait for room keeps the weaker ones from taking it, and from moving what it will move.
     let waits = repair::leave_nodes(&mut model) || repair::spread_over_zones(&mut model);
     if !waits {
+        // What a spare held may have gone to others, who now share it.
+        model.share_out();
         even::spread_replicas(&mut model);
     }
     load::spread_load(&mut model);

@@ -1,8 +1,8 @@
 //! The picture in numbers: counts per node and table that stay right while steps are planned.
 //!
 //! Nodes, tables and shards are known by their positions here, in the order of their ids. Every step that is planned is
-//! at once taken as done, as are the moves under way, so that each need sees what the ones before it have brought about.
-//! A shard with a step or a change under way is not touched again.
+//! at once taken as done, as are the moves under way, so that each need sees what the ones before it have brought
+//! about. A shard with a step or a change under way is not touched again.
 
 use std::collections::BTreeMap;
 
@@ -251,7 +251,7 @@ impl<'a> Model<'a> {
     }
 
     /// Finds the shares of all nodes, of each table and in all.
-    fn share_out(&mut self) {
+    pub fn share_out(&mut self) {
         let sharers: Vec<Sharer> = (self.nodes.iter().enumerate())
             .filter(|(_, node)| node.is_evened())
             .map(|(at, node)| Sharer { node: at, zone: node.zone, capacity: node.capacity })
@@ -311,8 +311,8 @@ impl<'a> Model<'a> {
         self.shards[shard].replicas.iter().any(|replica| replica.node == node)
     }
 
-    /// How many others of its group a replica would meet in a zone. Voters are spread among themselves; what is on nodes
-    /// that have to be left does not count.
+    /// How many others of its group a replica would meet in a zone. Voters are spread among themselves; what is on
+    /// nodes that have to be left does not count.
     pub fn crowd(&self, shard: usize, replica: usize, zone: usize) -> usize {
         let all = &self.shards[shard].replicas;
         let voter = all[replica].voter;

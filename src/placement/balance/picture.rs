@@ -34,8 +34,8 @@ pub struct NodePicture {
     pub capacity: u32,
     /// What becomes of it.
     pub standing: Standing,
-    /// Whether it was heard of a moment ago. One that is silent but not lost yet gets nothing and gives nothing away: it
-    /// will most likely be back before a copy were done.
+    /// Whether it was heard of a moment ago. One that is silent but not lost yet gets nothing and gives nothing away:
+    /// it will most likely be back before a copy were done.
     pub reachable: bool,
     /// A hot spare: it takes replicas only to replace those of lost or draining nodes, and then keeps them.
     pub spare: bool,

@@ -1,8 +1,8 @@
 //! What cannot stay where it is: replicas on lost nodes, then leaders and replicas on draining ones, then replicas that
 //! share a zone though another has none.
 //!
-//! A replica is made anew in the zone with the fewest of its group, there on the node that is emptiest for its share. Of
-//! shards that lost a replica, those come first that could lose the fewest more.
+//! A replica is made anew in the zone with the fewest of its group, there on the node that is emptiest for its share.
+//! Of shards that lost a replica, those come first that could lose the fewest more.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use super::model::Model;
 use super::picture::Standing;
 use crate::types::{NodeId, ShardId};
 
-/// Plans for lost and draining nodes. Returns whether replicas are left there that will be moved later: until then it is
-/// not known how even the other nodes will be.
+/// Plans for lost and draining nodes. Returns whether replicas are left there that will be moved later: until then it
+/// is not known how even the other nodes will be.
 pub fn leave_nodes(model: &mut Model<'_>) -> bool {
     hand_leaders_away(model);
     let lost = replace(model, Standing::Lost, Why::NodeLost);
@@ -209,7 +209,7 @@ fn zone_move(model: &Model<'_>, shard: usize, targets: &[usize], open: &[bool]) 
     let replica = (0..replicas.len())
         .filter(|&at| {
             let node = &model.nodes[replicas[at].node];
-            replicas[at].voter && node.is_evened() && counts[node.zone] == most
+            replicas[at].voter && node.can_take() && counts[node.zone] == most
         })
         .min_by(|&one, &two| {
             let full = |at: usize| model.fullness(replicas[at].node);

@@ -2,8 +2,8 @@
 //!
 //! A node's share is in proportion to its capacity, unless something stands against it: a node holds one replica of a
 //! shard at most, and a zone holds as many of a shard's voters as an even spread over the zones gives it, rounded up or
-//! down. So shares are found by filling: all zones, and within each all its nodes, are filled to one common level, except
-//! those that meet a bound of their own first.
+//! down. So shares are found by filling: all zones, and within each all its nodes, are filled to one common level,
+//! except those that meet a bound of their own first.
 
 /// What rounding may do to a share that is a whole number.
 const ROUNDING: f64 = 1e-6;
@@ -19,8 +19,8 @@ pub struct Part {
     pub most: f64,
 }
 
-/// Divides `total` in proportion to the capacities as far as the bounds let it. If they do not let it at all, everyone is
-/// at its least or at its most.
+/// Divides `total` in proportion to the capacities as far as the bounds let it. If they do not let it at all, everyone
+/// is at its least or at its most.
 pub fn fill(parts: &[Part], total: f64) -> Vec<f64> {
     let at_level = |part: &Part, level: f64| (level * part.capacity).clamp(part.least, part.most);
     let sum = |level: f64| parts.iter().map(|part| at_level(part, level)).sum::<f64>();
@@ -79,7 +79,8 @@ impl Band {
     }
 }
 
-/// How the distance of two from their bands changes, together, when `from` gives one to `to`. Each is a band and a count.
+/// How the distance of two from their bands changes, together, when `from` gives one to `to`. Each is a band and a
+/// count.
 pub fn change(from: (Band, u64), to: (Band, u64)) -> i64 {
     from.0.giving(from.1) + to.0.taking(to.1)
 }

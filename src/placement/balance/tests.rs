@@ -78,8 +78,8 @@ fn a_shard_that_lost_its_majority_is_reported_and_takes_no_place() {
 
 #[test]
 fn those_that_could_lose_the_fewest_more_are_repaired_first() {
-    let mut cluster = cluster(6, &["z"], 12, 3);
-    cluster.add_table(2, 6, 5).expect("nodes enough");
+    let mut cluster = cluster(6, &["z"], 6, 5);
+    cluster.add_table(2, 12, 3).expect("nodes enough");
     cluster.bounds.moves_max = 2;
     cluster.silence(1, Standing::Lost);
     let threes: BTreeSet<ShardId> =
@@ -124,6 +124,20 @@ fn without_room_for_moves_nothing_is_settled_that_is_not_even() {
     cluster.add_node(4, "z", 1, false);
     let plan = plan(&cluster.picture, &cluster.bounds);
     assert_eq!((plan.steps.len(), plan.settled), (0, false));
+}
+
+#[test]
+fn a_shard_hotter_than_what_is_too_much_stays_and_others_go() {
+    let mut cluster = cluster(2, &["z"], 2, 2);
+    for (shard, load) in cluster.picture.shards.iter_mut().zip([700, 500]) {
+        shard.leader = Some(NodeId(1));
+        shard.load = load;
+    }
+    // Node 1 has 450 requests a second above its share. The first shard would take 525 of them along, the second 375.
+    cluster.bounds.load_min = 0;
+    assert_eq!(steps_of(&cluster), ["let n2 lead s2: its node serves too many requests"]);
+    settled(&mut cluster);
+    assert_eq!(cluster.shard(ShardId(1)).leader, Some(NodeId(1)));
 }
 
 #[test]
@@ -228,7 +242,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn planning_ends_within_its_bounds_and_undoes_nothing(mut cluster in clusters()) {
+    fn every_plan_makes_something_better_and_planning_ends(mut cluster in clusters()) {
         let run = cluster.run();
         prop_assert!(run.is_ok(), "{}", run.err().unwrap_or_default());
         let again = plan(&cluster.picture, &cluster.bounds);
@@ -278,7 +292,8 @@ proptest! {
             .map(|node| node.zone.as_str())
             .collect();
         for shard in &cluster.picture.shards {
-            let serving = |id: NodeId| cluster.picture.nodes.iter().any(|node| node.node == id && node.standing == Standing::Serving && node.capacity > 0);
+            let stays = |node: &NodePicture| node.standing == Standing::Serving && node.capacity > 0;
+            let serving = |id: NodeId| cluster.picture.nodes.iter().any(|node| node.node == id && stays(node));
             if shard.leader.is_some() && shard.replicas.iter().all(|replica| serving(replica.node)) {
                 let (distinct, voters) = cluster.zones_of(shard);
                 prop_assert!(distinct >= voters.min(zones.len()), "{distinct} zones for {shard:?}");
@@ -309,10 +324,17 @@ proptest! {
         cluster.run().map_err(TestCaseError::fail)?;
         cluster.add_node(nodes + 1, if apart { "new" } else { "z" }, capacity, false);
         let run = cluster.run().map_err(TestCaseError::fail)?;
-        prop_assert!(run.moved() as f64 <= 1.2 * run.least_moves as f64 + 1.0, "{} moves, {} needed", run.moved(), run.least_moves);
+        prop_assert_eq!(run.returned, 0);
+        // What the new node's share of each table comes to; and one move of each may be for rounding.
+        let capacity = u64::from(capacity);
+        let share = |&(shards, replication): &(u64, usize)| shards * replication as u64 * capacity;
+        let least: u64 = tables.iter().map(|table| share(table).div_ceil(nodes + capacity)).sum();
+        let most = 1.2 * least as f64 + tables.len() as f64;
+        prop_assert!(run.moved() as f64 <= most, "{} moves, {least} needed", run.moved());
         for part in plan(&cluster.picture, &cluster.bounds).nodes {
             let Part { count, fair } = part.replicas;
-            prop_assert!((count as f64 - fair).abs() <= (0.1 * fair).max(1.0) + 1e-6, "{count} of {fair} on {}", part.node);
+            let off = (count as f64 - fair).abs();
+            prop_assert!(off <= (0.1 * fair).max(1.0) + 1e-6, "{count} of {fair} on {}", part.node);
         }
     }
 
@@ -331,7 +353,10 @@ proptest! {
         let run = cluster.run().map_err(TestCaseError::fail)?;
         prop_assert_eq!(run.moved(), 0);
         let spread = |of: &dyn Fn(&ShardPicture) -> bool| {
-            let led = |node| cluster.picture.shards.iter().filter(|shard| of(shard) && shard.leader == Some(NodeId(node))).count();
+            let led = |node| {
+                let leads = |shard: &&ShardPicture| of(shard) && shard.leader == Some(NodeId(node));
+                cluster.picture.shards.iter().filter(leads).count()
+            };
             let counts: Vec<usize> = (1..=nodes).map(led).collect();
             counts.iter().max().unwrap_or(&0) - counts.iter().min().unwrap_or(&0)
         };
@@ -344,7 +369,8 @@ proptest! {
 
 /// The commands of the scripts:
 /// `add node N zone=Z [capacity=C] [spare=true]` · `add nodes A..B zones=Z,Z,…` · `add table T shards=N replication=R`
-/// `lose|drain|silence|wake|remove node N` · `remove table T` · `heat shard|table|leader N load=L` · `bounds [moves=N] [per_node=N] [transfers=N]`
+/// `lose|drain|silence|wake|remove node N` · `remove table T` · `heat shard|table|leader N load=L` · `bounds [moves=N]
+/// [per_node=N] [transfers=N]`
 /// `plan`: the next steps · `show`: how it is spread · `run`: does what is planned until it is settled
 #[derive(Default)]
 struct Script {
@@ -426,6 +452,9 @@ impl goldenscript::Runner for Script {
             "show" => out = self.cluster.describe(None),
             "run" => {
                 let run = self.cluster.run()?;
+                if run.returned > 0 {
+                    return Err(format!("{} replicas came back", run.returned).into());
+                }
                 out = self.cluster.describe(Some(&run));
             }
             "bounds" => {
