@@ -88,6 +88,10 @@ impl Control {
         tracing::info!(%step, "balancing");
         let done = match *step {
             Step::Move { shard, replica, to, .. } => {
+                if let Err(error) = self.is_free_for(shard, to).await {
+                    tracing::debug!(%step, %error, "not now");
+                    return;
+                }
                 let moved = self.change(|directory| {
                     // Another change may have come first.
                     let there = directory.shard(shard).is_some_and(|known| {

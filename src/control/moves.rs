@@ -45,17 +45,27 @@ impl Control {
 
     /// Writes the intent, on shard 0's leader. Returns a revision of the catalog in which it stands.
     pub(super) async fn move_here(&self, wish: MoveAsk) -> Result<Timestamp> {
-        if self.node.directory().node(wish.to).is_some() && !self.node.hears(wish.to) && wish.to != self.node.id() {
-            return Err(Error::new(
-                Reason::NoQuorum,
-                format!("{} does not answer, so nothing is moved to it", wish.to),
-            ));
+        if wanted(&self.node.directory(), wish)?.is_some() {
+            self.is_free_for(wish.shard, wish.to).await?;
         }
         let moved = self.change(|directory| Ok(wanted(directory, wish)?.map(|write| ((), write)))).await?;
         if moved.is_some() {
             tracing::info!(shard = %wish.shard, from = %wish.from, to = %wish.to, "a replica is to move");
         }
         Ok(self.node.directory().revision())
+    }
+
+    /// Whether a node can take a replica of a shard: it answers, and none of that shard's is still there. One that has
+    /// moved away may be needed until its successor has caught up, and two cannot live on one node.
+    pub(super) async fn is_free_for(&self, shard: ShardId, node: NodeId) -> Result<()> {
+        let report = self.report_of(node).await.ok_or_else(|| {
+            Error::new(Reason::NoQuorum, format!("{node} does not answer, so nothing is moved to it"))
+        })?;
+        if report.shards.iter().any(|reported| reported.shard == shard) {
+            let why = format!("{node} still has a replica of {shard} that is moving away; try again when it has gone");
+            return Err(Error::new(Reason::Conflict, why));
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,8 @@
 //! 4. the old replica, which nobody tells, finds itself unwanted by the catalog, asks the leader, and destroys itself.
 //!
 //! Invariants
-//! - A group never gets thinner on the way: who is to go keeps its vote until everyone wanted has one.
+//! - A group never gets thinner on the way: who is to go keeps its vote until everyone wanted has one. The one exception
+//!   is a replica in whose place another is wanted on the same node; it goes first, when all others are at hand.
 //! - A replica is destroyed only when a leader, confirmed by a quorum, has applied a configuration without it, and its own
 //!   log knows no later one with it: then it has acknowledged nothing that anyone counts. (A leader with an old picture
 //!   of the catalog might have taken it in again.) Its id never comes back, so a vote it gave is never given twice.
@@ -130,6 +131,18 @@ fn next_step(descriptor: &ShardDescriptor, status: &Status, hears: impl Fn(NodeI
     let current: BTreeSet<ReplicaId> = status.voters.keys().copied().collect();
     let mut target: BTreeSet<ReplicaId> =
         if ready == wanted { wanted.clone() } else { ready.union(&current).copied().collect() };
+    // Its successor is to live on the same node, and cannot come before it has gone. Only with everyone else at hand.
+    let waits_for = |node: NodeId| {
+        descriptor
+            .replicas
+            .iter()
+            .any(|wanted| wanted.node == node && !ready.contains(&wanted.id) && !votes(&wanted.id))
+    };
+    let in_the_way = |replica: &ReplicaId| !is_wanted(replica) && status.node_of(*replica).is_some_and(&waits_for);
+    let rest: BTreeSet<ReplicaId> = target.iter().copied().filter(|replica| !in_the_way(replica)).collect();
+    if !rest.is_empty() && rest.iter().all(caught_up) {
+        target = rest;
+    }
     if target.is_empty() || target == current {
         return None;
     }
@@ -294,6 +307,17 @@ mod tests {
         assert_eq!(next(&shard, &status), Some(Next::Vote(ids(&[1, 2, 3, 14]))));
         assert_eq!(next(&shard, &real(1, &[1, 2, 3, 14], &[15], &[15])), None);
         assert_eq!(next(&shard, &real(1, &[1, 2, 3, 14], &[15], &[])), Some(Next::Vote(ids(&[1, 14, 15]))));
+    }
+
+    #[test]
+    fn who_is_in_the_way_of_its_successor_goes_first() {
+        // Replica 13 is to take the place of replica 3 on node 3.
+        let shard = wanted(&[1, 2, 13], &[]);
+        assert_eq!(next(&shard, &real(1, &[1, 2, 3], &[13], &[13])), Some(Next::Vote(ids(&[1, 2]))));
+        assert_eq!(next(&shard, &real(1, &[1, 2, 3], &[13], &[2, 13])), None, "not while another is away");
+        assert_eq!(next(&shard, &real(3, &[1, 2, 3], &[13], &[13])), Some(Next::HandOver(ReplicaId(2))));
+        assert_eq!(next(&shard, &real(1, &[1, 2], &[13], &[])), Some(Next::Vote(ids(&[1, 2, 13]))));
+        assert_eq!(next(&wanted(&[13], &[]), &real(3, &[3], &[13], &[13])), None, "the last one stays");
     }
 
     #[test]

@@ -39,10 +39,14 @@ pub enum Fault {
     Restart,
     /// A shard is split.
     Split,
+    /// A replica of a shard is to move to another node.
+    Move,
+    /// A node is to drain for a while.
+    Drain,
 }
 
 /// All faults.
-pub const FAULTS: [Fault; 14] = [
+pub const FAULTS: [Fault; 16] = [
     Fault::Crash,
     Fault::CrashAll,
     Fault::Pause,
@@ -57,6 +61,8 @@ pub const FAULTS: [Fault; 14] = [
     Fault::Wipe,
     Fault::Restart,
     Fault::Split,
+    Fault::Move,
+    Fault::Drain,
 ];
 
 /// The parameters of one run.
@@ -113,7 +119,11 @@ impl Plan {
             faults.push(Fault::Crash);
         }
         Plan {
-            nodes: if random.per_mille(150) { 5 } else { 3 },
+            nodes: match random.below(10) {
+                0 | 1 => 5,
+                2 | 3 => 4,
+                _ => 3,
+            },
             clients: random.within(3, 6),
             shards: u32::try_from(random.within(1, 2)).expect("small"),
             tags: random.within(2, 4),
