@@ -13,6 +13,8 @@ use crate::types::TableId;
 
 /// Rounds for which a move is under way.
 const MOVE_ROUNDS: u64 = 3;
+/// Names one of a node's parts.
+type PartOf = fn(&NodeParts) -> Part;
 /// More rounds than any run in the tests needs; one that has not settled by then never will.
 const ROUNDS_MAX: u64 = 20_000;
 
@@ -350,7 +352,7 @@ impl Cluster {
                     writeln!(out, "{} in {zone}: {replicas} replicas, {leaders} leaders, {load} requests/s", node.node);
             }
         } else {
-            let kinds: [(&str, fn(&NodeParts) -> Part); 3] = [
+            let kinds: [(&str, PartOf); 3] = [
                 ("replicas", |node| node.replicas),
                 ("leaders", |node| node.leaders),
                 ("requests/s", |node| node.load),
