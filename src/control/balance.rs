@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
-use super::{BALANCE, Control};
+use super::{BALANCE, Control, sizes};
 use crate::catalog::{self, Directory, change};
 use crate::node::{NodeReport, ShardAsk, ShardReport, ask};
 use crate::placement::balance::{self, Bounds, NodePicture, Picture, Plan, ReplicaPicture, ShardPicture, Step};
@@ -35,6 +35,8 @@ pub(super) struct Memory {
     silent: HashMap<NodeId, Instant>,
     /// What was asked of each shard's leader.
     rates: HashMap<ShardId, Rate>,
+    /// What is known of their sizes.
+    pub(super) sizes: sizes::Memory,
 }
 
 /// How many requests a second one leader of a shard gets.
@@ -79,6 +81,7 @@ async fn look(control: &Control) -> Result<bool> {
         control.change(|directory| Ok(change::relieve_lost(directory, &lost, hears)?.map(|write| ((), write)))).await?;
     }
     join_all(plan.steps.iter().map(|step| control.take(step, &picture))).await;
+    control.mind_sizes(&directory, &picture).await?;
     Ok(plan.settled)
 }
 
@@ -142,7 +145,7 @@ impl Control {
             moving: picture.shards.iter().filter(|shard| shard.is_busy()).map(|shard| shard.shard).collect(),
             steps: plan.steps.iter().map(ToString::to_string).collect(),
             nodes: nodes.collect(),
-            stuck: plan.stuck,
+            stuck: plan.stuck.into_iter().chain(memory.sizes.notes().cloned()).collect(),
         })
     }
 

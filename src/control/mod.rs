@@ -9,7 +9,7 @@
 //! - `shards`: leaders, checksums, descriptions of shards; `splits` and `moves`: what is wanted of them by hand.
 //! - `status`: what the nodes report, and what is wrong with it.
 //! - `duties`: what the leader of shard 0 does unasked: writes a new cluster's first rows, mends, finishes drops;
-//!   `balance`: moves replicas and leaderships where they should be.
+//!   `balance`: moves replicas and leaderships where they should be; `sizes`: splits what holds or serves too much.
 //!
 //! Left out: carrying it out (node reconciles), what should be moved (placement).
 
@@ -18,6 +18,7 @@ mod duties;
 mod members;
 mod moves;
 mod shards;
+mod sizes;
 mod splits;
 mod standing;
 mod status;

@@ -19,8 +19,8 @@ use crate::wire::admin::{NewTable, ShardDetails, TableDetails};
 
 /// Voters per shard when nothing is said, if there are nodes enough.
 const REPLICATION_DEFAULT: u32 = 3;
-/// How far above the mean a node's replicas may be: (1 + this) times it.
-const IMBALANCE: f64 = 0.1;
+/// How far above the mean a node's replicas may be: (1 + this) times it. None: what is placed unevenly would be moved.
+const IMBALANCE: f64 = 0.0;
 /// How long the creator of a table waits for its shards to elect leaders.
 const LEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between looks.

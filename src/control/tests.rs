@@ -19,6 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::Control;
 use crate::catalog::Standing;
 use crate::node::{AskHandler, Bootstrap, Context, JoinAnswer, JoinAsk, Node, NodeOptions, ask, testing};
+use crate::placement::sizing::Sizes;
 use crate::raft::{LogBounds, Timers};
 use crate::runtime::{Clock, spawn};
 use crate::storage::{
@@ -210,6 +211,7 @@ impl House {
             log: LogBounds::default(),
             limits: Limits::default(),
             replace_lost_after: REPLACE_LOST_AFTER,
+            sizes: Sizes::default(),
             version: "test".to_owned(),
             clock: Clock::system(),
         };

@@ -33,6 +33,9 @@ pub const NOTE_CHECKSUM: &str = "note_checksum";
 pub const CHECKSUM: &str = "checksum";
 /// Where a shard would be cut into halves: [`ShardAsk`] to its leader, `Option<Vec<u8>>` back, an encoded key.
 pub const MIDDLE: &str = "middle";
+/// Which keys a shard's leader was asked for: [`ShardAsk`], `Vec<(Vec<u8>, u64)>` back, encoded keys in order with how
+/// often each was seen.
+pub const KEYS: &str = "keys";
 /// A shard was split: [`super::SplitNews`], to shard 0's leader.
 pub const SPLIT_NEWS: &str = "split_news";
 /// Is a replica still a member: [`super::MemberAsk`] to its shard's leader, [`super::MemberAnswer`] back.
@@ -162,6 +165,11 @@ impl Node {
                 let ask: ShardAsk = decode(&body)?;
                 let middle = self.hosted(ask.shard)?.middle().await?;
                 Ok(encode(&middle.map(|key| key.to_vec())))
+            }
+            KEYS => {
+                let ask: ShardAsk = decode(&body)?;
+                let sample = self.hosted(ask.shard)?.load().take_sample();
+                Ok(encode(&sample.into_iter().map(|(key, count)| (key.to_vec(), count)).collect::<Vec<_>>()))
             }
             MEMBER => Ok(encode(&self.member(decode(&body)?, deadline).await?)),
             TRANSFER => {

@@ -21,6 +21,7 @@ use super::transport::{LinkTransport, Links};
 use super::{follower, splits, sweeper};
 use crate::catalog::{Directory, NodeRow, Standing};
 use crate::client::Connection;
+use crate::placement::sizing::Sizes;
 use crate::raft::{GroupError, LogBounds, Timers};
 use crate::runtime::{Clock, random_u64, sleep, spawn};
 use crate::shard::{BIRTHS_MAX, Born, Home, Record, Shard, ShardOptions, State};
@@ -56,6 +57,8 @@ pub struct NodeOptions {
     pub limits: Limits,
     /// How long a node may be silent before its replicas are made anew elsewhere.
     pub replace_lost_after: Duration,
+    /// The sizes at which shards are split unasked.
+    pub sizes: Sizes,
     /// This program's version.
     pub version: String,
     /// Clocks.

@@ -71,6 +71,11 @@ impl HotFor {
         }
     }
 
+    /// Whether that is long enough for something to be done.
+    pub fn is_due(&self, sizes: &Sizes) -> bool {
+        self.0 >= sizes.split_observations
+    }
+
     /// Starts over, after a split.
     pub fn reset(&mut self) {
         self.0 = 0;
@@ -156,7 +161,7 @@ pub fn split_wanted(shard: &Observed<'_>, layout: &Layout, sizes: &Sizes) -> Spl
         return Split::ForBytes;
     }
     let total: u64 = shard.sample.iter().map(|(_, count)| count).sum();
-    if shard.hot_for.0 < sizes.split_observations || total < SAMPLE_MIN {
+    if !shard.hot_for.is_due(sizes) || total < SAMPLE_MIN {
         return Split::Keep;
     }
     let whole = |count: u64| count * 100 / total;

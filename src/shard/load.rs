@@ -1,17 +1,17 @@
 //! How much is asked of a shard, and of which keys: what decides where it should be, and whether it should be cut.
 //!
-//! Counting costs one atomic addition a request. Of one request in [`SAMPLE_EVERY`] the key is kept, the last
-//! [`SAMPLES_MAX`] of them: enough to see where half of the load lies, or that one key bears it all.
+//! Counting costs one atomic addition a request. One request in [`SAMPLE_EVERY`] may get its key into a sample of bounded
+//! size ([`KeySample`]): enough to see where half of the load lies, or that one key bears it all.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// Keys kept.
-pub const SAMPLES_MAX: usize = 256;
-/// Of so many requests one key is kept.
+use crate::placement::sizing::KeySample;
+use crate::runtime::random_u64;
+
+/// Of so many requests one is sampled.
 const SAMPLE_EVERY: u64 = 16;
 
 /// What was asked of one replica since it was started.
@@ -20,7 +20,7 @@ pub struct Load {
     requests: AtomicU64,
     /// Bytes stored of the shard, as last looked.
     bytes: AtomicU64,
-    samples: Mutex<VecDeque<Bytes>>,
+    sample: Mutex<KeySample>,
 }
 
 impl Load {
@@ -28,13 +28,9 @@ impl Load {
     pub(super) fn count(&self, encoded: &Bytes) {
         if self.requests.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE_EVERY)
             // Who finds it locked is as good a sample as who does not.
-            && let Some(mut samples) = self.samples.try_lock()
+            && let Some(mut sample) = self.sample.try_lock()
         {
-            if samples.len() == SAMPLES_MAX {
-                samples.pop_front();
-            }
-            // A copy: the key may be a slice of a whole message.
-            samples.push_back(Bytes::copy_from_slice(encoded));
+            sample.record(encoded, random_u64());
         }
     }
 
@@ -52,36 +48,28 @@ impl Load {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Encoded keys that were asked for lately, in order of the keys.
-    pub fn samples(&self) -> Vec<Bytes> {
-        let mut samples: Vec<Bytes> = self.samples.lock().iter().cloned().collect();
-        samples.sort_unstable();
-        samples
-    }
-
-    /// Forgets the keys: the range has changed, or the decision they were kept for was made.
-    pub fn forget_samples(&self) {
-        self.samples.lock().clear();
+    /// Encoded keys that were asked for since this was asked last, in order, with how often each was seen.
+    pub fn take_sample(&self) -> Vec<(Bytes, u64)> {
+        self.sample.lock().take()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::placement::sizing::SAMPLE_MAX;
 
     #[test]
-    fn the_last_keys_are_kept_and_no_more_than_the_bound() {
+    fn requests_are_counted_and_a_bounded_sample_is_kept() {
         let load = Load::default();
-        let rounds = (SAMPLES_MAX as u64 + 10) * SAMPLE_EVERY;
+        let rounds = (SAMPLE_MAX as u64 + 10) * SAMPLE_EVERY;
         for number in 0..rounds {
             load.count(&Bytes::from(format!("{number:08}")));
         }
         assert_eq!(load.requests(), rounds);
-        let samples = load.samples();
-        assert_eq!(samples.len(), SAMPLES_MAX);
-        assert_eq!(samples[0], format!("{:08}", 10 * SAMPLE_EVERY), "the oldest went");
-        assert!(samples.is_sorted());
-        load.forget_samples();
-        assert!(load.samples().is_empty());
+        let sample = load.take_sample();
+        assert_eq!(sample.iter().map(|(_, count)| count).sum::<u64>(), SAMPLE_MAX as u64);
+        assert!(sample.is_sorted());
+        assert!(load.take_sample().is_empty());
     }
 }

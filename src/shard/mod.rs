@@ -53,7 +53,7 @@ pub use checksum::Checksum;
 pub use command::{ChildReplica, Split};
 pub use division::{BIRTHS_MAX, Born, Home};
 pub use handle::{Served, Shard, ShardOptions};
-pub use load::{Load, SAMPLES_MAX};
+pub use load::Load;
 pub use reads::{PageRequest, ShardPage};
 pub use record::Record;
 pub use state::{State, requests_from};

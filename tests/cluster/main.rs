@@ -13,6 +13,7 @@ mod bad_disks;
 mod bad_neighbours;
 mod batches;
 mod dumb_client;
+mod elastic;
 mod failures;
 mod harness;
 mod histories;

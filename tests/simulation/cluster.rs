@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use trivet::control::Control;
 use trivet::node::{Bootstrap, Node, NodeOptions};
+use trivet::placement::sizing::Sizes;
 use trivet::runtime::simulation::Scope;
 use trivet::runtime::{Clock, sleep, timeout};
 use trivet::service::{Door, services};
@@ -141,6 +142,7 @@ impl Cluster {
             log: self.plan.log,
             limits: Limits::default(),
             replace_lost_after: REPLACE_LOST_AFTER,
+            sizes: Sizes::default(),
             version: "simulated".to_owned(),
             clock: Clock::system(),
         };

@@ -25,13 +25,15 @@ pub struct Node {
     pub http: u16,
     pub directory: PathBuf,
     pub entry: Entry,
+    /// Given as `--set`, each.
+    pub settings: Vec<String>,
     process: Option<Child>,
 }
 
 impl Node {
     pub fn new(id: u64, directory: PathBuf) -> Node {
         let entry = Entry::Join(String::new());
-        Node { id, grpc: free_port(), http: free_port(), directory, entry, process: None }
+        Node { id, grpc: free_port(), http: free_port(), directory, entry, settings: Vec::new(), process: None }
     }
 
     pub fn address(&self) -> String {
@@ -47,6 +49,9 @@ impl Node {
             Entry::Founder(peers) => command.args(["--found", peers]),
             Entry::Join(addresses) => command.args(["--join", addresses]),
         };
+        for setting in &self.settings {
+            command.args(["--set", setting]);
+        }
         command
     }
 
