@@ -61,7 +61,7 @@ impl Table {
     /// Reads one key at exactly this level.
     pub async fn get_with(&self, key: impl Into<Bytes>, level: ReadLevel) -> Result<Answer<Option<Versioned>>> {
         let key = key.into();
-        let request = Request::Read(Read { keys: vec![key.clone()], level });
+        let request = Request::Read(Read { keys: vec![key.clone()], level, any_replica: false });
         let mut values = self.values(&request, &key, 1).await?;
         values.pop().ok_or_else(|| unfit("no value"))
     }
@@ -81,7 +81,7 @@ impl Table {
             let wanted: Vec<Bytes> = group.iter().map(|&at| keys[at].clone()).collect();
             let anchor = wanted[0].clone();
             let count = wanted.len();
-            let request = Request::Read(Read { keys: wanted, level: self.level_for(&anchor) });
+            let request = Request::Read(Read { keys: wanted, level: self.level_for(&anchor), any_replica: false });
             self.values(&request, &anchor, count).await
         });
         let answered = try_join_all(asked).await?;

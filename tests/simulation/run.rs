@@ -174,6 +174,7 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
             random: Random::new(seed, 100 + id),
             stop: stop.clone(),
             seen: BTreeMap::new(),
+            versions: BTreeMap::new(),
             known: BTreeMap::new(),
             sequence: 0,
         };

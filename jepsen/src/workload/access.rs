@@ -155,7 +155,7 @@ impl Access {
     /// Reads some keys of one shard, one after the other: the answers need not hold at one moment.
     pub async fn read_all(&self, keys: Vec<Bytes>, level: ReadLevel) -> Result<Vec<Answer<Option<Versioned>>>, Lost> {
         let count = keys.len();
-        match self.ask(&Request::Read(Read { keys, level })).await {
+        match self.ask(&Request::Read(Read { keys, level, any_replica: false })).await {
             Ok(Response::Values(answers)) if answers.len() == count => Ok(answers),
             Ok(_) => Err(Lost::of_read(Error::internal("not one value per key"))),
             Err(error) => Err(Lost::of_read(error)),
