@@ -25,6 +25,8 @@ pub(super) fn table(id: u32, name: &str, partitioning: Partitioning, shards: &[(
         name: name.to_owned(),
         partitioning,
         replication: 3,
+        read_replicas: 0,
+        read_replica_zone: None,
         history_ms: 0,
         state: TableState::Ready,
     };

@@ -81,6 +81,8 @@ fn table(name: &str, shards: u32, replication: u32) -> NewTable {
         shards,
         split_points: Vec::new(),
         replication,
+        read_replicas: 0,
+        read_replica_zone: None,
         history_ms: 3_600_000,
     }
 }
@@ -188,7 +190,8 @@ impl goldenscript::Runner for Script {
                 if args.next_pos() == Some("range") {
                     wish.partitioning = Partitioning::Range { group_delimiter };
                 }
-                let place = around(&directory, wish.replication as usize);
+                wish.read_replicas = args.take_key("read_replicas").unwrap_or("0").parse()?;
+                let place = around(&directory, (wish.replication + wish.read_replicas) as usize);
                 create_table(&directory, &wish, place).map(|creation| Some(creation.write))
             }
             "drop" => drop_table(&directory, next()?).map(|(_, write)| Some(write)),
