@@ -45,6 +45,7 @@ const FLOORS: &[(&str, u64)] = &[
     ("reads of copies in the past", 50),
     ("reads of copies of any age", 100),
     ("ages told by copies", 100),
+    ("reads of learners", 50),
     ("scans", 1_500),
     ("final calls", 5_000),
 ];

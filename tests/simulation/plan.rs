@@ -68,6 +68,8 @@ pub struct Plan {
     pub clients: u64,
     /// Shards of the table.
     pub shards: u32,
+    /// Learners of each of them, beside three voters.
+    pub read_replicas: u32,
     /// Tags, each with some keys.
     pub tags: u64,
     /// Raft's timers.
@@ -112,8 +114,10 @@ impl Plan {
         if faults.is_empty() {
             faults.push(Fault::Crash);
         }
+        let nodes = if random.per_mille(150) { 5 } else { 3 };
         Plan {
-            nodes: if random.per_mille(150) { 5 } else { 3 },
+            nodes,
+            read_replicas: u32::from(nodes > 3),
             clients: random.within(3, 6),
             shards: u32::try_from(random.within(1, 2)).expect("small"),
             tags: random.within(2, 4),

@@ -245,7 +245,7 @@ async fn form(
         };
         tasks.push((scope, scope.spawn(connecting)));
     }
-    let (nodes, shards) = (plan.nodes, plan.shards);
+    let (nodes, shards, read_replicas) = (plan.nodes, plan.shards, plan.read_replicas);
     let formed = forming.spawn(async move {
         for (scope, task) in tasks {
             let client = task.await.map_err(|error| error.to_string())?;
@@ -259,9 +259,11 @@ async fn form(
             sleep(Duration::from_millis(100)).await;
         }
         // Whoever cannot know whether it was created asks again, and is told if it was.
-        while let Err(error) = client.admin().create_table(NewTable::hash(TABLE, shards)).await {
+        let wish = NewTable { read_replicas, ..NewTable::hash(TABLE, shards) };
+        while let Err(error) = client.admin().create_table(wish.clone()).await {
             match error.kind() {
                 _ if error.reason == Reason::TableExists => break,
+                _ if error.reason == Reason::NotEnoughNodes => sleep(Duration::from_millis(200)).await,
                 Kind::Invalid | Kind::Corrupt => return Err(format!("the table cannot be created: {error}")),
                 _ => sleep(Duration::from_millis(200)).await,
             }

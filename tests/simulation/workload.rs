@@ -385,6 +385,9 @@ impl Worker {
                 ReadLevel::AsOf(_) => "reads of copies in the past",
                 ReadLevel::Any => "reads of copies of any age",
             });
+            if answer.header.role == Role::Learner {
+                self.report.count("reads of learners");
+            }
             if age.is_some() {
                 self.report.count("ages told by copies");
             }
