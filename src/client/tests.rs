@@ -13,8 +13,8 @@ use super::*;
 use crate::keyspace::{Layout, ScanCursor, ShardMap};
 use crate::runtime::{Instant, sleep, spawn};
 use crate::types::{
-    Answer, Epoch, Error, Incarnation, Kind, Page, Partitioning, ReadLevel, Reason, ReplicaId, Request, RequestId,
-    Response, Role, Row, ScanBounds, ScanRequest, TableDescriptor, TableId, TableState, Test, Timestamp,
+    Answer, Epoch, Error, Header, Incarnation, Kind, Page, Partitioning, ReadLevel, Reason, ReplicaId, Request,
+    RequestId, Response, Role, Row, ScanBounds, ScanRequest, TableDescriptor, TableId, TableState, Test, Timestamp,
 };
 use crate::wire::admin::{NewTable, NodeDetails, ReplicaDetails, ShardDetails, TableDetails, Topology};
 
@@ -491,9 +491,15 @@ async fn in_the_east(read_from: ReadFrom, nodes: &[&FakeNode]) -> Client {
     Client::connect(&endpoints(nodes), options).await.expect("connected")
 }
 
+/// A node that answers everything as a follower of shard 1.
+fn copy(node: u64) -> FakeNode {
+    let header = move || Header { role: Role::Follower, ..header(node, 1) };
+    FakeNode::start(move |seen| Act::Answer(Ok(plain_answer(header(), &seen.request))))
+}
+
 #[tokio::test]
 async fn the_nearest_replica_is_the_quickest_of_the_clients_zone() {
-    let nodes = [willing(1), willing(2), willing(3)];
+    let nodes = [willing(1), copy(2), copy(3)];
     let all = [&nodes[0], &nodes[1], &nodes[2]];
     let client = in_the_east(ReadFrom::Nearest, &all).await;
     let slow = Duration::from_secs(3_600);

@@ -252,7 +252,7 @@ impl goldenscript::Runner for Script {
 #[test]
 fn changes_are_golden() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/catalog/testscripts");
-    for script in ["nodes", "tables", "rivals", "splits"] {
+    for script in ["nodes", "readers", "rivals", "splits", "tables"] {
         goldenscript::run(&mut Script::default(), format!("{folder}/{script}")).expect(script);
     }
 }
