@@ -348,6 +348,8 @@ mod tests {
             name: "orders".into(),
             partitioning: Partitioning::Hash,
             replication: 1,
+            read_replicas: 0,
+            read_replica_zone: None,
             history_ms: 0,
             state,
         }

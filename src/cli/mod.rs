@@ -120,7 +120,7 @@ impl Global {
         let default = Options::default();
         // Verbs of the cluster take longer than a call; only a longer deadline changes theirs.
         let admin_deadline = default.admin_deadline.max(self.deadline);
-        let options = Options { deadline: self.deadline, admin_deadline, pipelined };
+        let options = Options { deadline: self.deadline, admin_deadline, pipelined, ..Options::default() };
         Ok(Client::connect(&self.endpoints, options).await?)
     }
 }

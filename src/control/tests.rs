@@ -5,6 +5,8 @@
 //! runtime of its own, so that it can end as suddenly as a process does, and a [`Disk`] that can stop taking writes.
 #![allow(clippy::disallowed_methods, reason = "each node gets a runtime that can be torn down under it")]
 
+mod reads;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -333,7 +335,7 @@ impl House {
         let request = RequestId { client: crate::runtime::random_u64(), sequence: 1, issued_ms };
         let operations = vec![Operation { key: key.into(), action: put }];
         self.execute(leader, Request::Write(Write { request: Some(request), conditions: vec![], operations }))?;
-        let read = Read { keys: vec![key.into()], level: ReadLevel::Linearizable };
+        let read = Read { keys: vec![key.into()], level: ReadLevel::Linearizable, any_replica: false };
         let Response::Values(values) = self.execute(leader, Request::Read(read))? else { panic!("a read is answered") };
         assert_eq!(values[0].body.as_ref().map(|found| &found.value), Some(&value));
         Ok(())
@@ -859,7 +861,7 @@ fn a_node_with_little_room_leads_nothing_and_with_no_room_anywhere_writes_are_re
     }
     let refused = house.write_and_read("k").expect_err("no room anywhere");
     assert_eq!(refused.reason, Reason::DiskFull, "{refused}");
-    let read = Read { keys: vec!["k".into()], level: ReadLevel::Linearizable };
+    let read = Read { keys: vec!["k".into()], level: ReadLevel::Linearizable, any_replica: false };
     house.execute(house.leader_of(house.shard_of("k").id), Request::Read(read)).expect("reads go on");
     let status = house.ask(3, async |control| control.status().await);
     assert_eq!(status.problems.iter().filter(|problem| problem.contains("disk is nearly full")).count(), 3);

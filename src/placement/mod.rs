@@ -14,7 +14,8 @@
 //!    shard its own order of nodes; the first that are allowed are taken. So a node that comes or goes changes the
 //!    answer for few shards, and nodes share the work of one that is gone.
 //!
-//! Leaders are chosen last (`leaders`), from the replicas, as evenly as those allow.
+//! Leaders are chosen last (`leaders`), from the replicas, as evenly as those allow. Read replicas, which do not vote, go
+//! where their readers are ([`place_readers`]).
 //!
 //! Invariants: the answer depends on the arguments alone, not on the order of the nodes; each list holds exactly
 //! `replication` distinct nodes; a node of capacity 0 (one that is being drained) gets nothing.
@@ -26,12 +27,15 @@
 
 pub mod balance;
 mod leaders;
+mod readers;
 mod ring;
 mod share;
 pub mod sizing;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+
+pub use readers::place_readers;
 
 use crate::types::{Error, NodeId, Reason, Result, ShardId};
 use share::Bounds;

@@ -257,6 +257,8 @@ mod tests {
             name: "t".to_owned(),
             partitioning,
             replication: 3,
+            read_replicas: 0,
+            read_replica_zone: None,
             history_ms: 0,
             state: TableState::Ready,
         })

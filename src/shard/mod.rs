@@ -9,9 +9,10 @@
 //! one entry; when the entry is committed, `machine::ShardMachine` evaluates each command against the state before
 //! it, writes versions, outcomes and the applied position as one batch, and the outcomes travel back the same way.
 //!
-//! How a read passes (`reads`): a linearizable read waits at the `gate`, where one confirmation of leadership serves
-//! all reads that arrived before it began, then reads the newest version from the block cache, or from the disk on the
-//! blocking pool.
+//! How a read passes (`reads`): at any replica it first reaches its level. What that takes beyond what is applied and
+//! proven already waits at the `gate`, where one confirmation of leadership serves all reads that arrived before it
+//! began, and which leaves a proof of the replica's `age`. Then it reads the versions at one position from the block cache,
+//! or from the disk on the blocking pool.
 //!
 //! How much is asked of it, and of which keys, is counted on the way (`load`).
 //!
@@ -28,6 +29,7 @@
 //! Left out here: which shards exist and where (catalog, control), how a request finds its shard (node), how entries
 //! are replicated (raft).
 
+mod age;
 mod checksum;
 mod command;
 mod division;

@@ -41,6 +41,13 @@ const FLOORS: &[(&str, u64)] = &[
     ("writes applied", 15_000),
     ("writes refused by a condition", 1_500),
     ("reads", 8_000),
+    ("linearizable reads of copies", 100),
+    ("reads of copies with a token", 100),
+    ("reads of copies of a greatest age", 100),
+    ("reads of copies in the past", 50),
+    ("reads of copies of any age", 100),
+    ("ages told by copies", 100),
+    ("reads of learners", 50),
     ("scans", 1_500),
     ("final calls", 5_000),
 ];

@@ -74,6 +74,8 @@ pub struct Plan {
     pub clients: u64,
     /// Shards of the table.
     pub shards: u32,
+    /// Learners of each of them, beside three voters.
+    pub read_replicas: u32,
     /// Tags, each with some keys.
     pub tags: u64,
     /// Raft's timers.
@@ -118,12 +120,14 @@ impl Plan {
         if faults.is_empty() {
             faults.push(Fault::Crash);
         }
+        let nodes = match random.below(10) {
+            0 | 1 => 5,
+            2 | 3 => 4,
+            _ => 3,
+        };
         Plan {
-            nodes: match random.below(10) {
-                0 | 1 => 5,
-                2 | 3 => 4,
-                _ => 3,
-            },
+            nodes,
+            read_replicas: u32::from(nodes > 4),
             clients: random.within(3, 6),
             shards: u32::try_from(random.within(1, 2)).expect("small"),
             tags: random.within(2, 4),

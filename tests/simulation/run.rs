@@ -174,6 +174,7 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
             random: Random::new(seed, 100 + id),
             stop: stop.clone(),
             seen: BTreeMap::new(),
+            versions: BTreeMap::new(),
             known: BTreeMap::new(),
             sequence: 0,
         };
@@ -244,7 +245,7 @@ async fn form(
         };
         tasks.push((scope, scope.spawn(connecting)));
     }
-    let (nodes, shards) = (plan.nodes, plan.shards);
+    let (nodes, shards, read_replicas) = (plan.nodes, plan.shards, plan.read_replicas);
     let formed = forming.spawn(async move {
         for (scope, task) in tasks {
             let client = task.await.map_err(|error| error.to_string())?;
@@ -258,9 +259,11 @@ async fn form(
             sleep(Duration::from_millis(100)).await;
         }
         // Whoever cannot know whether it was created asks again, and is told if it was.
-        while let Err(error) = client.admin().create_table(NewTable::hash(TABLE, shards)).await {
+        let wish = NewTable { read_replicas, ..NewTable::hash(TABLE, shards) };
+        while let Err(error) = client.admin().create_table(wish.clone()).await {
             match error.kind() {
                 _ if error.reason == Reason::TableExists => break,
+                _ if error.reason == Reason::NotEnoughNodes => sleep(Duration::from_millis(200)).await,
                 Kind::Invalid | Kind::Corrupt => return Err(format!("the table cannot be created: {error}")),
                 _ => sleep(Duration::from_millis(200)).await,
             }

@@ -78,6 +78,8 @@ pub fn found_cluster(cluster: ClusterId, created_ms: u64, founders: &[NodeRow]) 
         name: SYSTEM_TABLE.to_owned(),
         partitioning: Partitioning::Range { group_delimiter: None },
         replication: SYSTEM_VOTERS_MAX as u32,
+        read_replicas: 0,
+        read_replica_zone: None,
         history_ms: SYSTEM_HISTORY_MS,
         state: TableState::Ready,
     };

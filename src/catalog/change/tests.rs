@@ -82,6 +82,8 @@ fn table(name: &str, shards: u32, replication: u32) -> NewTable {
         shards,
         split_points: Vec::new(),
         replication,
+        read_replicas: 0,
+        read_replica_zone: None,
         history_ms: 3_600_000,
     }
 }
@@ -189,7 +191,8 @@ impl goldenscript::Runner for Script {
                 if args.next_pos() == Some("range") {
                     wish.partitioning = Partitioning::Range { group_delimiter };
                 }
-                let place = around(&directory, wish.replication as usize);
+                wish.read_replicas = args.take_key("read_replicas").unwrap_or("0").parse()?;
+                let place = around(&directory, (wish.replication + wish.read_replicas) as usize);
                 create_table(&directory, &wish, place).map(|creation| Some(creation.write))
             }
             "drop" => drop_table(&directory, next()?).map(|(_, write)| Some(write)),
@@ -250,7 +253,7 @@ impl goldenscript::Runner for Script {
 #[test]
 fn changes_are_golden() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/catalog/testscripts");
-    for script in ["nodes", "tables", "rivals", "splits"] {
+    for script in ["nodes", "readers", "rivals", "splits", "tables"] {
         goldenscript::run(&mut Script::default(), format!("{folder}/{script}")).expect(script);
     }
 }

@@ -71,6 +71,8 @@ pub fn table_json(details: &TableDetails) -> Value {
         "partitioning": if matches!(table.partitioning, Partitioning::Hash) { "hash" } else { "range" },
         "group_delimiter": delimiter,
         "replication": table.replication,
+        "read_replicas": table.read_replicas,
+        "read_replica_zone": table.read_replica_zone,
         "history_ms": table.history_ms,
         "shards": details.shards.iter().map(|shard| shard_json(Some(table), shard)).collect::<Vec<_>>(),
     })
@@ -96,15 +98,25 @@ pub fn tables(list: &[TableDetails]) -> String {
 pub fn table(details: &TableDetails) -> String {
     let table = &details.table;
     format!(
-        "table {} (id {}): {}, {}, {} each, history {}\n\n{}",
+        "table {} (id {}): {}, {}, {}{} each, history {}\n\n{}",
         table.name,
         table.id.0,
         partitioning(table),
         text::count(details.shards.len(), "shard"),
         text::count(table.replication, "voter"),
+        read_replicas(table),
         show_duration_ms(table.history_ms),
         shards(std::slice::from_ref(details))
     )
+}
+
+/// What is said of a table's read replicas, if it has some.
+fn read_replicas(table: &TableDescriptor) -> String {
+    let zone = table.read_replica_zone.as_ref().map(|zone| format!(" (zone {zone} first)")).unwrap_or_default();
+    match table.read_replicas {
+        0 => String::new(),
+        count => format!(" and {}{zone}", text::count(count, "read replica")),
+    }
 }
 
 /// The shards of some tables.
@@ -331,6 +343,8 @@ mod tests {
             name: name.to_owned(),
             partitioning,
             replication: 3,
+            read_replicas: 0,
+            read_replica_zone: None,
             history_ms: 3_600_000,
             state: TableState::Ready,
         };

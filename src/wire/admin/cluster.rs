@@ -181,6 +181,8 @@ mod tests {
             name: name.to_owned(),
             partitioning,
             replication: 3,
+            read_replicas: 2,
+            read_replica_zone: Some("east".to_owned()),
             history_ms: 9,
             state: TableState::Ready,
         };

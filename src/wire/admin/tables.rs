@@ -156,6 +156,8 @@ impl From<TableDetails> for v1::TableInfo {
             partitioning: partitioning.into(),
             group_delimiter,
             replication: details.table.replication,
+            read_replicas: details.table.read_replicas,
+            read_replica_zone: details.table.read_replica_zone,
             history_ms: details.table.history_ms,
             shards: details.shards.into_iter().map(Into::into).collect(),
         }
@@ -171,6 +173,8 @@ impl TryFrom<v1::TableInfo> for TableDetails {
             name: info.name,
             partitioning: decode_partitioning(info.partitioning, info.group_delimiter)?,
             replication: info.replication,
+            read_replicas: info.read_replicas,
+            read_replica_zone: info.read_replica_zone,
             history_ms: info.history_ms,
             state: TableState::Ready,
         };
