@@ -382,10 +382,18 @@ async fn converge(
     let checked = scope.spawn(async move {
         let table = client.admin().table(TABLE).await.map_err(|error| error.to_string())?;
         for shard in table.shards {
-            let sums = client.admin().checksum(shard.id).await;
-            let sums = sums.map_err(|error| format!("no checksum of {}: {error}", shard.id))?;
-            if !sums.equal {
-                return Err(format!("checksums of {} differ: {:?}", shard.id, sums.replicas));
+            loop {
+                let sums = client.admin().checksum(shard.id).await;
+                let sums = sums.map_err(|error| format!("no checksum of {}: {error}", shard.id))?;
+                // A replica on its way from node to node is neither here nor there for a while.
+                let absent = sums.replicas.iter().any(|replica| replica.content.is_err());
+                if absent && now() < until {
+                    sleep(Duration::from_millis(200)).await;
+                } else if sums.equal {
+                    break;
+                } else {
+                    return Err(format!("checksums of {} differ: {:?}", shard.id, sums.replicas));
+                }
             }
         }
         Ok(())

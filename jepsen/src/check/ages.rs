@@ -2,10 +2,10 @@
 //!
 //! A read that was called at `t` and answered with an age of `A` saw every put to its key that was acknowledged before
 //! `t - A`; one with a greatest age of `M`, every put acknowledged before `t - M`; a linearizable one, every put
-//! acknowledged before `t`. Both moments are stamped here, outside of the read's own span, so no time of a message and no
-//! clock of a node can make a right answer look wrong. The age that is told is no larger than what was allowed, but for the
-//! time that the read itself took. A session sees what it has written and never less than it has seen, whichever node and
-//! client it asks. And a version is one value.
+//! acknowledged before `t`. Both moments are stamped here, outside of the read's own span, so no time of a message and
+//! no clock of a node can make a right answer look wrong. The age that is told is no larger than what was allowed, but
+//! for the time that the read itself took. A session sees what it has written and never less than it has seen,
+//! whichever node and client it asks. And a version is one value.
 
 use std::collections::BTreeMap;
 

@@ -1,10 +1,11 @@
 //! Ages and sessions: any replica may answer, and says how old its answer can be.
 //!
-//! A few keys are put all the time and read at every level, through clients that route to the leader, to the nearest or to
-//! the least busy replica, and through single nodes. Each worker is a session: it carries one token from whatever it was
-//! answered to its next read, which it makes through a client of another kind.
+//! A few keys are put all the time and read at every level, through clients that route to the leader, to the nearest or
+//! to the least busy replica, and through single nodes. Each worker is a session: it carries one token from whatever it
+//! was answered to its next read, which it makes through a client of another kind.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -117,7 +118,7 @@ impl Workload for Ages {
 fn level(worker: &mut Worker, session: &Session) -> ReadLevel {
     match worker.random.random_range(0..10) {
         0..2 => ReadLevel::Any,
-        2..5 => ReadLevel::MaxAge(std::time::Duration::from_millis(worker.random.random_range(MAX_AGE_MS))),
+        2..5 => ReadLevel::MaxAge(Duration::from_millis(worker.random.random_range(MAX_AGE_MS))),
         5..8 => ReadLevel::AtLeast(Token { timestamp: session.token }),
         _ => ReadLevel::Linearizable,
     }
