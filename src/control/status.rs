@@ -55,7 +55,9 @@ impl Control {
             problems.push("the cluster is not founded yet".to_owned());
         }
         if let Bootstrap::Found { peers } = &self.node.options().bootstrap {
-            for founder in peers.keys().filter(|founder| !ids.contains(founder)) {
+            // One that was decommissioned is not waited for.
+            let missing = |founder: &&NodeId| !ids.contains(founder) && directory.left(**founder).is_none();
+            for founder in peers.keys().filter(missing) {
                 problems.push(format!("node {} is to found the cluster and has not joined it yet", founder.0));
             }
         }
