@@ -49,20 +49,30 @@ struct Rate {
 
 /// Looks after the cluster's shape until the node hands over.
 pub(super) async fn run(control: Arc<Control>) {
-    let stopping = control.node.stopping();
-    while !*stopping.borrow() {
-        let mut wait = LOOK_WAIT;
-        if control.node.leads_system() {
-            match look(&control).await {
-                Ok(true) => wait = REST_WAIT,
-                Ok(false) => {}
-                Err(error) => tracing::debug!(%error, "the cluster could not be balanced yet"),
-            }
-        } else {
-            *control.balancing.lock() = Memory::default();
+    let mut stopping = control.node.stopping();
+    loop {
+        // What was begun goes on without this node; a node that stops must not wait for a look.
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(|&stopping| stopping) => return,
+            () = turn(&control) => {}
         }
-        sleep(wait).await;
     }
+}
+
+/// One look if this node leads shard 0, and the pause after it.
+async fn turn(control: &Control) {
+    let mut wait = LOOK_WAIT;
+    if control.node.leads_system() {
+        match look(control).await {
+            Ok(true) => wait = REST_WAIT,
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "the cluster could not be balanced yet"),
+        }
+    } else {
+        *control.balancing.lock() = Memory::default();
+    }
+    sleep(wait).await;
 }
 
 /// Plans and does what is next; true if nothing is left to do.

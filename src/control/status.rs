@@ -7,8 +7,12 @@ use futures::future::join_all;
 
 use super::Control;
 use crate::node::{Bootstrap, NodeReport, ShardReport};
+use crate::runtime::timeout;
 use crate::types::{NodeId, ReplicaRole, ShardDescriptor, ShardId, TableId};
 use crate::wire::admin::{BalanceReport, ClusterStatus, NodeDetails, ShardDetails, TableDetails, Topology};
+
+/// How long the leader of the catalog may take to say what goes on.
+const NOTES_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Control {
     /// All that a client needs for routing, from this node's own picture.
@@ -44,12 +48,14 @@ impl Control {
     pub async fn status(&self) -> ClusterStatus {
         let directory = self.node.directory();
         let ids: Vec<NodeId> = directory.nodes().map(|row| row.id).collect();
-        let reports: BTreeMap<NodeId, NodeReport> = join_all(ids.iter().map(|&node| self.report_of(node)))
-            .await
-            .into_iter()
-            .flatten()
-            .map(|r| (r.node, r))
-            .collect();
+        // Without a leader of the catalog there is nobody to tell what goes on; the problems are told all the same.
+        let (reports, balance) = futures::join!(
+            join_all(ids.iter().map(|&node| self.report_of(node))),
+            timeout(NOTES_TIMEOUT, self.balance(None))
+        );
+        let balance = balance.and_then(Result::ok);
+        let reports: BTreeMap<NodeId, NodeReport> =
+            reports.into_iter().flatten().map(|report| (report.node, report)).collect();
         let mut problems = Vec::new();
         if directory.cluster().is_none() {
             problems.push("the cluster is not founded yet".to_owned());
@@ -83,7 +89,6 @@ impl Control {
             }
         }
         tables.retain(|table| table.table.id != TableId::SYSTEM);
-        let balance = self.balance(None).await.ok();
         let mut nodes = self.nodes(|node| reports.contains_key(&node));
         for node in &mut nodes {
             let report = reports.get(&node.id);

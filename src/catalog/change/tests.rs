@@ -108,7 +108,7 @@ fn reason<T: std::fmt::Debug>(result: Result<T>) -> Reason {
     result.expect_err("refused").reason
 }
 
-/// `found N…` · `join N[.I] [address=A]` · `wipe N.I` · `mend N` · `system N` · `create NAME shards=N replication=N
+/// `stand N serving|spare|draining` · `leave N` · `lost N` · `pause on|off` · `found N…` · `join N[.I] [address=A]` · `wipe N.I` · `mend N` · `system N` · `create NAME shards=N replication=N
 /// [range] [delimiter=D] [split=K,…]` · `drop NAME` · `finish ID` · `replace SHARD REPLICA to=N` · `pin NAME` ·
 /// `rows [PREFIX]` · `tables`; a change takes `on=PIN` to be computed from a former picture. A node's incarnation is
 /// 100 times its id unless given.
@@ -178,6 +178,16 @@ impl goldenscript::Runner for Script {
                 join_node(&directory, &row)
             }
             "wipe" => replace_incarnation(&directory, &named(next()?)?).map(Some),
+            "stand" => {
+                let id = NodeId(next()?.parse()?);
+                Standing::named(next()?).and_then(|standing| set_standing(&directory, id, standing))
+            }
+            "leave" => remove_node(&directory, NodeId(next()?.parse()?), 77, |_| true),
+            "lost" => {
+                let lost = BTreeSet::from([NodeId(next()?.parse()?)]);
+                relieve_lost(&directory, &lost, |node| !lost.contains(&node))
+            }
+            "pause" => set_balancing(&directory, next()? == "on"),
             "mend" => mend_node(&directory, NodeId(next()?.parse()?)),
             "system" => add_system_replica(&directory, NodeId(next()?.parse()?)),
             "create" => {
@@ -253,7 +263,7 @@ impl goldenscript::Runner for Script {
 #[test]
 fn changes_are_golden() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/catalog/testscripts");
-    for script in ["nodes", "readers", "rivals", "splits", "tables"] {
+    for script in ["nodes", "readers", "rivals", "splits", "standing", "tables"] {
         goldenscript::run(&mut Script::default(), format!("{folder}/{script}")).expect(script);
     }
 }
