@@ -109,6 +109,29 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
     }
 }
 
+/// What storage says of the place that a wanted replica is to take, while none of its shard is hosted.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    /// The replica itself is there and has only to be started.
+    Taken(Record),
+    /// It never may come: it was destroyed here (the picture of the catalog is from before, for a moment). Or not yet:
+    /// another of its shard has stopped and is being removed, and must not be started again meanwhile.
+    Closed,
+    /// There is none.
+    Free,
+}
+
+impl Place {
+    fn of(stored: Option<Record>, wanted: ReplicaId) -> Place {
+        match stored {
+            Some(record) if record.tombstone && record.replica < wanted => Place::Free,
+            Some(record) if !record.tombstone && record.replica == wanted => Place::Taken(record),
+            Some(_) => Place::Closed,
+            None => Place::Free,
+        }
+    }
+}
+
 /// Creates the wanted replica of a shard if it is not here.
 async fn create(node: &Arc<Node>, descriptor: &ShardDescriptor) -> Result<()> {
     let Some(mine) = descriptor.replica_on(node.id()) else { return Ok(()) };
@@ -116,11 +139,11 @@ async fn create(node: &Arc<Node>, descriptor: &ShardDescriptor) -> Result<()> {
     if node.replicas().get(descriptor.id).is_some() {
         return Ok(());
     }
-    let record = match Record::load(&**node.engine(), descriptor.id)? {
-        // Destroyed here before: this id never comes back. (A picture of the catalog from before, for a moment.)
-        Some(record) if record.tombstone && record.replica >= mine.id => return Ok(()),
-        Some(record) if !record.tombstone => record,
-        _ => {
+    let stored = Record::load(&**node.engine(), descriptor.id)?;
+    let record = match Place::of(stored, mine.id) {
+        Place::Closed => return Ok(()),
+        Place::Taken(record) => record,
+        Place::Free => {
             // Not while a snapshot is being installed, whose range was looked at when this replica was not there; that may
             // take long, and there is more to do in a round: the next one tries again.
             let Ok(_alone) = node.ranges().try_write() else { return Ok(()) };
@@ -141,7 +164,7 @@ async fn create(node: &Arc<Node>, descriptor: &ShardDescriptor) -> Result<()> {
     };
     let hosted = node.host(&record).await?;
     // The preferred leader founds at once; it becomes the leader.
-    if preferred_founder(descriptor) == Some(record.replica) && record.replica == mine.id {
+    if preferred_founder(descriptor) == Some(record.replica) {
         found_group(&hosted, descriptor).await;
     }
     Ok(())
@@ -303,6 +326,19 @@ mod tests {
         }
         for unclear in [&[4, 5][..], &[5, 4, 6]] {
             assert_eq!(first_members(&shard(unclear)), None, "{unclear:?}");
+        }
+    }
+
+    #[test]
+    fn a_replica_takes_a_place_that_is_free_or_its_own() {
+        let record = |id: u64, tombstone: bool| Record { tombstone, ..Record::of(&shard(&[4, 5, 6]), ReplicaId(id)) };
+        let place = |stored: Option<Record>| Place::of(stored, ReplicaId(7));
+        assert_eq!(place(None), Place::Free);
+        assert_eq!(place(Some(record(4, true))), Place::Free, "the one before it has gone");
+        assert_eq!(place(Some(record(7, false))), Place::Taken(record(7, false)));
+        assert_eq!(place(Some(record(4, false))), Place::Closed, "the one before it is still going");
+        for gone in [7, 8] {
+            assert_eq!(place(Some(record(gone, true))), Place::Closed, "it was here, and its successor even");
         }
     }
 

@@ -63,6 +63,14 @@ pub struct Candidate {
     pub leaders: u32,
 }
 
+#[cfg(test)]
+impl Candidate {
+    /// One of capacity 1 that holds nothing.
+    fn idle(id: u64, zone: &str) -> Candidate {
+        Candidate { node: NodeId(id), zone: zone.to_owned(), capacity: 1, load: 0, leaders: 0 }
+    }
+}
+
 /// Chooses `replication` nodes for each of the shards; the first of each list is the preferred leader.
 ///
 /// `NOT_ENOUGH_NODES` if fewer nodes than that have capacity; `INVALID_REQUEST` for a replication of 0, for a node given
@@ -139,14 +147,7 @@ mod tests {
 
     /// Nodes 1, 2, … of capacity 1 and without load, in these zones.
     fn nodes(zones: &[&str]) -> Vec<Candidate> {
-        let node = |(id, zone): (u64, &&str)| Candidate {
-            node: NodeId(id),
-            zone: (*zone).to_owned(),
-            capacity: 1,
-            load: 0,
-            leaders: 0,
-        };
-        (1..).zip(zones).map(node).collect()
+        (1..).zip(zones).map(|(id, zone)| Candidate::idle(id, zone)).collect()
     }
 
     fn held(placed: &[Vec<NodeId>], node: NodeId) -> usize {

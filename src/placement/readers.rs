@@ -59,14 +59,7 @@ mod tests {
     use super::*;
 
     fn nodes(zones: &[&str]) -> Vec<Candidate> {
-        let node = |(id, zone): (u64, &&str)| Candidate {
-            node: NodeId(id),
-            zone: (*zone).to_owned(),
-            capacity: 1,
-            load: 0,
-            leaders: 0,
-        };
-        (1..).zip(zones).map(node).collect()
+        (1..).zip(zones).map(|(id, zone)| Candidate::idle(id, zone)).collect()
     }
 
     fn shards(count: u64, voters: &[u64]) -> Vec<(ShardId, Vec<NodeId>)> {

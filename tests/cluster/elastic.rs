@@ -131,3 +131,80 @@ async fn replicas_move_and_nodes_drain_by_hand_and_nonsense_is_refused() {
     cluster.healthy().await;
     cluster.checksums_equal("t").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_move_while_nodes_are_killed() {
+    let mut cluster = Cluster::with_table(3).await;
+    cluster.trivet(&["cluster", "pause"]).ok();
+    cluster.newcomer(4).start();
+    cluster.healthy().await;
+    let load = Load::start(&cluster, "t", 8).await;
+    for turn in 0..rounds(6) {
+        let shards = cluster.shards("t").await;
+        let shard = &shards[turn as usize % shards.len()];
+        let on: Vec<u64> = shard.replicas.iter().map(|replica| replica.node).collect();
+        let to = (1..=4).find(|node| !on.contains(node)).expect("one of four has none");
+        let from = on[turn as usize % on.len()];
+        let (id, from_text, to_text) = (shard.id.to_string(), from.to_string(), to.to_string());
+        let wish = ["shard", "move", &id, "--from", &from_text, "--to", &to_text, "--wait", "90s", "--deadline", "30s"];
+        let moving = cluster.spawn(&wish);
+        // Who loses, who gets, and one that stays dies somewhere between the wish and its fulfilment.
+        let stays = on.iter().copied().find(|node| *node != from).expect("three have one");
+        let victim = [from, to, stays][turn as usize % 3];
+        tokio::time::sleep(Duration::from_millis(u64::from(turn) * 40)).await;
+        cluster.kill(victim);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        cluster.start(victim);
+        let said = crate::harness::wait(moving, Duration::from_secs(120));
+        println!("  turn {turn}: exit code {}: {}", said.code, said.said().trim());
+        cluster.healthy().await;
+        // The wish may have come too late to be taken: then nothing has changed, and it is repeated.
+        cluster.trivet(&["shard", "move", &id, "--from", &from_text, "--to", &to_text, "--wait", "90s"]).ok();
+        let now = cluster.shards("t").await;
+        let moved = now.iter().find(|other| other.id == shard.id).expect("the shard");
+        assert!(moved.replicas.iter().any(|replica| replica.node == to), "{moved:?}");
+        assert!(moved.replicas.iter().all(|replica| replica.node != from), "{moved:?}");
+    }
+    load.finish().await.assert_flawless(300);
+    cluster.healthy().await;
+    cluster.checksums_equal("t").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_serves_or_holds_too_much_is_split_unasked() {
+    let mut cluster = Cluster::unstarted(3);
+    for id in cluster.ids() {
+        cluster.node_mut(id).settings = vec![
+            "split.requests_per_second=50".to_owned(),
+            "split.mb=2".to_owned(),
+            // So that what is written soon lies in files, whose sizes are looked at.
+            "write_buffer_mb=4".to_owned(),
+        ];
+        cluster.start(id);
+    }
+    cluster.healthy().await;
+    for table in ["busy", "large"] {
+        cluster.create_hash_table(table, 1).await;
+    }
+    let load = Load::start(&cluster, "busy", 8).await;
+    let client = connect(&cluster).await;
+    let large = client.table("large");
+    for number in 0..100 {
+        large.put(format!("key-{number}"), "v".repeat(200_000)).await.expect("written");
+    }
+    for table in ["large", "busy"] {
+        eventually("it is split", || async {
+            let shards = cluster.shards(table).await.len();
+            if shards > 1 { Ok(()) } else { Err(format!("{table} has {shards} shard")) }
+        })
+        .await;
+    }
+    load.finish().await.assert_flawless(300);
+    for number in 0..100 {
+        assert!(large.get(format!("key-{number}")).await.expect("read").body.is_some(), "key-{number} is lost");
+    }
+    cluster.healthy().await;
+    for table in ["large", "busy"] {
+        cluster.checksums_equal(table).await;
+    }
+}
