@@ -189,8 +189,17 @@ async fn a_shard_that_serves_or_holds_too_much_is_split_unasked() {
     let load = Load::start(&cluster, "busy", 8).await;
     let client = connect(&cluster).await;
     let large = client.table("large");
+    // Sizes are those on disk: what compresses well is small.
+    let mut noise = 1_u64;
+    let mut value = || -> Vec<u8> {
+        let next = || {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (noise >> 56) as u8
+        };
+        std::iter::repeat_with(next).take(200_000).collect()
+    };
     for number in 0..100 {
-        large.put(format!("key-{number}"), "v".repeat(200_000)).await.expect("written");
+        large.put(format!("key-{number}"), value()).await.expect("written");
     }
     for table in ["large", "busy"] {
         eventually("it is split", || async {
