@@ -56,6 +56,8 @@ pub struct Checksum {
 }
 
 /// Hands the leadership of a shard to another voter.
+///
+/// Where that makes leaderships uneven, balancing hands one back, unless it is paused (`cluster pause`).
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Example:\n  trivet shard transfer 3 --to 2")]
 pub struct Transfer {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::harness::{Cluster, eventually, rounds};
 use crate::load::{Load, connect};
+use crate::splits::fill;
 
 /// How long a cluster may take until nothing is left to move. Generous: the machine may be busy with other things.
 const EVEN_WITHIN: &str = "180s";
@@ -22,6 +23,7 @@ fn replicas(share: &serde_json::Value) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_become_five_and_two_leave_under_load() {
     let mut cluster = Cluster::with_table(3).await;
+    let keys = fill(&cluster, "t").await;
     let load = Load::start(&cluster, "t", 8).await;
 
     for id in [4, 5] {
@@ -54,6 +56,11 @@ async fn three_nodes_become_five_and_two_leave_under_load() {
     load.finish().await.assert_flawless(300);
     cluster.healthy().await;
     cluster.checksums_equal("t").await;
+    let client = connect(&cluster).await;
+    for key in &keys {
+        let found = client.table("t").get(key.clone()).await.expect("read").body;
+        assert!(found.is_some(), "{key} is lost");
+    }
     // Its directory does not come back.
     let refused = cluster.node(1).start_refused();
     assert!(refused.said().contains("was decommissioned"), "{}", refused.said());
