@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::rows::{ClusterRow, Counter, NodeRow, RowKey, corrupt, decode_row};
+use super::rows::{BalancingRow, ClusterRow, Counter, LeftRow, NodeRow, RowKey, corrupt, decode_row};
 use crate::keyspace::{Layout, ShardMap};
 use crate::types::{
     ClusterId, Incarnation, NodeId, ReplicaDescriptor, ReplicaRole, Result, ShardDescriptor, ShardId, TableDescriptor,
@@ -18,6 +18,8 @@ pub struct Directory {
     revision: Timestamp,
     cluster: Option<Stored<ClusterRow>>,
     nodes: BTreeMap<NodeId, Stored<NodeRow>>,
+    left: BTreeMap<NodeId, Stored<LeftRow>>,
+    balancing: Option<Stored<BalancingRow>>,
     descriptors: BTreeMap<TableId, Stored<TableDescriptor>>,
     names: BTreeMap<String, Stored<TableId>>,
     shards: BTreeMap<ShardId, Stored<Arc<ShardDescriptor>>>,
@@ -112,6 +114,16 @@ impl Directory {
     /// All nodes by id.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRow> {
         self.nodes.values().map(|stored| &stored.row)
+    }
+
+    /// The data directory under this id that was decommissioned last, if one was.
+    pub fn left(&self, id: NodeId) -> Option<&LeftRow> {
+        self.left.get(&id).map(|stored| &stored.row)
+    }
+
+    /// Whether nothing is to be moved about unasked.
+    pub fn balancing_is_paused(&self) -> bool {
+        self.balancing.as_ref().is_some_and(|stored| stored.row.paused)
     }
 
     /// A table that serves, by id.
@@ -217,6 +229,8 @@ impl Directory {
         match key {
             RowKey::Cluster => self.cluster.as_ref().map(|stored| stored.version),
             RowKey::Node(id) => self.nodes.get(id).map(|stored| stored.version),
+            RowKey::Left(id) => self.left.get(id).map(|stored| stored.version),
+            RowKey::Balancing => self.balancing.as_ref().map(|stored| stored.version),
             RowKey::Table(id) => self.descriptors.get(id).map(|stored| stored.version),
             RowKey::TableName(name) => self.names.get(name).map(|stored| stored.version),
             RowKey::Shard(_, id) => self.shards.get(id).map(|stored| stored.version),
@@ -243,6 +257,8 @@ impl Directory {
                 check(key, row.as_ref().is_none_or(|stored: &Stored<NodeRow>| stored.row.id == *id))?;
                 replace(&mut self.nodes, *id, row);
             }
+            RowKey::Left(id) => replace(&mut self.left, *id, read(key, version, value)?),
+            RowKey::Balancing => self.balancing = read(key, version, value)?,
             RowKey::Table(id) => {
                 let row = read(key, version, value)?;
                 check(key, row.as_ref().is_none_or(|stored: &Stored<TableDescriptor>| stored.row.id == *id))?;
@@ -322,7 +338,7 @@ fn check(key: &RowKey, fits: bool) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rows::encode_row;
+    use super::super::rows::{Standing, encode_row};
     use super::*;
     use crate::types::{Epoch, Partitioning, Reason, ReplicaId};
 
@@ -332,6 +348,8 @@ mod tests {
             name: "orders".into(),
             partitioning: Partitioning::Hash,
             replication: 1,
+            read_replicas: 0,
+            read_replica_zone: None,
             history_ms: 0,
             state,
         }
@@ -351,6 +369,7 @@ mod tests {
             epoch: Epoch(1),
             replicas: vec![replica],
             founders: vec![id],
+            founded: false,
             split: None,
         }
     }
@@ -466,6 +485,7 @@ mod tests {
             zone: String::new(),
             version: String::new(),
             joined_ms: 0,
+            standing: Standing::Serving,
         };
         let directory = two_shards().apply([put(RowKey::Node(NodeId(1)), 2, &node(10))]).expect("rows");
         let on = |node, incarnation| -> Vec<ShardId> {

@@ -34,4 +34,4 @@ mod directory;
 mod rows;
 
 pub use directory::{Directory, Load, TableEntry};
-pub use rows::{ClusterRow, Counter, NodeRow, RowKey, decode_row, encode_row};
+pub use rows::{BalancingRow, ClusterRow, Counter, LeftRow, NodeRow, RowKey, Standing, decode_row, encode_row};

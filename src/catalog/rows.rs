@@ -13,6 +13,10 @@ pub enum RowKey {
     Cluster,
     /// One node: [`NodeRow`].
     Node(NodeId),
+    /// A node that was decommissioned: [`LeftRow`].
+    Left(NodeId),
+    /// Whether shards are moved about unasked: [`BalancingRow`].
+    Balancing,
     /// One table: [`TableDescriptor`](crate::types::TableDescriptor).
     Table(TableId),
     /// The name of a table that serves: its id.
@@ -54,6 +58,8 @@ impl RowKey {
         Bytes::from(match self {
             RowKey::Cluster => "cluster".to_owned(),
             RowKey::Node(id) => format!("node/{:020}", id.0),
+            RowKey::Left(id) => format!("left/{:020}", id.0),
+            RowKey::Balancing => "balancing".to_owned(),
             RowKey::Table(id) => format!("table/{:010}", id.0),
             RowKey::TableName(name) => format!("table_name/{name}"),
             RowKey::Shard(table, id) => format!("shard/{:010}/{:020}", table.0, id.0),
@@ -78,6 +84,8 @@ impl RowKey {
         let parsed = match kind {
             "cluster" => Some(RowKey::Cluster),
             "node" => rest.parse().ok().map(|id| RowKey::Node(NodeId(id))),
+            "left" => rest.parse().ok().map(|id| RowKey::Left(NodeId(id))),
+            "balancing" => Some(RowKey::Balancing),
             "table" => rest.parse().ok().map(|id| RowKey::Table(TableId(id))),
             "table_name" => Some(RowKey::TableName(rest.to_owned())),
             "shard" => rest.split_once('/').and_then(|(table, shard)| {
@@ -120,6 +128,62 @@ pub struct NodeRow {
     pub version: String,
     /// When this data directory joined, in milliseconds since 1970.
     pub joined_ms: u64,
+    /// What is wanted of it.
+    #[serde(default, skip_serializing_if = "Standing::is_serving")]
+    pub standing: Standing,
+}
+
+/// What is wanted of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// It holds its share of the replicas.
+    #[default]
+    Serving,
+    /// It holds none until one is needed in place of those of a node that is lost or drains.
+    Spare,
+    /// What it holds moves to others.
+    Draining,
+}
+
+impl Standing {
+    /// Whether it is nothing special.
+    pub fn is_serving(&self) -> bool {
+        *self == Standing::Serving
+    }
+
+    /// What goes by this name; `INVALID_REQUEST` if nothing does.
+    pub fn named(name: &str) -> Result<Standing> {
+        let all = [Standing::Serving, Standing::Spare, Standing::Draining];
+        all.into_iter().find(|standing| standing.as_str() == name).ok_or_else(|| {
+            Error::invalid(format!("'{name}' is nothing that can be wanted of a node: serving, spare or draining"))
+        })
+    }
+
+    /// A name for commands and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Standing::Serving => "serving",
+            Standing::Spare => "spare",
+            Standing::Draining => "draining",
+        }
+    }
+}
+
+/// A node that was decommissioned: its data directory must not come back.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LeftRow {
+    /// Its data directory.
+    pub incarnation: Incarnation,
+    /// When it left, in milliseconds since 1970.
+    pub left_ms: u64,
+}
+
+/// Whether shards are moved about unasked. Without a row they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct BalancingRow {
+    /// They are not.
+    pub paused: bool,
 }
 
 /// The value of a row.
@@ -151,6 +215,8 @@ mod tests {
             (RowKey::Node(NodeId(u64::MAX)), "node/18446744073709551615"),
             (RowKey::Table(TableId(3)), "table/0000000003"),
             (RowKey::TableName("a.b-c".into()), "table_name/a.b-c"),
+            (RowKey::Left(NodeId(7)), "left/00000000000000000007"),
+            (RowKey::Balancing, "balancing"),
             (RowKey::Shard(TableId(3), ShardId(12)), "shard/0000000003/00000000000000000012"),
             (RowKey::Counter(Counter::Replica), "counter/replica"),
         ] {
@@ -191,6 +257,8 @@ mod tests {
         prop_oneof![
             Just(RowKey::Cluster),
             any::<u64>().prop_map(|id| RowKey::Node(NodeId(id))),
+            any::<u64>().prop_map(|id| RowKey::Left(NodeId(id))),
+            Just(RowKey::Balancing),
             any::<u32>().prop_map(|id| RowKey::Table(TableId(id))),
             "[a-z0-9_./-]{1,12}".prop_map(RowKey::TableName),
             (any::<u32>(), any::<u64>()).prop_map(|(table, id)| RowKey::Shard(TableId(table), ShardId(id))),

@@ -1,114 +1,49 @@
-//! The verbs on the cluster itself: its shards, its nodes, its state.
+//! The verbs on the cluster as a whole: its state, and whether shards are moved about in it.
 
 use std::time::Duration;
 
 use clap::Subcommand;
-use trivet::client::Client;
 use trivet::runtime::{Clock, sleep};
-use trivet::types::{Error, NodeId, Reason, ShardId, Slot, TableDescriptor};
-use trivet::wire::admin::{ClusterStatus, SplitPoint, SplitReport, TableDetails};
+use trivet::types::{Error, Reason};
+use trivet::wire::admin::ClusterStatus;
 
-use super::exit::{Ended, Exit, Stop};
-use super::{Global, render, text, time};
+use super::exit::{Ended, Exit};
+use super::{Global, render, time};
 
 /// Time between two looks while `cluster status --wait` waits.
 const WAIT_STEP: Duration = Duration::from_millis(200);
 
-/// List, describe, check and split shards; move leaderships.
+/// Show the state of the cluster; let shards be moved about in it, or not.
 #[derive(Clone, Debug, Subcommand)]
-pub enum Shard {
-    List(ShardList),
-    Describe(ShardDescribe),
-    Checksum(ShardChecksum),
-    Transfer(ShardTransfer),
-    Split(ShardSplit),
-}
-
-/// Lists shards with what they own, who leads them and where their replicas are.
-#[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Examples:\n  trivet shard list\n  trivet shard list orders")]
-pub struct ShardList {
-    /// Only this table's
-    table: Option<String>,
-}
-
-/// Shows one shard as its leader sees it.
-#[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Example:\n  trivet shard describe 3")]
-pub struct ShardDescribe {
-    /// Its id, as `shard list` shows it
-    id: u64,
-}
-
-/// Compares the content of all replicas of a shard at one applied position.
-///
-/// Exits with 6 if they differ. With --all it checks every shard of every table, and the catalog's.
-#[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Examples:\n  trivet shard checksum 3\n  trivet shard checksum --all")]
-pub struct ShardChecksum {
-    /// Its id, as `shard list` shows it
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
-    id: Option<u64>,
-    /// Every shard
-    #[arg(long)]
-    all: bool,
-}
-
-/// Hands the leadership of a shard to another voter.
-#[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Example:\n  trivet shard transfer 3 --to 2")]
-pub struct ShardTransfer {
-    /// Its id, as `shard list` shows it
-    id: u64,
-    /// The node that is to lead it
-    #[arg(long, value_name = "NODE")]
-    to: u64,
-    /// Say what would be done and do nothing
-    #[arg(long)]
-    dry_run: bool,
-}
-
-/// Splits a shard in two while it serves. No data is copied.
-///
-/// Without a place it is split where half of its bytes lie before. Keys with one tag (hash tables) or one group (range
-/// tables with a group delimiter) stay together.
-#[derive(Clone, Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  trivet shard split 3\n  trivet shard split 3 --slot 9000\n  trivet shard split 4 --at user:5000 --dry-run"
-)]
-pub struct ShardSplit {
-    /// Its id, as `shard list` shows it
-    id: u64,
-    /// The key with which the right part begins
-    #[arg(long, value_name = "KEY", conflicts_with = "slot")]
-    at: Option<String>,
-    /// The key is given in hexadecimal digits
-    #[arg(long, requires = "at")]
-    hex: bool,
-    /// The slot with which the right part begins (hash tables)
-    #[arg(long)]
-    slot: Option<u16>,
-    /// Say what would be done and do nothing
-    #[arg(long)]
-    dry_run: bool,
-}
-
-/// List nodes.
-#[derive(Clone, Debug, Subcommand)]
-pub enum Node {
-    List(NodeList),
-}
-
-/// Lists the nodes and whether they are alive.
-#[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Example:\n  trivet node list")]
-pub struct NodeList {}
-
-/// Show the state of the cluster.
-#[derive(Clone, Debug, Subcommand)]
-pub enum Cluster {
+pub enum Verb {
     Status(Status),
+    Balance(Balance),
+    Pause(Pause),
+    Resume(Resume),
 }
+
+/// Shows how evenly the cluster is spread, what moves and what would be moved next.
+///
+/// With --wait it returns when nothing is left to move, and exits with 5 if that takes longer.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  trivet cluster balance\n  trivet cluster balance --wait 5m")]
+pub struct Balance {
+    /// Wait up to this long until nothing is left to move
+    #[arg(long, value_name = "DURATION", value_parser = time::parse_duration)]
+    wait: Option<Duration>,
+}
+
+/// Moves nothing about unasked any more, until `resume`.
+///
+/// Moves that were begun are finished. Nothing is moved from draining and lost nodes either.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example:\n  trivet cluster pause")]
+pub struct Pause {}
+
+/// Lets replicas and leaderships be moved about again.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example:\n  trivet cluster resume")]
+pub struct Resume {}
 
 /// Shows nodes, tables and what is wrong, if anything. Exits with 5 if the cluster is not healthy.
 #[derive(Clone, Debug, clap::Args)]
@@ -119,128 +54,50 @@ pub struct Status {
     wait: Option<Duration>,
 }
 
-/// Runs a shard verb.
-pub async fn shard(verb: Shard, global: &Global) -> Ended {
-    let client = global.connect().await?;
-    match verb {
-        Shard::List(args) => {
-            let tables = match &args.table {
-                Some(name) => vec![client.admin().table(name).await?],
-                None => client.admin().tables().await?,
-            };
-            if global.json() {
-                let of = |table: &TableDetails| -> Vec<_> {
-                    table.shards.iter().map(|shard| render::shard_json(Some(&table.table), shard)).collect()
-                };
-                say!("{}", serde_json::Value::from(tables.iter().flat_map(of).collect::<Vec<_>>()));
-            } else {
-                say_text!("{}", render::shards(&tables));
-            }
-        }
-        Shard::Describe(args) => {
-            let shard = client.admin().shard(ShardId(args.id)).await?;
-            let table = table_of(&client, &shard.table).await?;
-            if global.json() {
-                say!("{}", render::shard_json(table.as_ref(), &shard));
-            } else {
-                say_text!("{}", render::shard(table.as_ref(), &shard));
-            }
-        }
-        Shard::Checksum(args) => return checksum(&args, &client, global).await,
-        Shard::Split(args) => return split(&args, &client, global).await,
-        Shard::Transfer(args) => {
-            let (shard, to) = (ShardId(args.id), NodeId(args.to));
-            let before = client.admin().shard(shard).await?;
-            if !before.replicas.iter().any(|replica| replica.node == to && replica.voter) {
-                return Err(Stop::error(format!("{to} has no voter of shard {}", args.id)));
-            }
-            if !args.dry_run {
-                client.admin().transfer_leader(shard, to).await?;
-            }
-            if global.json() {
-                let from = before.leader.map(|node| node.0);
-                say!("{}", serde_json::json!({"shard": args.id, "from": from, "to": args.to, "dry_run": args.dry_run}));
-            } else {
-                let from = before.leader.map_or_else(|| "nobody".to_owned(), |node| node.to_string());
-                let said = if args.dry_run { "would go" } else { "went" };
-                say!("the leadership of shard {} {said} from {from} to {to}", args.id);
-            }
-        }
-    }
-    Ok(Exit::Ok)
-}
-
-async fn split(args: &ShardSplit, client: &Client, global: &Global) -> Ended {
-    let at = match (&args.at, args.slot) {
-        (Some(key), _) => SplitPoint::Key(text::argument(key, args.hex).map_err(Stop::usage)?),
-        (None, Some(slot)) => SplitPoint::Slot(Slot(slot)),
-        (None, None) => SplitPoint::Middle,
-    };
-    let SplitReport { left, right } = client.admin().split_shard(ShardId(args.id), at, args.dry_run).await?;
-    let table = table_of(client, &left.table).await?;
-    if global.json() {
-        let part = |shard| render::shard_json(table.as_ref(), shard);
-        say!("{}", serde_json::json!({"left": part(&left), "right": part(&right), "dry_run": args.dry_run}));
-    } else {
-        let owned = |shard| table.as_ref().map_or_else(String::new, |table| render::owned(table, shard));
-        let child = if args.dry_run { "a new shard".to_owned() } else { format!("shard {}", right.id.0) };
-        let said = if args.dry_run { "would keep" } else { "keeps" };
-        let gets = if args.dry_run { "would get" } else { "gets" };
-        say!("shard {} {said} {}; {child} {gets} {}", left.id.0, owned(&left), owned(&right));
-    }
-    Ok(Exit::Ok)
-}
-
-async fn table_of(client: &Client, id: &trivet::types::TableId) -> Ended<Option<TableDescriptor>> {
-    let tables = client.admin().tables().await?;
-    Ok(tables.into_iter().map(|details| details.table).find(|table| table.id == *id))
-}
-
-async fn checksum(args: &ShardChecksum, client: &Client, global: &Global) -> Ended {
-    let ids = match args.id {
-        Some(id) => vec![ShardId(id)],
-        None => {
-            let tables = client.admin().tables().await?;
-            let shards = tables.iter().flat_map(|table| table.shards.iter().map(|shard| shard.id));
-            // The catalog's shard comes first, and once, whether or not it is listed among the tables.
-            std::iter::once(ShardId::SYSTEM).chain(shards.filter(|id| *id != ShardId::SYSTEM)).collect()
-        }
-    };
-    let mut exit = Exit::Ok;
-    for id in ids {
-        let report = client.admin().checksum(id).await?;
-        if global.json() {
-            say!("{}", render::checksum_json(&report));
-        } else {
-            say_text!("{}", render::checksum(&report));
-        }
-        // A replica that did not answer is no mismatch, but no proof of equality either.
-        let contents: Vec<_> = report.replicas.iter().filter_map(|replica| replica.content.as_ref().ok()).collect();
-        let differ = contents.windows(2).any(|pair| pair[0] != pair[1]);
-        if differ {
-            exit = Exit::Mismatch;
-        } else if !report.equal && exit == Exit::Ok {
-            exit = Exit::Unavailable;
-        }
-    }
-    Ok(exit)
-}
-
-/// Runs a node verb.
-pub async fn node(verb: Node, global: &Global) -> Ended {
-    let Node::List(NodeList {}) = verb;
-    let status = global.connect().await?.admin().within(global.deadline).status().await?;
-    if global.json() {
-        say!("{}", serde_json::Value::from(status.nodes.iter().map(render::node_json).collect::<Vec<_>>()));
-    } else {
-        say_text!("{}", render::nodes(&status.nodes));
-    }
-    Ok(Exit::Ok)
-}
-
 /// Runs a cluster verb.
-pub async fn cluster(verb: Cluster, global: &Global) -> Ended {
-    let Cluster::Status(args) = verb;
+pub async fn run(verb: Verb, global: &Global) -> Ended {
+    match verb {
+        Verb::Status(args) => status(&args, global).await,
+        Verb::Balance(args) => balance(&args, global).await,
+        Verb::Pause(Pause {}) => set_balancing(true, global).await,
+        Verb::Resume(Resume {}) => set_balancing(false, global).await,
+    }
+}
+
+async fn balance(args: &Balance, global: &Global) -> Ended {
+    let client = global.connect().await?;
+    let clock = Clock::system();
+    let until = clock.now() + args.wait.unwrap_or_default();
+    let seen = loop {
+        let seen = client.admin().balance().await;
+        if args.wait.is_none() || seen.as_ref().is_ok_and(|report| report.settled) || clock.now() >= until {
+            break seen?;
+        }
+        sleep(WAIT_STEP).await;
+    };
+    if global.json() {
+        say!("{}", render::balance_json(&seen));
+    } else {
+        say_text!("{}", render::balance(&seen));
+    }
+    Ok(if args.wait.is_some() && !seen.settled { Exit::Unhealthy } else { Exit::Ok })
+}
+
+async fn set_balancing(paused: bool, global: &Global) -> Ended {
+    global.connect().await?.admin().set_balancing(paused).await?;
+    if global.json() {
+        say!("{}", serde_json::json!({"paused": paused}));
+    } else if paused {
+        say!(
+            "nothing is moved about any more, not even from draining and lost nodes; `trivet cluster resume` ends that"
+        );
+    } else {
+        say!("replicas and leaderships are moved about again; `trivet cluster balance` shows it");
+    }
+    Ok(Exit::Ok)
+}
+
+async fn status(args: &Status, global: &Global) -> Ended {
     let clock = Clock::system();
     let until = clock.now() + args.wait.unwrap_or_default();
     let seen = loop {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use trivet::client::ReadFrom;
 use trivet::types::{Action, Condition, Operation, ReadLevel, Test, Timestamp, Write as Batch};
 
 use super::exit::{Ended, Exit, Stop};
@@ -19,6 +20,23 @@ pub fn parse_level(text: &str) -> Result<ReadLevel, String> {
             Some(age) => time::parse_duration(age).map(ReadLevel::MaxAge),
             None => Err(format!("'{text}' is no level: write linearizable, any or max-age=2s")),
         },
+    }
+}
+
+/// Which replica answers reads, as typed.
+pub fn parse_read_from(text: &str) -> Result<ReadFrom, String> {
+    let all = [ReadFrom::Leader, ReadFrom::Nearest, ReadFrom::LeastLoaded];
+    all.into_iter()
+        .find(|which| show_read_from(*which) == text)
+        .ok_or_else(|| format!("'{text}' names no replica: write leader, nearest or least-loaded"))
+}
+
+/// The same as [`parse_read_from`] reads it.
+pub fn show_read_from(which: ReadFrom) -> &'static str {
+    match which {
+        ReadFrom::Leader => "leader",
+        ReadFrom::Nearest => "nearest",
+        ReadFrom::LeastLoaded => "least-loaded",
     }
 }
 

@@ -37,8 +37,10 @@ mod export;
 #[cfg(test)]
 mod golden;
 mod import;
+mod node;
 mod render;
 mod scan;
+mod shard;
 mod table;
 mod text;
 mod time;
@@ -118,7 +120,7 @@ impl Global {
         let default = Options::default();
         // Verbs of the cluster take longer than a call; only a longer deadline changes theirs.
         let admin_deadline = default.admin_deadline.max(self.deadline);
-        let options = Options { deadline: self.deadline, admin_deadline, pipelined };
+        let options = Options { deadline: self.deadline, admin_deadline, pipelined, ..Options::default() };
         Ok(Client::connect(&self.endpoints, options).await?)
     }
 }
@@ -140,11 +142,11 @@ enum Verb {
     #[command(subcommand)]
     Table(table::Verb),
     #[command(subcommand)]
-    Shard(cluster::Shard),
+    Shard(shard::Verb),
     #[command(subcommand)]
-    Node(cluster::Node),
+    Node(node::Verb),
     #[command(subcommand)]
-    Cluster(cluster::Cluster),
+    Cluster(cluster::Verb),
     Bench(Box<bench::Args>),
     Version(Version),
 }
@@ -218,9 +220,9 @@ async fn run(verb: Verb, global: &Global) -> Ended {
         Verb::Import(args) => import::run(args, global).await,
         Verb::Export(args) => export::run(args, global).await,
         Verb::Table(verb) => table::run(verb, global).await,
-        Verb::Shard(verb) => cluster::shard(verb, global).await,
-        Verb::Node(verb) => cluster::node(verb, global).await,
-        Verb::Cluster(verb) => cluster::cluster(verb, global).await,
+        Verb::Shard(verb) => shard::run(verb, global).await,
+        Verb::Node(verb) => node::run(verb, global).await,
+        Verb::Cluster(verb) => cluster::run(verb, global).await,
         Verb::Bench(args) => bench::run(*args, global).await,
         Verb::Version(Version {}) => version(global),
     }

@@ -111,7 +111,8 @@ pub async fn scan(args: Scan, global: &Global) -> Ended {
     // Counting pages are as long as the server likes; a limit needs rows to count up to.
     let count_only = args.count && args.limit.is_none();
     let rows_max = if count_only { 0 } else { PAGE_ROWS };
-    let request = ScanRequest { bounds, reverse: args.reverse, rows_max, cursor: None, count_only, level };
+    let request =
+        ScanRequest { bounds, reverse: args.reverse, rows_max, cursor: None, count_only, level, any_replica: false };
     let mut scan = table.scan_with(request);
     if let Some(limit) = args.limit {
         scan = scan.limit(limit);

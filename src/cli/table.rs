@@ -25,7 +25,7 @@ pub enum Verb {
 #[derive(Clone, Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("kind").required(true))]
 #[command(
-    after_help = "Examples:\n  trivet table create orders --hash --shards 8\n  trivet table create names --range --split g --split p\n  trivet table create events --range --group-delimiter / --history 7d"
+    after_help = "Examples:\n  trivet table create orders --hash --shards 8\n  trivet table create names --range --split g --split p\n  trivet table create events --range --group-delimiter / --history 7d\n  trivet table create prices --hash --read-replicas 1 --read-replica-zone east"
 )]
 pub struct Create {
     /// Its name
@@ -48,6 +48,12 @@ pub struct Create {
     /// Voters per shard [default: 3, or as many nodes as there are if fewer]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     replication: Option<u32>,
+    /// Read replicas per shard: learners, on other nodes than the voters; they answer reads that let copies answer
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    read_replicas: Option<u32>,
+    /// Put read replicas on nodes of this zone first
+    #[arg(long, value_name = "ZONE", requires = "read_replicas")]
+    read_replica_zone: Option<String>,
     /// How long replaced versions stay readable [default: 1h]
     #[arg(long, value_name = "DURATION", value_parser = time::parse_duration)]
     history: Option<Duration>,
@@ -96,7 +102,14 @@ impl Create {
             let partitioning = Partitioning::Range { group_delimiter: self.group_delimiter.clone() };
             NewTable { partitioning, ..NewTable::range(&self.name, points) }
         };
-        Ok(NewTable { replication: self.replication, history_ms, dry_run: self.dry_run, ..base })
+        Ok(NewTable {
+            replication: self.replication,
+            read_replicas: self.read_replicas.unwrap_or(0),
+            read_replica_zone: self.read_replica_zone.clone(),
+            history_ms,
+            dry_run: self.dry_run,
+            ..base
+        })
     }
 }
 

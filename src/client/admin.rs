@@ -11,7 +11,8 @@ use super::{Connection, metrics};
 use crate::runtime::{self, Instant};
 use crate::types::{Error, Kind, NodeId, Reason, Result, ShardId};
 use crate::wire::admin::{
-    ChecksumReport, ClusterStatus, NewTable, ShardDetails, SplitPoint, SplitReport, TableDetails, Topology,
+    BalanceReport, ChecksumReport, ClusterStatus, NewTable, ShardDetails, SplitPoint, SplitReport, TableDetails,
+    Topology,
 };
 
 /// Pauses between rounds over all nodes.
@@ -111,6 +112,31 @@ impl Admin {
             async move { node.split_shard(shard, at, dry_run, until).await }
         })
         .await
+    }
+
+    /// Wants a shard's replica on node `from` to be on node `to`; [`Admin::shard`] tells when it is settled there.
+    pub async fn move_shard(&self, shard: ShardId, from: NodeId, to: NodeId, dry_run: bool) -> Result<ShardDetails> {
+        self.ask(None, |node, until| async move { node.move_shard(shard, from, to, dry_run, until).await }).await
+    }
+
+    /// How evenly the cluster is spread, what moves and what would be moved next.
+    pub async fn balance(&self) -> Result<BalanceReport> {
+        self.ask(None, |node, until| async move { node.balance(until).await }).await
+    }
+
+    /// Has shards moved about unasked, or not.
+    pub async fn set_balancing(&self, paused: bool) -> Result<()> {
+        self.ask(None, |node, until| async move { node.set_balancing(paused, until).await }).await
+    }
+
+    /// Wants something else of a node: `serving`, `spare` or `draining`. Tells how things stand then.
+    pub async fn set_standing(&self, node: NodeId, standing: &str, dry_run: bool) -> Result<BalanceReport> {
+        self.ask(None, |asked, until| async move { asked.set_standing(node, standing, dry_run, until).await }).await
+    }
+
+    /// Lets a node go that holds nothing any more but its copy of the catalog.
+    pub async fn decommission(&self, node: NodeId, dry_run: bool) -> Result<()> {
+        self.ask(None, |asked, until| async move { asked.decommission(node, dry_run, until).await }).await
     }
 
     /// Asks the nodes in turn until one answers, or refuses for a reason that another node would give as well. With

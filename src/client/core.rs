@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::future::{Either, select};
 use parking_lot::Mutex;
 
-use super::map::{Anchor, Map, ShardState};
+use super::map::{Anchor, ShardState};
+use super::replicas::{Wish, choose};
 use super::retry::{Next, Trouble};
 use super::topologies::Topologies;
-use super::{Connection, Options, metrics};
+use super::{Connection, Options, ReadFrom, metrics};
 use crate::limits::RetryBudget;
 use crate::runtime::{self, Clock, Instant, random_u64};
 use crate::types::{
-    Epoch, Error, Header, Kind, NodeId, ReadLevel, Reason, Request, RequestId, Response, Result, Role, ShardDescriptor,
-    ShardId,
+    Epoch, Error, Header, Kind, NodeId, ReadLevel, Reason, Request, RequestId, Response, Result, Role, ShardId,
 };
 
 /// Retries allowed per call in the long run, in percent: a cluster in trouble is not asked much more than one that is
@@ -87,6 +87,7 @@ impl Core {
         table: &str,
         request: &Request,
         anchor: Anchor<'_>,
+        read_from: ReadFrom,
         deadline: Instant,
     ) -> Result<Response> {
         let (level, repeatable) = match request {
@@ -95,13 +96,15 @@ impl Core {
             Request::History { .. } => (ReadLevel::Linearizable, true),
             Request::Write(write) => (ReadLevel::Linearizable, write.request.is_some()),
         };
+        let is_read = matches!(request, Request::Read(_) | Request::Scan(_));
         let begun = self.clock.now();
         self.budget.lock().earn(begun);
         let mut trouble = Trouble::new(repeatable, begun, deadline);
         loop {
-            let target = match self.target(table, anchor, level, &trouble)? {
+            let wish = Wish { level, read_from: if is_read { read_from } else { ReadFrom::Leader } };
+            let target = match self.target(table, anchor, wish, &trouble)? {
                 Some(target) => target,
-                None => self.target_of_new_table(table, anchor, level, &trouble, deadline).await?,
+                None => self.target_of_new_table(table, anchor, wish, &trouble, deadline).await?,
             };
             let now = self.clock.now();
             let until = trouble.attempt_until(now, deadline);
@@ -112,6 +115,7 @@ impl Core {
             };
             let error = match result {
                 Ok(response) => {
+                    target.connection.note_latency(self.clock.now().saturating_duration_since(now));
                     target.learn(&response);
                     return Ok(response);
                 }
@@ -138,13 +142,14 @@ impl Core {
     }
 
     /// Where to ask next by the newest map; none if the map does not have the table.
-    fn target(&self, table: &str, anchor: Anchor<'_>, level: ReadLevel, trouble: &Trouble) -> Result<Option<Target>> {
+    fn target(&self, table: &str, anchor: Anchor<'_>, wish: Wish, trouble: &Trouble) -> Result<Option<Target>> {
         let seen = self.topologies.ended();
         let current = self.topologies.current();
         let map = current.as_ref().ok_or_else(|| Error::internal("a client without a map"))?;
         let Some(entry) = map.table(table) else { return Ok(None) };
         let (shard, state) = entry.locate(anchor)?;
-        let (node, connection) = choose(map, shard, state, level, trouble)
+        let zone = self.options.zone.as_deref();
+        let (node, connection) = choose(map, shard, state, wish, zone, trouble)
             .ok_or_else(|| Error::new(Reason::NotReady, "the cluster's topology names no node: ask it again later"))?;
         Ok(Some(Target { node, connection, state: state.clone(), shard: shard.id, seen }))
     }
@@ -154,7 +159,7 @@ impl Core {
         &self,
         table: &str,
         anchor: Anchor<'_>,
-        level: ReadLevel,
+        wish: Wish,
         trouble: &Trouble,
         deadline: Instant,
     ) -> Result<Target> {
@@ -163,7 +168,7 @@ impl Core {
         for _ in 0..NODES {
             let seen = self.topologies.ended();
             self.topologies.newer(seen, deadline).await;
-            if let Some(target) = self.target(table, anchor, level, trouble)? {
+            if let Some(target) = self.target(table, anchor, wish, trouble)? {
                 return Ok(target);
             }
         }
@@ -234,37 +239,4 @@ impl Target {
             Either::Left(_) | Either::Right(_) => {}
         }
     }
-}
-
-/// The node to ask: the leader where only it will do or nothing speaks against it, else a replica's node, else any
-/// node (it forwards). Healthy ones before others, and the one that has just failed last of all.
-fn choose(
-    map: &Map,
-    shard: &ShardDescriptor,
-    state: &ShardState,
-    level: ReadLevel,
-    trouble: &Trouble,
-) -> Option<(NodeId, Connection)> {
-    let named = |node: NodeId| map.nodes.get(&node).map(|connection| (node, connection.clone()));
-    let wanted = |target: &(NodeId, Connection)| trouble.avoid != Some(target.0) && target.1.is_healthy();
-    // Any copy may answer such reads: they are spread over all of them.
-    let spread = matches!(level, ReadLevel::Any | ReadLevel::MaxAge(_)) && !trouble.leader_only;
-    let leader = state.leader().and_then(named);
-    if !spread && let Some(leader) = leader.clone().filter(wanted) {
-        return Some(leader);
-    }
-    let count = shard.replicas.len();
-    let turn = if count == 0 { 0 } else { state.turn.fetch_add(1, Ordering::Relaxed) % count };
-    let replicas = || shard.replicas.iter().cycle().skip(turn).take(count).filter_map(|replica| named(replica.node));
-    if let Some(replica) = replicas().find(wanted) {
-        return Some(replica);
-    }
-    let nodes = || map.nodes.iter().map(|(&node, connection)| (node, connection.clone()));
-    nodes()
-        .find(wanted)
-        // Nobody else is well: even the one that failed, and then those that were down.
-        .or_else(|| nodes().find(|target| target.1.is_healthy()))
-        .or_else(|| replicas().find(|target| trouble.avoid != Some(target.0)))
-        .or(leader)
-        .or_else(|| nodes().next())
 }

@@ -26,6 +26,8 @@ pub(super) struct Map {
     pub(super) cluster: ClusterId,
     pub(super) revision: u64,
     pub(super) nodes: HashMap<NodeId, Connection>,
+    /// The zones of the nodes that say one.
+    pub(super) zones: HashMap<NodeId, String>,
     tables: HashMap<String, Arc<TableEntry>>,
 }
 
@@ -90,6 +92,8 @@ impl Map {
     pub(super) fn new(fetch: u64, topology: Topology, before: Option<&Map>, pool: &Pool, seeds: &[String]) -> Map {
         let nodes: HashMap<_, _> =
             topology.nodes.iter().map(|node| (node.id, pool.connection(&node.address))).collect();
+        let zones = topology.nodes.iter().filter(|node| !node.zone.is_empty());
+        let zones = zones.map(|node| (node.id, node.zone.clone())).collect();
         pool.retain(|address| {
             seeds.iter().any(|seed| seed == address) || topology.nodes.iter().any(|node| node.address == address)
         });
@@ -101,7 +105,7 @@ impl Map {
             TableEntry::new(table, known).map(|entry| (name, Arc::new(entry)))
         });
         let tables = tables.collect();
-        Map { fetch, cluster: topology.cluster, revision: topology.revision, nodes, tables }
+        Map { fetch, cluster: topology.cluster, revision: topology.revision, nodes, zones, tables }
     }
 
     pub(super) fn table(&self, name: &str) -> Option<&Arc<TableEntry>> {

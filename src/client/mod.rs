@@ -11,12 +11,15 @@
 //! ends early once the shard's leader has answered any caller. A hung node costs one attempt of a second.
 //!
 //! Reads go to the leader unless their level lets any copy answer (`any`, `max_age`); then they are spread over the
-//! replicas. A [`Session`] remembers what it has seen of each shard and reads at least that.
+//! replicas. A client may also choose a replica for all its reads, the nearest or the least busy one ([`ReadFrom`],
+//! `replicas`); whoever is asked answers only what it can prove. A [`Session`] remembers what it has seen of each shard and
+//! reads at least that, wherever it reads.
 //!
 //! Invariants
 //! - Nothing here is needed for safety: a client that is wrong about the cluster is told so and learns.
 //! - Everything that grows is bounded: calls in flight per connection, hops, retries, waits for a fetch.
-//! - The hot path takes no lock but the two short ones of the retry budget and of the connection's table of calls.
+//! - The hot path takes no lock but the two short ones of the retry budget and of the connection's table of calls (and
+//!   that of each replica's table where the least busy one is looked for).
 //!
 //! Left out: hedged reads, and batches across shards (a batch that spans shards is refused with `CROSS_SHARD`).
 
@@ -28,6 +31,7 @@ mod channel;
 mod core;
 mod map;
 mod options;
+mod replicas;
 mod retry;
 mod scan;
 mod session;
@@ -40,7 +44,7 @@ use std::sync::Arc;
 
 pub use admin::Admin;
 pub use channel::Connection;
-pub use options::Options;
+pub use options::{Options, ReadFrom};
 pub use scan::Scan;
 pub use session::Session;
 pub use table::Table;

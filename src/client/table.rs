@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::try_join_all;
 
+use super::ReadFrom;
 use super::core::Core;
 use super::map::Anchor;
 use super::scan::Scan;
@@ -27,12 +28,14 @@ pub struct Table {
     session: Option<Arc<Seen>>,
     patience: Duration,
     level: ReadLevel,
+    read_from: ReadFrom,
 }
 
 impl Table {
     pub(super) fn new(core: Arc<Core>, name: Arc<str>, session: Option<Arc<Seen>>) -> Table {
         let patience = core.options.deadline;
-        Table { core, name, session, patience, level: ReadLevel::default() }
+        let read_from = core.options.read_from;
+        Table { core, name, session, patience, level: ReadLevel::default(), read_from }
     }
 
     /// The table's name.
@@ -51,6 +54,16 @@ impl Table {
         Table { level, ..self.clone() }
     }
 
+    /// The same table with reads that are answered by these replicas, as far as they can.
+    pub fn read_from(&self, read_from: ReadFrom) -> Table {
+        Table { read_from, ..self.clone() }
+    }
+
+    /// Whether a replica that is not the leader shall try to answer whatever it is asked.
+    fn any_replica(&self) -> bool {
+        self.read_from != ReadFrom::Leader
+    }
+
     /// Reads one key at the level of the handle.
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Answer<Option<Versioned>>> {
         let key = key.into();
@@ -61,7 +74,7 @@ impl Table {
     /// Reads one key at exactly this level.
     pub async fn get_with(&self, key: impl Into<Bytes>, level: ReadLevel) -> Result<Answer<Option<Versioned>>> {
         let key = key.into();
-        let request = Request::Read(Read { keys: vec![key.clone()], level });
+        let request = Request::Read(Read { keys: vec![key.clone()], level, any_replica: self.any_replica() });
         let mut values = self.values(&request, &key, 1).await?;
         values.pop().ok_or_else(|| unfit("no value"))
     }
@@ -81,7 +94,8 @@ impl Table {
             let wanted: Vec<Bytes> = group.iter().map(|&at| keys[at].clone()).collect();
             let anchor = wanted[0].clone();
             let count = wanted.len();
-            let request = Request::Read(Read { keys: wanted, level: self.level_for(&anchor) });
+            let request =
+                Request::Read(Read { keys: wanted, level: self.level_for(&anchor), any_replica: self.any_replica() });
             self.values(&request, &anchor, count).await
         });
         let answered = try_join_all(asked).await?;
@@ -179,7 +193,8 @@ impl Table {
 
     /// One page of a scan, at exactly the level of the request; the cursor of a page asks for the next.
     pub async fn scan_page(&self, request: ScanRequest) -> Result<Answer<Page>> {
-        let request = Request::Scan(request);
+        let any_replica = request.any_replica || self.any_replica();
+        let request = Request::Scan(ScanRequest { any_replica, ..request });
         let Request::Scan(asked) = &request else { return Err(unfit("a scan that is none")) };
         self.page(&request, Anchor::Page(asked)).await
     }
@@ -233,7 +248,7 @@ impl Table {
 
     async fn execute(&self, request: &Request, anchor: Anchor<'_>) -> Result<Response> {
         let deadline: Instant = self.core.clock.now() + self.patience;
-        self.core.execute(&self.name, request, anchor, deadline).await
+        self.core.execute(&self.name, request, anchor, self.read_from, deadline).await
     }
 
     /// The level at which this handle reads a key.

@@ -13,8 +13,8 @@ use super::*;
 use crate::keyspace::{Layout, ScanCursor, ShardMap};
 use crate::runtime::{Instant, sleep, spawn};
 use crate::types::{
-    Answer, Epoch, Error, Incarnation, Kind, Page, Partitioning, ReadLevel, Reason, ReplicaId, Request, RequestId,
-    Response, Role, Row, ScanBounds, ScanRequest, TableDescriptor, TableId, TableState, Test, Timestamp,
+    Answer, Epoch, Error, Header, Incarnation, Kind, Page, Partitioning, ReadLevel, Reason, ReplicaId, Request,
+    RequestId, Response, Role, Row, ScanBounds, ScanRequest, TableDescriptor, TableId, TableState, Test, Timestamp,
 };
 use crate::wire::admin::{NewTable, NodeDetails, ReplicaDetails, ShardDetails, TableDetails, Topology};
 
@@ -25,6 +25,8 @@ pub(super) fn table(id: u32, name: &str, partitioning: Partitioning, shards: &[(
         name: name.to_owned(),
         partitioning,
         replication: 3,
+        read_replicas: 0,
+        read_replica_zone: None,
         history_ms: 0,
         state: TableState::Ready,
     };
@@ -48,6 +50,7 @@ pub(super) fn table(id: u32, name: &str, partitioning: Partitioning, shards: &[(
         term: None,
         last_log: None,
         applied: None,
+        settled: None,
     });
     TableDetails { shards: shards.collect(), table }
 }
@@ -60,6 +63,9 @@ fn topology(revision: u64, nodes: &[&FakeNode], tables: Vec<TableDetails>) -> To
         zone: String::new(),
         incarnation: Incarnation(id),
         alive: true,
+        standing: "serving".to_owned(),
+        replicas: None,
+        leaders: None,
         version: String::new(),
     });
     Topology { cluster: ClusterId(1), revision, nodes: nodes.collect(), tables }
@@ -476,6 +482,62 @@ async fn a_replica_too_stale_sends_the_read_to_the_leader() {
         client.table("t").at(ReadLevel::MaxAge(Duration::from_millis(5))).get("k").await.expect("answered");
     }
     assert_eq!(nodes[0].seen().len(), 6);
+}
+
+/// A client in the zone `east`, of which nodes 2 and 3 are, and its nodes.
+async fn in_the_east(read_from: ReadFrom, nodes: &[&FakeNode]) -> Client {
+    let mut topology = one_shard(nodes);
+    for node in &mut topology.nodes[1..] {
+        node.zone = "east".to_owned();
+    }
+    tell(nodes, &topology);
+    let options = Options { read_from, zone: Some("east".to_owned()), ..Options::default() };
+    Client::connect(&endpoints(nodes), options).await.expect("connected")
+}
+
+/// A node that answers everything as a follower of shard 1.
+fn copy(node: u64) -> FakeNode {
+    let header = move || Header { role: Role::Follower, ..header(node, 1) };
+    FakeNode::start(move |seen| Act::Answer(Ok(plain_answer(header(), &seen.request))))
+}
+
+#[tokio::test]
+async fn the_nearest_replica_is_the_quickest_of_the_clients_zone() {
+    let nodes = [willing(1), copy(2), copy(3)];
+    let all = [&nodes[0], &nodes[1], &nodes[2]];
+    let client = in_the_east(ReadFrom::Nearest, &all).await;
+    let slow = Duration::from_secs(3_600);
+    client.core.topologies.current().as_ref().expect("a map").nodes[&NodeId(2)].note_latency(slow);
+    client.table("t").put("k", "v").await.expect("written");
+    for _ in 0..30 {
+        client.table("t").get("k").await.expect("answered");
+    }
+    let counts = all.map(|node| node.seen().len());
+    assert_eq!((counts[0], counts[1] + counts[2]), (1, 30), "the write alone leaves the zone");
+    assert!(counts[1] <= 1, "one may have been asked to learn how quick it is now: {counts:?}");
+    let asks_any = |seen: &Seen| matches!(&seen.request, Request::Read(read) if read.any_replica);
+    assert!(nodes[2].seen().iter().all(asks_any), "whoever is asked shall answer");
+    client.table("t").read_from(ReadFrom::Leader).get("k").await.expect("answered");
+    assert_eq!(nodes[0].seen().len(), 2);
+}
+
+#[tokio::test]
+async fn the_least_busy_replica_has_the_fewest_calls_under_way() {
+    let nodes = [FakeNode::start(|_| Act::Hang), willing(2), willing(3)];
+    let all = [&nodes[0], &nodes[1], &nodes[2]];
+    tell(&all, &one_shard(&all));
+    let client = connect(&all).await;
+    let table = client.table("t");
+    let hangs = spawn(async move { table.get("k").await });
+    while nodes[0].seen().is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    for _ in 0..6 {
+        client.table("t").read_from(ReadFrom::LeastLoaded).get("k").await.expect("answered");
+    }
+    let counts = all.map(|node| node.seen().len());
+    assert_eq!((counts[0], counts[1] + counts[2]), (1, 6), "{counts:?}");
+    hangs.abort();
 }
 
 #[tokio::test]

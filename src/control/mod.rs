@@ -5,17 +5,22 @@
 //! to lead can never both win; a lost race is computed again.
 //!
 //! - `tables`: create and drop tables, with placement.
-//! - `members`: nodes that join, come back with new addresses, or come back wiped.
-//! - `shards`: leaders, checksums, descriptions of shards.
+//! - `members`: nodes that join, come back with new addresses, or come back wiped; `standing`: what is wanted of them.
+//! - `shards`: leaders, checksums, descriptions of shards; `splits` and `moves`: what is wanted of them by hand.
 //! - `status`: what the nodes report, and what is wrong with it.
-//! - `duties`: what the leader of shard 0 does unasked: writes a new cluster's first rows, mends, finishes drops.
+//! - `duties`: what the leader of shard 0 does unasked: writes a new cluster's first rows, mends, finishes drops;
+//!   `balance`: moves replicas and leaderships where they should be; `sizes`: splits what holds or serves too much.
 //!
-//! Left out: carrying it out (node reconciles), balancing load.
+//! Left out: carrying it out (node reconciles), what should be moved (placement).
 
+mod balance;
 mod duties;
 mod members;
+mod moves;
 mod shards;
+mod sizes;
 mod splits;
+mod standing;
 mod status;
 mod tables;
 #[cfg(test)]
@@ -43,13 +48,20 @@ const VERB_TIMEOUT: Duration = Duration::from_secs(20);
 const CREATE_TABLE: &str = "create_table";
 const DROP_TABLE: &str = "drop_table";
 const SPLIT: &str = "split";
+const MOVE: &str = "move";
+const STANDING: &str = "standing";
+const DECOMMISSION: &str = "decommission";
+const BALANCING: &str = "balancing";
+const BALANCE: &str = "balance";
 
 /// The control of one node.
 pub struct Control {
     node: Arc<Node>,
     /// Changes of the catalog are made one after the other; a race with another leader is still possible and safe.
     changing: tokio::sync::Mutex<()>,
-    duties: parking_lot::Mutex<Option<Task<()>>>,
+    duties: parking_lot::Mutex<Vec<Task<()>>>,
+    /// What balancing remembers.
+    balancing: parking_lot::Mutex<balance::Memory>,
 }
 
 impl Control {
@@ -58,18 +70,19 @@ impl Control {
         let control = Arc::new(Control {
             node: node.clone(),
             changing: tokio::sync::Mutex::new(()),
-            duties: parking_lot::Mutex::new(None),
+            duties: parking_lot::Mutex::default(),
+            balancing: parking_lot::Mutex::default(),
         });
         node.set_handler(control.clone());
-        *control.duties.lock() = Some(spawn(duties::run(control.clone())));
+        *control.duties.lock() = vec![spawn(duties::run(control.clone())), spawn(balance::run(control.clone()))];
         control
     }
 
     /// Waits until the duties have ended, which they do when the node hands over.
     pub async fn stop(&self) {
-        let duties = self.duties.lock().take();
-        if let Some(duties) = duties {
-            let _ = duties.await;
+        let duties = std::mem::take(&mut *self.duties.lock());
+        for duty in duties {
+            let _ = duty.await;
         }
     }
 
@@ -154,6 +167,26 @@ impl AskHandler for Control {
                 SPLIT => {
                     self.must_lead()?;
                     Ok(ask::encode(&self.split_here(ask::decode(&body)?).await?))
+                }
+                MOVE => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.move_here(ask::decode(&body)?).await?))
+                }
+                STANDING => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.set_standing_here(ask::decode(&body)?).await?))
+                }
+                DECOMMISSION => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.decommission_here(ask::decode(&body)?).await?))
+                }
+                BALANCE => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.balance_here(ask::decode(&body)?).await?))
+                }
+                BALANCING => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.set_balancing_here(ask::decode(&body)?).await?))
                 }
                 ask::SPLIT_NEWS => {
                     self.must_lead()?;

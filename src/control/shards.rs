@@ -49,6 +49,7 @@ impl Control {
             details.term = Some(reported.term);
             details.last_log = Some(reported.last_log);
             details.applied = Some(reported.applied);
+            details.settled = Some(reported.part == "leader" && reported.is_settled(&descriptor));
         }
         Ok(details)
     }

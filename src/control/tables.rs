@@ -19,8 +19,8 @@ use crate::wire::admin::{NewTable, ShardDetails, TableDetails};
 
 /// Voters per shard when nothing is said, if there are nodes enough.
 const REPLICATION_DEFAULT: u32 = 3;
-/// How far above the mean a node's replicas may be: (1 + this) times it.
-const IMBALANCE: f64 = 0.1;
+/// How far above the mean a node's replicas may be: (1 + this) times it. None: what is placed unevenly would be moved.
+const IMBALANCE: f64 = 0.0;
 /// How long the creator of a table waits for its shards to elect leaders.
 const LEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between looks.
@@ -34,6 +34,10 @@ pub(super) struct CreateAsk {
     shards: u32,
     split_points: Vec<Vec<u8>>,
     replication: Option<u32>,
+    #[serde(default)]
+    read_replicas: u32,
+    #[serde(default)]
+    read_replica_zone: Option<String>,
     history_ms: u64,
     dry_run: bool,
 }
@@ -66,6 +70,8 @@ impl Control {
             shards: wish.shards,
             split_points: wish.split_points.iter().map(|point| point.to_vec()).collect(),
             replication: wish.replication,
+            read_replicas: wish.read_replicas,
+            read_replica_zone: wish.read_replica_zone,
             history_ms: wish.history_ms,
             dry_run,
         };
@@ -82,8 +88,8 @@ impl Control {
     /// Creates a table on shard 0's leader.
     pub(super) async fn create_here(&self, wish: CreateAsk) -> Result<Created> {
         let build = |directory: &Directory| -> Result<Creation> {
-            let living: Vec<NodeId> =
-                directory.nodes().map(|row| row.id).filter(|&node| self.node.hears(node)).collect();
+            let serving = directory.nodes().filter(|row| row.standing.is_serving());
+            let living: Vec<NodeId> = serving.map(|row| row.id).filter(|&node| self.node.hears(node)).collect();
             let replication = wish.replication.unwrap_or_else(|| REPLICATION_DEFAULT.min(living.len().max(1) as u32));
             let new = change::NewTable {
                 name: wish.name.clone(),
@@ -91,9 +97,11 @@ impl Control {
                 shards: if wish.shards == 0 { living.len().max(1) as u32 } else { wish.shards },
                 split_points: wish.split_points.iter().map(|point| Bytes::copy_from_slice(point)).collect(),
                 replication,
+                read_replicas: wish.read_replicas,
+                read_replica_zone: wish.read_replica_zone.clone(),
                 history_ms: wish.history_ms,
             };
-            change::create_table(directory, &new, |shards| place(directory, &living, shards, replication))
+            change::create_table(directory, &new, |shards| place(directory, &living, shards, &new))
         };
         if wish.dry_run {
             let Creation { table, shards, .. } = build(&self.node.directory())?;
@@ -191,8 +199,13 @@ impl Control {
     }
 }
 
-/// Chooses nodes for the replicas of new shards.
-fn place(directory: &Directory, living: &[NodeId], shards: &[ShardId], replication: u32) -> Result<Vec<Vec<NodeId>>> {
+/// Chooses nodes for the replicas of new shards: those of the voters, then those of the learners.
+fn place(
+    directory: &Directory,
+    living: &[NodeId],
+    shards: &[ShardId],
+    wish: &change::NewTable,
+) -> Result<Vec<Vec<NodeId>>> {
     let loads = directory.loads();
     let candidates: Vec<Candidate> = (directory.nodes())
         .filter(|row| living.contains(&row.id))
@@ -201,5 +214,12 @@ fn place(directory: &Directory, living: &[NodeId], shards: &[ShardId], replicati
             Candidate { node: row.id, zone: row.zone.clone(), capacity: 1, load: load.replicas, leaders: load.leaders }
         })
         .collect();
-    placement::place(&candidates, shards, replication as usize, IMBALANCE)
+    let mut placed = placement::place(&candidates, shards, wish.replication as usize, IMBALANCE)?;
+    if wish.read_replicas > 0 {
+        let voters: Vec<_> = shards.iter().copied().zip(placed.iter().cloned()).collect();
+        let zone = wish.read_replica_zone.as_deref();
+        let readers = placement::place_readers(&candidates, &voters, wish.read_replicas as usize, zone)?;
+        placed.iter_mut().zip(readers).for_each(|(nodes, readers)| nodes.extend(readers));
+    }
+    Ok(placed)
 }

@@ -5,6 +5,9 @@
 //! runtime of its own, so that it can end as suddenly as a process does, and a [`Disk`] that can stop taking writes.
 #![allow(clippy::disallowed_methods, reason = "each node gets a runtime that can be torn down under it")]
 
+mod elastic;
+mod reads;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,6 +21,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::Control;
 use crate::node::{AskHandler, Bootstrap, Context, JoinAnswer, JoinAsk, Node, NodeOptions, ask, testing};
+use crate::placement::sizing::Sizes;
 use crate::raft::{LogBounds, Timers};
 use crate::runtime::{Clock, spawn};
 use crate::storage::{
@@ -32,6 +36,8 @@ use crate::wire::admin::{NewTable, SplitPoint, SplitReport};
 /// Long enough for a machine that others share.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Longer than a crash and a restart take.
+const REPLACE_LOST_AFTER: Duration = Duration::from_secs(15);
 /// As many writes as a life makes and more.
 const NO_END: u64 = u64::MAX;
 
@@ -112,6 +118,10 @@ impl Engine for Disk {
         self.memory.free_bytes()
     }
 
+    fn bytes_in(&self, start: &[u8], end: &[u8]) -> storage::Result<u64> {
+        self.memory.bytes_in(start, end)
+    }
+
     fn gauges(&self) -> Vec<(&'static str, f64)> {
         self.memory.gauges()
     }
@@ -132,21 +142,38 @@ struct Machine {
     life: Option<Life>,
 }
 
-/// Three founding nodes.
+impl Machine {
+    fn new() -> Machine {
+        // Below the ports from which connections are made, so that it stays free between two lives.
+        let port = || 10_000 + (crate::runtime::random_u64() % 9_000) as u16;
+        let free = || std::net::TcpListener::bind(("127.0.0.1", port())).ok()?.local_addr().ok();
+        let address = std::iter::repeat_with(free).flatten().next().expect("some port is free");
+        Machine { address, memory: Memory::new().expect("a directory"), life: None }
+    }
+}
+
+/// Three founding nodes, and others that joined them.
 struct House {
     machines: BTreeMap<NodeId, Machine>,
 }
 
+/// The nodes that found it.
+const FOUNDERS: std::ops::RangeInclusive<u64> = 1..=3;
+
 impl House {
     fn new() -> House {
-        let machine = |id| {
-            // Below the ports from which connections are made, so that it stays free between two lives.
-            let port = || 10_000 + (crate::runtime::random_u64() % 9_000) as u16;
-            let free = || std::net::TcpListener::bind(("127.0.0.1", port())).ok()?.local_addr().ok();
-            let address = std::iter::repeat_with(free).flatten().next().expect("some port is free");
-            (NodeId(id), Machine { address, memory: Memory::new().expect("a directory"), life: None })
-        };
-        House { machines: (1..=3).map(machine).collect() }
+        House { machines: FOUNDERS.map(|id| (NodeId(id), Machine::new())).collect() }
+    }
+
+    /// Three nodes that serve, and others that joined them.
+    fn of(nodes: u64) -> House {
+        let mut house = House::founded();
+        for id in 4..=nodes {
+            house.machines.insert(NodeId(id), Machine::new());
+            house.start(id, NO_END);
+        }
+        house.settle(1);
+        house
     }
 
     /// Three nodes that serve.
@@ -161,8 +188,14 @@ impl House {
 
     /// Starts a node whose disk takes so many writes.
     fn start(&mut self, id: u64, writes: u64) {
-        let peers = self.machines.iter().map(|(&id, machine)| (id, machine.address.to_string())).collect();
-        let machine = self.machines.get_mut(&NodeId(id)).expect("one of three");
+        let founders = self.machines.iter().filter(|(id, _)| FOUNDERS.contains(&id.0));
+        let peers: BTreeMap<_, _> = founders.map(|(&id, machine)| (id, machine.address.to_string())).collect();
+        let bootstrap = if FOUNDERS.contains(&id) {
+            Bootstrap::Found { peers }
+        } else {
+            Bootstrap::Join { addresses: peers.into_values().collect() }
+        };
+        let machine = self.machines.get_mut(&NodeId(id)).expect("a node");
         let memory = machine.memory.clone();
         let disk = Arc::new(Disk { memory, left: RwLock::new(writes.into()) });
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
@@ -171,7 +204,7 @@ impl House {
             address: machine.address.to_string(),
             http_address: String::new(),
             zone: String::new(),
-            bootstrap: Bootstrap::Found { peers },
+            bootstrap,
             timers: Timers {
                 heartbeat: Duration::from_millis(50),
                 election_min: Duration::from_millis(250),
@@ -179,6 +212,8 @@ impl House {
             },
             log: LogBounds::default(),
             limits: Limits::default(),
+            replace_lost_after: REPLACE_LOST_AFTER,
+            sizes: Sizes::default(),
             version: "test".to_owned(),
             clock: Clock::system(),
         };
@@ -215,7 +250,7 @@ impl House {
 
     /// Ends a node as kill -9 does, and the power with it: what was not synced is gone.
     fn crash(&mut self, id: u64) {
-        let machine = self.machines.get_mut(&NodeId(id)).expect("one of three");
+        let machine = self.machines.get_mut(&NodeId(id)).expect("a node");
         let Some(life) = machine.life.take() else { return };
         life.disk.cut_off();
         drop(life.started);
@@ -226,7 +261,7 @@ impl House {
     /// Replaces the disk of a node that does not run by an empty one.
     fn wipe(&mut self, id: u64) {
         self.crash(id);
-        self.machines.get_mut(&NodeId(id)).expect("one of three").memory = Memory::new().expect("a directory");
+        self.machines.get_mut(&NodeId(id)).expect("a node").memory = Memory::new().expect("a directory");
     }
 
     /// Crashes and restarts a node whose disk has died.
@@ -255,13 +290,13 @@ impl House {
         life.runtime.block_on(question(control))
     }
 
-    /// Waits until all three are healthy, by what node 3 says, restarting the `victim` when its disk dies.
+    /// Waits until all are healthy, by what node 3 says, restarting the `victim` when its disk dies.
     fn settle(&mut self, victim: u64) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             self.mind(victim);
             let status = self.ask(3, async |control| control.status().await);
-            if status.healthy && status.nodes.len() == 3 {
+            if status.healthy && status.nodes.len() == self.machines.len() {
                 return;
             }
             assert!(Instant::now() < deadline, "not healthy: {:?}", status.problems);
@@ -300,7 +335,7 @@ impl House {
         let request = RequestId { client: crate::runtime::random_u64(), sequence: 1, issued_ms };
         let operations = vec![Operation { key: key.into(), action: put }];
         self.execute(leader, Request::Write(Write { request: Some(request), conditions: vec![], operations }))?;
-        let read = Read { keys: vec![key.into()], level: ReadLevel::Linearizable };
+        let read = Read { keys: vec![key.into()], level: ReadLevel::Linearizable, any_replica: false };
         let Response::Values(values) = self.execute(leader, Request::Read(read))? else { panic!("a read is answered") };
         assert_eq!(values[0].body.as_ref().map(|found| &found.value), Some(&value));
         Ok(())
@@ -322,7 +357,7 @@ impl House {
             let started = self.life(*id).and_then(|life| life.started.as_ref());
             started.is_some_and(|(node, _)| node.replicas().get(shard).is_some_and(|replica| replica.is_leader()))
         };
-        let find = || [1, 2, 3].into_iter().find(leads);
+        let find = || self.machines.keys().map(|node| node.0).find(|id| leads(id));
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(id) = find() {
@@ -351,8 +386,8 @@ impl House {
 
 impl Drop for House {
     fn drop(&mut self) {
-        for id in 1..=3 {
-            self.crash(id);
+        for id in self.machines.keys().copied().collect::<Vec<_>>() {
+            self.crash(id.0);
         }
     }
 }
@@ -569,7 +604,7 @@ fn a_node_with_little_room_leads_nothing_and_with_no_room_anywhere_writes_are_re
     }
     let refused = house.write_and_read("k").expect_err("no room anywhere");
     assert_eq!(refused.reason, Reason::DiskFull, "{refused}");
-    let read = Read { keys: vec!["k".into()], level: ReadLevel::Linearizable };
+    let read = Read { keys: vec!["k".into()], level: ReadLevel::Linearizable, any_replica: false };
     house.execute(house.leader_of(house.shard_of("k").id), Request::Read(read)).expect("reads go on");
     let status = house.ask(3, async |control| control.status().await);
     assert_eq!(status.problems.iter().filter(|problem| problem.contains("disk is nearly full")).count(), 3);

@@ -118,6 +118,7 @@ mod tests {
             epoch: Epoch(1),
             replicas: Vec::new(),
             founders: Vec::new(),
+            founded: false,
             split: None,
         };
         ranges.into_iter().enumerate().map(shard).collect()

@@ -33,8 +33,13 @@ pub const NOTE_CHECKSUM: &str = "note_checksum";
 pub const CHECKSUM: &str = "checksum";
 /// Where a shard would be cut into halves: [`ShardAsk`] to its leader, `Option<Vec<u8>>` back, an encoded key.
 pub const MIDDLE: &str = "middle";
+/// Which keys a shard's leader was asked for: [`ShardAsk`], `Vec<(Vec<u8>, u64)>` back, encoded keys in order with how
+/// often each was seen.
+pub const KEYS: &str = "keys";
 /// A shard was split: [`super::SplitNews`], to shard 0's leader.
 pub const SPLIT_NEWS: &str = "split_news";
+/// Is a replica still a member: [`super::MemberAsk`] to its shard's leader, [`super::MemberAnswer`] back.
+pub const MEMBER: &str = "member";
 /// Hand over the leadership of a shard (to its leader).
 pub const TRANSFER: &str = "transfer";
 
@@ -161,6 +166,12 @@ impl Node {
                 let middle = self.hosted(ask.shard)?.middle().await?;
                 Ok(encode(&middle.map(|key| key.to_vec())))
             }
+            KEYS => {
+                let ask: ShardAsk = decode(&body)?;
+                let sample = self.hosted(ask.shard)?.load().take_sample();
+                Ok(encode(&sample.into_iter().map(|(key, count)| (key.to_vec(), count)).collect::<Vec<_>>()))
+            }
+            MEMBER => Ok(encode(&self.member(decode(&body)?, deadline).await?)),
             TRANSFER => {
                 let ask: ShardAsk = decode(&body)?;
                 self.transfer(ask.shard, NodeId(ask.argument)).await?;
@@ -224,12 +235,14 @@ impl Node {
         let deadline = self.clock().now() + patience.max(2 * ASK_TIMEOUT);
         let mut last = Error::new(Reason::NoQuorum, "the system table has no leader right now; try again in a moment");
         let mut hint = None;
+        let mut strangers = self.links().known().into_iter().filter(|&node| node != self.id()).cycle();
         while self.clock().now() < deadline {
-            let leader = hint.take().or_else(|| self.system_leader());
-            if let Some(leader) = leader {
+            // Whose copy of the catalog is no member any more hears of no leader: any other node names it.
+            let known = hint.take().or_else(|| self.system_leader());
+            if let Some(leader) = known.or_else(|| strangers.next()) {
                 match self.ask_for(leader, kind, question, patience).await {
                     Ok(answer) => return Ok(answer),
-                    Err(error) if matches!(error.reason, Reason::NotLeader | Reason::NotReady) => {
+                    Err(error) if known.is_none() || matches!(error.reason, Reason::NotLeader | Reason::NotReady) => {
                         hint = error.leader.filter(|&node| node != leader);
                         last = error;
                     }

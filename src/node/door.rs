@@ -1,9 +1,10 @@
 //! The one door for data: `(table, Request) -> Response`, from any node.
 //!
 //! A request is routed by this node's picture of the catalog to the shard that owns its key. If the local replica can
-//! answer, it does; otherwise the request is passed on, once, to the node that leads the shard. What is passed on
-//! carries `forwarded`, and a forwarded request is answered or refused, never passed on again: so no request runs in
-//! circles, and a client that knows no routing still reaches every key through any node.
+//! answer, it does: that of the leader everything, any other what its level allows and it can prove. Otherwise the request
+//! is passed on, once, to the node that leads the shard. What is passed on carries `forwarded`, and a forwarded request is
+//! answered or refused, never passed on again: so no request runs in circles, and a client that knows no routing still
+//! reaches every key through any node.
 //!
 //! Failures that prove that nothing happened (not the leader, the range has changed, no connection) are tried again
 //! until the deadline (`routing`). A write whose fate is unknown is tried again only under its request id, which makes
@@ -19,7 +20,7 @@ use futures::future::join_all;
 
 use super::host::Node;
 use super::metrics;
-use super::routing::Routed;
+use super::routing::{Routed, copies_may_answer};
 use crate::catalog::TableEntry;
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Instant, timeout_at};
@@ -156,8 +157,7 @@ impl Node {
             }
         };
         let remote = || Request::Write(write.clone());
-        let response =
-            self.route(entry, &anchor, ReadLevel::Linearizable, repeatable, true, context, local, remote).await?;
+        let response = self.route(entry, &anchor, false, repeatable, true, context, local, remote).await?;
         match response {
             Routed::Here(served, descriptor) => Ok(self.answer_of(served, &descriptor)),
             Routed::There(Response::Written(answer)) => Ok(answer),
@@ -232,15 +232,16 @@ impl Node {
         context: Context,
     ) -> Result<Vec<Answer<Option<Versioned>>>> {
         let level = if planted::is(Bug::FollowerRead) { ReadLevel::Any } else { read.level };
+        let copies = copies_may_answer(level, read.any_replica);
         let keys = &keys;
         let local = |shard: Arc<Shard>, descriptor: Arc<ShardDescriptor>| async move {
             shard.read(descriptor.epoch, keys, level, context.deadline).await
         };
         let remote = || {
             let keys = positions.iter().map(|&position| read.keys[position].clone()).collect();
-            Request::Read(Read { keys, level })
+            Request::Read(Read { keys, level, any_replica: read.any_replica })
         };
-        match self.route(entry, &keys[0], level, true, keys.len() == 1, context, local, remote).await? {
+        match self.route(entry, &keys[0], copies, true, keys.len() == 1, context, local, remote).await? {
             Routed::Here(served, descriptor) => {
                 let header = self.header(&served, &descriptor);
                 Ok(served.body.into_iter().map(|body| Answer { header: header.clone(), body }).collect())
@@ -266,7 +267,7 @@ impl Node {
             async move { shard.history(descriptor.epoch, encoded, before, rows_max, context.deadline).await }
         };
         let remote = || Request::History { key: key.clone(), before, rows_max };
-        match self.route(entry, &encoded, ReadLevel::Linearizable, true, true, context, local, remote).await? {
+        match self.route(entry, &encoded, false, true, true, context, local, remote).await? {
             Routed::Here(served, descriptor) => {
                 let header = self.header(&served, &descriptor);
                 let rows: Vec<Row> = (served.body.into_iter())

@@ -13,6 +13,7 @@ use super::host::Node;
 use crate::catalog::Directory;
 use crate::keyspace::Layout;
 use crate::runtime::{sleep, spawn_blocking};
+use crate::shard::Shard;
 use crate::storage::mvcc;
 use crate::types::{Error, Result, ShardId, Timestamp};
 
@@ -23,16 +24,30 @@ const PAGE_BYTES: usize = 4 << 20;
 /// After a failure to read the rows, before trying again.
 const RETRY_WAIT: Duration = Duration::from_millis(200);
 
-/// Follows shard 0 until the node stops.
+/// Follows shard 0 until the node stops; if its replica here is exchanged for another, that one.
 pub async fn run(node: Arc<Node>) {
-    let system = tokio::select! {
-        system = node.replicas().wait_for(ShardId::SYSTEM) => system,
-        () = stopped(&node) => return,
-    };
+    loop {
+        let system = tokio::select! {
+            system = node.replicas().wait_for(ShardId::SYSTEM) => system,
+            () = stopped(&node) => return,
+        };
+        tokio::select! {
+            () = follow(&node, &system) => {}
+            () = stopped(&node) => return,
+        }
+        // It has ended; its place may be empty for a moment.
+        sleep(RETRY_WAIT).await;
+    }
+}
+
+/// Follows one replica of shard 0 until it ends.
+async fn follow(node: &Arc<Node>, system: &Shard) {
     let mut applied = system.applied();
     loop {
         let seen = *applied.borrow_and_update();
-        match read(&node, seen).await {
+        match read(node, seen).await {
+            // What a successor has not been sent yet is no news.
+            Ok(directory) if directory.revision() < node.directory().revision() => {}
             Ok(directory) => {
                 node.set_directory(directory);
                 node.nudge();
@@ -43,9 +58,8 @@ pub async fn run(node: Arc<Node>) {
                 continue;
             }
         }
-        tokio::select! {
-            changed = applied.changed() => if changed.is_err() { return },
-            () = stopped(&node) => return,
+        if applied.changed().await.is_err() {
+            return;
         }
     }
 }

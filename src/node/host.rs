@@ -1,6 +1,6 @@
 //! The node itself: what its parts share.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::ask::AskHandler;
+use super::busy::Busy;
 use super::formation::{self, Bootstrap};
 use super::identity::Identity;
 use super::lineage;
@@ -20,8 +21,9 @@ use super::stall::{self, Stalled};
 use super::takeover::{self, Sign};
 use super::transport::{LinkTransport, Links};
 use super::{follower, splits, sweeper};
-use crate::catalog::{Directory, NodeRow};
+use crate::catalog::{Directory, NodeRow, Standing};
 use crate::client::Connection;
+use crate::placement::sizing::Sizes;
 use crate::raft::{GroupError, LogBounds, Timers};
 use crate::runtime::{Clock, random_u64, sleep, spawn};
 use crate::shard::{BIRTHS_MAX, Born, Home, Record, Shard, ShardOptions, State};
@@ -55,6 +57,10 @@ pub struct NodeOptions {
     pub log: LogBounds,
     /// Bounds on requests.
     pub limits: Limits,
+    /// How long a node may be silent before its replicas are made anew elsewhere.
+    pub replace_lost_after: Duration,
+    /// The sizes at which shards are split unasked.
+    pub sizes: Sizes,
     /// This program's version.
     pub version: String,
     /// Clocks.
@@ -85,10 +91,8 @@ pub struct Node {
     nudge: Notify,
     /// Told of children born here.
     births: mpsc::Sender<Born>,
-    /// The shards whose split is being furthered here.
-    splitting: Mutex<HashSet<ShardId>>,
-    /// The shards whose log from before a split is being removed here.
-    forgetting: Mutex<HashSet<ShardId>>,
+    /// Lengthy steps under way.
+    busy: Busy,
     /// Held while a replica is created that was not here before; shared while a snapshot is installed. So no snapshot can
     /// be laid over the range of a replica that came while it was looked at.
     ranges: Arc<tokio::sync::RwLock<()>>,
@@ -133,8 +137,7 @@ impl Node {
             stopped: watch::Sender::new(false),
             nudge: Notify::new(),
             births,
-            splitting: Mutex::default(),
-            forgetting: Mutex::default(),
+            busy: Busy::default(),
             ranges: Arc::default(),
             hosting: tokio::sync::Mutex::default(),
             admitting: Mutex::default(),
@@ -204,12 +207,8 @@ impl Node {
         &self.links
     }
 
-    pub(super) fn splitting(&self) -> &Mutex<HashSet<ShardId>> {
-        &self.splitting
-    }
-
-    pub(super) fn forgetting(&self) -> &Mutex<HashSet<ShardId>> {
-        &self.forgetting
+    pub(super) fn busy(&self) -> &Busy {
+        &self.busy
     }
 
     pub(super) fn ranges(&self) -> &Arc<tokio::sync::RwLock<()>> {
@@ -258,6 +257,8 @@ impl Node {
             zone: self.options.zone.clone(),
             version: self.options.version.clone(),
             joined_ms: self.options.clock.wall_ms(),
+            // The catalog keeps what is wanted of it.
+            standing: Standing::default(),
         }
     }
 

@@ -10,7 +10,8 @@
 //! - `transport`: one multiplexed stream per peer carries the frames of all groups; snapshots have their own.
 //! - [`ask`]: rare questions between nodes.
 //! - `follower`: turns the applied rows of shard 0 into the [`Directory`](crate::catalog::Directory).
-//! - `reconcile`: creates and destroys replicas, brings group memberships to what the catalog wants.
+//! - `reconcile`: creates and destroys replicas, and has the others take the next step; `busy`: what is under way.
+//! - `members`: brings the members of a group to what the catalog wants; who is wanted no more goes.
 //! - `splits`: brings about the splits that are wanted, hosts the children.
 //! - `takeover`: stands for election when another node's process is gone, without waiting for the timeout.
 //! - `room`: yields before the disk is full; `stall`: yields while the disk stands still; `sweeper`: makes what was deleted leave it.
@@ -24,12 +25,14 @@
 //! Left out: deciding what the catalog should want (control).
 
 pub mod ask;
+mod busy;
 mod door;
 mod follower;
 mod formation;
 mod host;
 mod identity;
 mod lineage;
+mod members;
 pub mod metrics;
 mod paging;
 mod reconcile;
@@ -48,6 +51,7 @@ pub use door::Context;
 pub use formation::Bootstrap;
 pub use host::{Node, NodeOptions};
 pub use identity::Identity;
+pub use members::{MemberAnswer, MemberAsk};
 pub use registry::Registry;
 pub use report::{NodeReport, ShardReport};
 pub use splits::SplitNews;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::door::{Context, mismatched};
 use super::host::Node;
-use super::routing::Routed;
+use super::routing::{Routed, copies_may_answer};
 use crate::catalog::TableEntry;
 use crate::keyspace::ScanCursor;
 use crate::shard::{PageRequest, Shard};
@@ -69,7 +69,8 @@ impl Node {
             };
             let (first, last) = if scan.reverse { (&end, &start) } else { (&start, &end) };
             let remote = || Request::Scan(ScanRequest { cursor: Some(cursor_at(first.clone())), ..scan.clone() });
-            let routed = match self.route(&entry, &start, scan.level, true, false, context, local, remote).await {
+            let copies = copies_may_answer(scan.level, scan.any_replica);
+            let routed = match self.route(&entry, &start, copies, true, false, context, local, remote).await {
                 // The shard was split while it was asked: what is left is planned anew.
                 Err(error) if error.reason == Reason::WrongEpoch && !context.forwarded => {
                     entry = self.newer(entry, error, context)?;

@@ -1,16 +1,17 @@
 //! Brings this node to what the catalog wants of it, again and again until it is so.
 //!
 //! Each round compares the wanted with the real and takes the next step for every difference: create a replica, found
-//! its group, destroy it; and, where this node leads, add learners, promote them when they have caught up, remove who
-//! is no longer wanted. Every step is safe to repeat, so a crash anywhere only means another round.
+//! its group, destroy it; and have `members` and `splits` take theirs, which run beside the round. Every step is safe to
+//! repeat, so a crash anywhere only means another round.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::host::Node;
+use super::members;
 use super::metrics;
 use super::splits;
 use crate::catalog::Directory;
@@ -18,14 +19,12 @@ use crate::raft::Status;
 use crate::runtime::{Instant, timeout};
 use crate::shard::{Record, Shard};
 use crate::storage::{LogChange, LogOp};
-use crate::types::{NodeId, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId, TableDescriptor, TableState};
+use crate::types::{Error, NodeId, Reason, ReplicaId, Result, ShardDescriptor, ShardId, TableDescriptor, TableState};
 
 /// Between rounds when nothing wakes the reconciler.
 const ROUND_WAIT: Duration = Duration::from_millis(250);
 /// How long a group may be without a leader before a founder other than the preferred one founds it.
 const FOUND_AFTER: Duration = Duration::from_secs(5);
-/// Entries a learner may be behind and still be promoted: fewer than one busy round trip brings.
-const CAUGHT_UP_WITHIN: u64 = 256;
 /// Between upkeep rounds of a shard (history, old marks).
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long upkeep may wait for its own log entries.
@@ -56,6 +55,12 @@ pub async fn run(node: Arc<Node>) {
 async fn round(node: &Arc<Node>, memory: &mut Memory) {
     let Some(identity) = node.try_identity().copied() else { return };
     let directory = node.directory();
+    let leads = || node.replicas().all().iter().any(|shard| shard.is_leader());
+    if directory.left(node.id()).is_some_and(|left| left.incarnation == identity.incarnation) && !leads() {
+        let why =
+            "this node was decommissioned: what it held has moved to others, and its data directory is of no more use";
+        return node.fail(Error::new(Reason::NodeIdTaken, why));
+    }
     for (descriptor, _) in directory.shards_on(node.id(), identity.incarnation) {
         let going = |table: &TableDescriptor| table.state == TableState::Dropping;
         if directory.descriptor(descriptor.table).is_some_and(going) {
@@ -82,8 +87,10 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
             }
             found(node, shard, descriptor, &status, memory).await;
             if status.is_leader() {
-                align(shard, descriptor, &status).await;
+                members::align(node, shard, descriptor, &status);
                 splits::further(node, shard, descriptor);
+            } else if descriptor.replicas.iter().all(|replica| replica.id != shard.replica()) {
+                members::retire(node, shard, descriptor);
             }
         } else if is_gone(&directory, shard)
             && let Err(error) = destroy(node, shard).await
@@ -102,22 +109,41 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
     }
 }
 
+/// What storage says of the place that a wanted replica is to take, while none of its shard is hosted.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    /// The replica itself is there and has only to be started.
+    Taken(Record),
+    /// It never may come: it was destroyed here (the picture of the catalog is from before, for a moment). Or not yet:
+    /// another of its shard has stopped and is being removed, and must not be started again meanwhile.
+    Closed,
+    /// There is none.
+    Free,
+}
+
+impl Place {
+    fn of(stored: Option<Record>, wanted: ReplicaId) -> Place {
+        match stored {
+            Some(record) if record.tombstone && record.replica < wanted => Place::Free,
+            Some(record) if !record.tombstone && record.replica == wanted => Place::Taken(record),
+            Some(_) => Place::Closed,
+            None => Place::Free,
+        }
+    }
+}
+
 /// Creates the wanted replica of a shard if it is not here.
 async fn create(node: &Arc<Node>, descriptor: &ShardDescriptor) -> Result<()> {
     let Some(mine) = descriptor.replica_on(node.id()) else { return Ok(()) };
-    if let Some(hosted) = node.replicas().get(descriptor.id) {
-        if hosted.replica() != mine.id && hosted.replica() < mine.id {
-            // The catalog has replaced the replica of this very directory: the old one goes, the new one comes.
-            destroy(node, &hosted).await?;
-        } else {
-            return Ok(());
-        }
+    // If it is another than the wanted one, it has to go first, and may have to wait.
+    if node.replicas().get(descriptor.id).is_some() {
+        return Ok(());
     }
-    let record = match Record::load(&**node.engine(), descriptor.id)? {
-        // Destroyed here before: this id never comes back. (A picture of the catalog from before, for a moment.)
-        Some(record) if record.tombstone && record.replica >= mine.id => return Ok(()),
-        Some(record) if !record.tombstone => record,
-        _ => {
+    let stored = Record::load(&**node.engine(), descriptor.id)?;
+    let record = match Place::of(stored, mine.id) {
+        Place::Closed => return Ok(()),
+        Place::Taken(record) => record,
+        Place::Free => {
             // Not while a snapshot is being installed, whose range was looked at when this replica was not there; that may
             // take long, and there is more to do in a round: the next one tries again.
             let Ok(_alone) = node.ranges().try_write() else { return Ok(()) };
@@ -138,7 +164,7 @@ async fn create(node: &Arc<Node>, descriptor: &ShardDescriptor) -> Result<()> {
     };
     let hosted = node.host(&record).await?;
     // The preferred leader founds at once; it becomes the leader.
-    if preferred_founder(descriptor) == Some(record.replica) && record.replica == mine.id {
+    if preferred_founder(descriptor) == Some(record.replica) {
         found_group(&hosted, descriptor).await;
     }
     Ok(())
@@ -156,6 +182,9 @@ fn owner_of_a_part(node: &Node, descriptor: &ShardDescriptor) -> Option<ShardId>
 
 /// Who founds at once: the first of the founders that is still wanted.
 fn preferred_founder(descriptor: &ShardDescriptor) -> Option<ReplicaId> {
+    if descriptor.founded {
+        return None;
+    }
     descriptor.founders.iter().copied().find(|founder| descriptor.replicas.iter().any(|replica| replica.id == *founder))
 }
 
@@ -163,9 +192,9 @@ fn preferred_founder(descriptor: &ShardDescriptor) -> Option<ReplicaId> {
 /// members until the group, once it has a leader, exchanges them; a majority of the others founds it without them.
 ///
 /// A successor stands in the place of the one it replaces, on the same node (a disk was lost). None if the founders
-/// cannot be told any more.
+/// cannot be told any more: when one has moved to another node, the group has been founded.
 fn first_members(descriptor: &ShardDescriptor) -> Option<BTreeMap<ReplicaId, NodeId>> {
-    if descriptor.replicas.len() < descriptor.founders.len() {
+    if descriptor.founded || descriptor.replicas.len() < descriptor.founders.len() {
         return None;
     }
     let in_place = descriptor.founders.iter().zip(&descriptor.replicas);
@@ -178,7 +207,7 @@ fn first_members(descriptor: &ShardDescriptor) -> Option<BTreeMap<ReplicaId, Nod
 /// Founds a group whose preferred founder has not done so, or finishes what a crash has cut short.
 async fn found(node: &Node, shard: &Arc<Shard>, descriptor: &ShardDescriptor, status: &Status, memory: &mut Memory) {
     let fresh = status.voters.is_empty() && status.learners.is_empty();
-    if !fresh || !descriptor.founders.contains(&shard.replica()) {
+    if !fresh || descriptor.founded || !descriptor.founders.contains(&shard.replica()) {
         memory.leaderless.remove(&shard.id());
         return;
     }
@@ -200,53 +229,6 @@ async fn found_group(shard: &Arc<Shard>, descriptor: &ShardDescriptor) {
     }
 }
 
-/// As leader: one step from the real members towards the wanted ones.
-async fn align(shard: &Arc<Shard>, descriptor: &ShardDescriptor, status: &Status) {
-    let group = shard.group();
-    if status.joint {
-        if let Err(error) = group.finish_change().await {
-            tracing::debug!(shard = %shard.id(), %error, "cannot finish a change of members yet");
-        }
-        return;
-    }
-    for wanted in &descriptor.replicas {
-        if !status.voters.contains_key(&wanted.id) && !status.learners.contains_key(&wanted.id) {
-            if shard.has_log_of_the_past() {
-                // It is being removed; a newcomer would be sent what it cannot apply, and refuse it.
-                return;
-            }
-            tracing::info!(shard = %shard.id(), replica = %wanted.id, node = %wanted.node, "adding a replica");
-            if let Err(error) = group.add_learner(wanted.id, wanted.node).await {
-                tracing::debug!(shard = %shard.id(), %error, "cannot add a replica yet");
-            }
-            return;
-        }
-    }
-    let caught_up = |replica: ReplicaId| {
-        let matched = status.matched.get(&replica).copied().flatten();
-        matched.is_some_and(|matched| matched + CAUGHT_UP_WITHIN >= status.last_log)
-    };
-    let wanted: BTreeSet<ReplicaId> = (descriptor.replicas.iter())
-        .filter(|replica| replica.role == ReplicaRole::Voter)
-        .filter(|replica| status.voters.contains_key(&replica.id) || caught_up(replica.id))
-        .map(|replica| replica.id)
-        .collect();
-    let current: BTreeSet<ReplicaId> = status.voters.keys().copied().collect();
-    let all_wanted: BTreeSet<ReplicaId> = (descriptor.replicas.iter())
-        .filter(|replica| replica.role == ReplicaRole::Voter)
-        .map(|replica| replica.id)
-        .collect();
-    // Who is no longer wanted stays until everyone wanted is a voter, so that the group never gets thinner than it was.
-    let target: BTreeSet<ReplicaId> =
-        if wanted == all_wanted { wanted } else { wanted.union(&current).copied().collect() };
-    if target != current && !target.is_empty() {
-        tracing::info!(shard = %shard.id(), from = ?current, to = ?target, "changing voters");
-        if let Err(error) = group.change_voters(target).await {
-            tracing::debug!(shard = %shard.id(), %error, "cannot change voters yet");
-        }
-    }
-}
-
 /// Whether the catalog has dropped the shard for good (not merely: is not known here yet).
 fn is_gone(directory: &Directory, shard: &Arc<Shard>) -> bool {
     if shard.id() == ShardId::SYSTEM {
@@ -259,10 +241,35 @@ fn is_gone(directory: &Directory, shard: &Arc<Shard>) -> bool {
 
 /// Stops a replica and removes what it stored, leaving a tombstone.
 async fn destroy(node: &Arc<Node>, shard: &Arc<Shard>) -> Result<()> {
-    tracing::info!(shard = %shard.id(), replica = %shard.replica(), "destroying a replica");
     let Some(record) = Record::load(&**node.engine(), shard.id())? else { return Ok(()) };
     node.replicas().remove(shard.id());
     shard.stop().await;
+    erase(node, shard, &record).await
+}
+
+/// Destroys a replica that is no member any more, unless its own log says that it was taken in again after the entry at
+/// `members_at`; then it goes on.
+pub(super) async fn dissolve(node: &Arc<Node>, shard: &Arc<Shard>, members_at: u64) -> Result<()> {
+    // A snapshot that is being installed looked at who lives here, and nobody is to go or come meanwhile.
+    let _alone = node.ranges().write().await;
+    let Some(record) = Record::load(&**node.engine(), shard.id())? else { return Ok(()) };
+    let hosted = node.replicas().get(shard.id()).is_some_and(|hosted| Arc::ptr_eq(&hosted, shard));
+    if !hosted || record.tombstone || record.replica != shard.replica() {
+        return Ok(());
+    }
+    node.replicas().remove(shard.id());
+    // From here on it acknowledges nothing, so what its log says now is the last it has to say.
+    shard.stop().await;
+    if members::was_taken_in_again(&shard.group().status(), members_at) {
+        node.host(&record).await?;
+        return Ok(());
+    }
+    erase(node, shard, &record).await
+}
+
+/// Removes what a stopped replica stored, leaving a tombstone.
+async fn erase(node: &Arc<Node>, shard: &Arc<Shard>, record: &Record) -> Result<()> {
+    tracing::info!(shard = %shard.id(), replica = %shard.replica(), "destroying a replica");
     // What it owned last, which may be less than it began with: what was split off belongs to others.
     let state = shard.state();
     // What the group has queued must be on the disk before its traces are removed.
@@ -287,7 +294,7 @@ async fn destroy(node: &Arc<Node>, shard: &Arc<Shard>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Epoch, Incarnation, ReplicaDescriptor, TableId};
+    use crate::types::{Epoch, Incarnation, ReplicaDescriptor, ReplicaRole, TableId};
 
     /// A shard whose wanted replicas are `ids`, on nodes 1, 2 and so on, founded by replicas 4, 5 and 6.
     fn shard(ids: &[u64]) -> ShardDescriptor {
@@ -305,6 +312,7 @@ mod tests {
             epoch: Epoch(1),
             replicas: ids.iter().enumerate().map(replica).collect(),
             founders: [4, 5, 6].map(ReplicaId).into(),
+            founded: false,
             split: None,
         }
     }
@@ -318,6 +326,19 @@ mod tests {
         }
         for unclear in [&[4, 5][..], &[5, 4, 6]] {
             assert_eq!(first_members(&shard(unclear)), None, "{unclear:?}");
+        }
+    }
+
+    #[test]
+    fn a_replica_takes_a_place_that_is_free_or_its_own() {
+        let record = |id: u64, tombstone: bool| Record { tombstone, ..Record::of(&shard(&[4, 5, 6]), ReplicaId(id)) };
+        let place = |stored: Option<Record>| Place::of(stored, ReplicaId(7));
+        assert_eq!(place(None), Place::Free);
+        assert_eq!(place(Some(record(4, true))), Place::Free, "the one before it has gone");
+        assert_eq!(place(Some(record(7, false))), Place::Taken(record(7, false)));
+        assert_eq!(place(Some(record(4, false))), Place::Closed, "the one before it is still going");
+        for gone in [7, 8] {
+            assert_eq!(place(Some(record(gone, true))), Place::Closed, "it was here, and its successor even");
         }
     }
 

@@ -1,7 +1,9 @@
 //! What a node says about itself and its replicas to those who ask.
 
+use std::collections::BTreeSet;
+
 use super::host::Node;
-use crate::types::{NodeId, ReplicaId, ShardId, Timestamp};
+use crate::types::{NodeId, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp};
 
 /// One replica's report.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -24,8 +26,30 @@ pub struct ShardReport {
     pub voters: Vec<ReplicaId>,
     /// The members without a vote.
     pub learners: Vec<ReplicaId>,
+    /// Whether its members are being exchanged.
+    #[serde(default)]
+    pub joint: bool,
+    /// Requests about it since this replica was started.
+    #[serde(default)]
+    pub requests: u64,
+    /// Bytes stored of it, roughly; the leader knows.
+    #[serde(default)]
+    pub bytes: u64,
     /// Why it stopped, if it failed.
     pub failure: Option<String>,
+}
+
+impl ShardReport {
+    /// Whether this leader's group has exactly the members that the catalog wants, and nothing else is wanted of it.
+    pub fn is_settled(&self, wanted: &ShardDescriptor) -> bool {
+        let of = |role: ReplicaRole| -> BTreeSet<ReplicaId> {
+            wanted.replicas.iter().filter(|replica| replica.role == role).map(|replica| replica.id).collect()
+        };
+        let real = |members: &[ReplicaId]| members.iter().copied().collect::<BTreeSet<_>>();
+        let as_wanted =
+            real(&self.voters) == of(ReplicaRole::Voter) && real(&self.learners) == of(ReplicaRole::Learner);
+        as_wanted && !self.joint && wanted.split.is_none()
+    }
 }
 
 /// A node's report.
@@ -61,6 +85,9 @@ impl Node {
                 applied: status.applied,
                 voters: status.voters.keys().copied().collect(),
                 learners: status.learners.keys().copied().collect(),
+                joint: status.joint,
+                requests: shard.load().requests(),
+                bytes: shard.load().bytes(),
                 failure: status.failure,
             }
         });

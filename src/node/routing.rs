@@ -1,5 +1,8 @@
 //! The way of one request from this node to a replica that can answer it: attempt after attempt until the deadline.
 //!
+//! Where: a replica of this node that leads, or, if the request lets copies answer, whatever part it plays; else the node
+//! that leads. A copy here is asked once. If it cannot prove what is wanted, the leader is asked as if there were none.
+//!
 //! Promise: a refusal that says "nothing happened" is true of *all* attempts of the call, not only of the last. So an
 //! attempt at a write that may have had an effect is remembered ([`Attempts`]), and from then on only an answer, or a
 //! refusal that the shard decided under the request's id, is passed on as it is; everything else is told as
@@ -38,6 +41,12 @@ pub(super) enum Routed<T> {
     There(Response),
 }
 
+/// Whether a replica that does not lead may answer a read, if it can. A linearizable one costs the leader a question in
+/// any case and teaches whoever sent it here nothing of where the leader is, so that is done only when asked for.
+pub(super) fn copies_may_answer(level: ReadLevel, any_replica: bool) -> bool {
+    any_replica || level != ReadLevel::Linearizable
+}
+
 /// What the failed attempts of one call, before its last, leave to be said at its end.
 #[derive(Debug, Default)]
 struct Attempts {
@@ -74,7 +83,7 @@ impl Node {
         &self,
         entry: &Arc<TableEntry>,
         anchor: &[u8],
-        level: ReadLevel,
+        copies: bool,
         repeatable: bool,
         only_anchor: bool,
         context: Context,
@@ -91,12 +100,16 @@ impl Node {
         let mut hint: Option<NodeId> = None;
         let mut failed: Option<NodeId> = None;
         let mut attempts = Attempts::default();
+        let mut copies = copies;
         loop {
             let descriptor = entry.shards.locate(anchor).clone();
-            let error = match self.place(&descriptor, level, hint.take(), failed.take(), context.forwarded) {
+            let error = match self.place(&descriptor, copies, hint.take(), failed.take(), context.forwarded) {
                 Place::Here(shard) => match local(shard, descriptor.clone()).await {
                     Ok(served) => return Ok(Routed::Here(served, descriptor)),
-                    Err(error) => error,
+                    Err(error) => {
+                        copies &= error.kind() != Kind::Redirect;
+                        error
+                    }
                 },
                 Place::There(node) => {
                     ::metrics::counter!(metrics::FORWARDED).increment(1);
@@ -178,7 +191,7 @@ impl Node {
     fn place(
         &self,
         descriptor: &ShardDescriptor,
-        level: ReadLevel,
+        copies: bool,
         hint: Option<NodeId>,
         failed: Option<NodeId>,
         forwarded: bool,
@@ -187,7 +200,7 @@ impl Node {
         // A leader that hands over refuses and names another before it knows itself that it leads no more: to ask it
         // again at once would go round in circles until the other leads.
         if let Some(shard) = &hosted
-            && (forwarded || level == ReadLevel::Any || (shard.is_leader() && hint.is_none()))
+            && (forwarded || copies || (shard.is_leader() && hint.is_none()))
         {
             return Place::Here(shard.clone());
         }

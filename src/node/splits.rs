@@ -21,6 +21,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::ask;
+use super::busy::Step;
 use super::host::Node;
 use crate::raft::Status;
 use crate::runtime::spawn;
@@ -68,28 +69,27 @@ pub async fn welcome(node: Arc<Node>, mut births: mpsc::Receiver<Born>) {
 
 /// On every replica: once a split was applied, sees to it that the log from before it goes. Returns at once.
 pub fn forget(node: &Arc<Node>, shard: &Arc<Shard>) {
-    if !shard.has_log_of_the_past() || !node.forgetting().lock().insert(shard.id()) {
+    if !shard.has_log_of_the_past() {
         return;
     }
-    let (node, shard) = (node.clone(), shard.clone());
+    let Some(begun) = node.busy().begin(Step::Forget, shard.id()) else { return };
+    let shard = shard.clone();
     spawn(async move {
+        let _begun = begun;
         shard.forget_the_past().await;
-        node.forgetting().lock().remove(&shard.id());
     });
 }
 
 /// As leader of a shard: does what is next to be done for the split that is wanted of it, if one is. Returns at once.
 pub fn further(node: &Arc<Node>, shard: &Arc<Shard>, descriptor: &Arc<ShardDescriptor>) {
     let Some(intent) = descriptor.split.clone() else { return };
-    if !node.splitting().lock().insert(shard.id()) {
-        return;
-    }
+    let Some(begun) = node.busy().begin(Step::Split, shard.id()) else { return };
     let (node, shard, descriptor) = (node.clone(), shard.clone(), descriptor.clone());
     spawn(async move {
+        let _begun = begun;
         if let Err(error) = carry_out(&node, &shard, &descriptor, &intent).await {
             tracing::debug!(shard = %shard.id(), %error, "a split is not done yet");
         }
-        node.splitting().lock().remove(&shard.id());
     });
 }
 

@@ -1,4 +1,8 @@
-//! Floor 2: where replicas go, as a pure function.
+//! Floor 2: where replicas go, as pure functions.
+//!
+//! Three questions are answered here, each from a plain picture, without asking anyone: where the replicas of new
+//! shards go ([`place`]), what to move next once they are there ([`balance`]), and when a shard is too large, too hot
+//! or too small ([`sizing`]).
 //!
 //! [`place`] answers for new shards: which nodes, and which of them should lead. Three forces choose, strongest first:
 //!
@@ -10,21 +14,28 @@
 //!    shard its own order of nodes; the first that are allowed are taken. So a node that comes or goes changes the
 //!    answer for few shards, and nodes share the work of one that is gone.
 //!
-//! Leaders are chosen last (`leaders`), from the replicas, as evenly as those allow.
+//! Leaders are chosen last (`leaders`), from the replicas, as evenly as those allow. Read replicas, which do not vote, go
+//! where their readers are ([`place_readers`]).
 //!
 //! Invariants: the answer depends on the arguments alone, not on the order of the nodes; each list holds exactly
 //! `replication` distinct nodes; a node of capacity 0 (one that is being drained) gets nothing.
 //!
 //! How a request passes: `control` makes candidates from the catalog's nodes and loads, calls [`place`] for the
-//! shards of a table to be, and hands the lists to the catalog's builder. Left out: moving replicas that are placed
-//! already, and measured load.
+//! shards of a table to be, and hands the lists to the catalog's builder. From then on it asks [`balance::plan`] again
+//! and again, and writes what that says as intents. Left out of [`place`]: measured load, which new shards do not have
+//! yet. Left out of all: carrying out what was decided, and remembering it.
 
+pub mod balance;
 mod leaders;
+mod readers;
 mod ring;
 mod share;
+pub mod sizing;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+
+pub use readers::place_readers;
 
 use crate::types::{Error, NodeId, Reason, Result, ShardId};
 use share::Bounds;
@@ -50,6 +61,14 @@ pub struct Candidate {
     pub load: u32,
     /// Shards it is wanted to lead already.
     pub leaders: u32,
+}
+
+#[cfg(test)]
+impl Candidate {
+    /// One of capacity 1 that holds nothing.
+    fn idle(id: u64, zone: &str) -> Candidate {
+        Candidate { node: NodeId(id), zone: zone.to_owned(), capacity: 1, load: 0, leaders: 0 }
+    }
 }
 
 /// Chooses `replication` nodes for each of the shards; the first of each list is the preferred leader.
@@ -128,14 +147,7 @@ mod tests {
 
     /// Nodes 1, 2, … of capacity 1 and without load, in these zones.
     fn nodes(zones: &[&str]) -> Vec<Candidate> {
-        let node = |(id, zone): (u64, &&str)| Candidate {
-            node: NodeId(id),
-            zone: (*zone).to_owned(),
-            capacity: 1,
-            load: 0,
-            leaders: 0,
-        };
-        (1..).zip(zones).map(node).collect()
+        (1..).zip(zones).map(|(id, zone)| Candidate::idle(id, zone)).collect()
     }
 
     fn held(placed: &[Vec<NodeId>], node: NodeId) -> usize {

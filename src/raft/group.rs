@@ -174,6 +174,11 @@ impl Group {
         }
     }
 
+    /// The index up to which entries were applied here; 0 for none.
+    pub fn applied(&self) -> u64 {
+        self.inner.applied.borrow().saturating_sub(1)
+    }
+
     /// Waits until the entry at `index` was applied here. Without a deadline of its own.
     pub async fn wait_applied(&self, index: u64) -> Result<(), GroupError> {
         let mut applied = self.inner.applied.clone();

@@ -57,6 +57,8 @@ pub fn is_the_beginning(kind: Kind, payload: &Bytes) -> bool {
     kind == Kind::Append && codec::decode_append(payload.clone()).is_ok_and(|(request, _)| begins(request))
 }
 
+/// What to do about a message. A question for a confirmed index is not one for the core: whoever owns the group answers
+/// it, so that all who wait share one confirmation.
 fn handler(inner: &Inner, kind: Kind, payload: Bytes) -> Result<Handler, CodecError> {
     let raft = inner.raft.clone();
     Ok(match kind {
@@ -88,6 +90,7 @@ fn handler(inner: &Inner, kind: Kind, payload: Bytes) -> Result<Handler, CodecEr
                 Ok(codec::encode_vote_response(&response))
             })
         }
+        Kind::ReadIndex => Box::pin(async { Err("this question is answered by the owner of the group".to_owned()) }),
         Kind::Transfer => {
             let request = codec::decode_transfer(payload)?;
             Box::pin(async move {

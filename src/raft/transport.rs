@@ -20,6 +20,8 @@ pub enum Kind {
     PreVote = 3,
     /// A leader hands its leadership over.
     Transfer = 4,
+    /// A replica asks its leader for an index that a quorum has confirmed. The owner of the group answers it.
+    ReadIndex = 5,
 }
 
 impl Kind {
@@ -30,7 +32,8 @@ impl Kind {
 
     /// The kind with this number.
     pub fn from_number(number: u32) -> Option<Kind> {
-        [Kind::Append, Kind::Vote, Kind::PreVote, Kind::Transfer].into_iter().find(|kind| kind.number() == number)
+        let all = [Kind::Append, Kind::Vote, Kind::PreVote, Kind::Transfer, Kind::ReadIndex];
+        all.into_iter().find(|kind| kind.number() == number)
     }
 }
 

@@ -30,11 +30,13 @@ pub enum Bug {
     TornSplit,
     /// A shard takes writes that were routed by a range it no longer has.
     WrongEpochAccepted,
+    /// A replica notes the time of a proof of its age when it has it, not before it asks.
+    AgeUnderReported,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 12] = [
+    pub const ALL: [Bug; 13] = [
         Bug::UnconfirmedRead,
         Bug::FollowerRead,
         Bug::OutcomesLostInSnapshot,
@@ -47,6 +49,7 @@ impl Bug {
         Bug::ForgottenAttempt,
         Bug::TornSplit,
         Bug::WrongEpochAccepted,
+        Bug::AgeUnderReported,
     ];
 
     /// The name that `TRIVET_PLANTED` knows it by.
@@ -64,6 +67,7 @@ impl Bug {
             Bug::ForgottenAttempt => "forgotten-attempt",
             Bug::TornSplit => "torn-split",
             Bug::WrongEpochAccepted => "wrong-epoch-accepted",
+            Bug::AgeUnderReported => "age-under-reported",
         }
     }
 }

@@ -46,8 +46,26 @@ pub struct Config {
     pub log: Log,
     /// Time limits.
     pub timers: Timers,
+    /// When shards are split unasked.
+    pub split: Split,
     /// Bounds on requests.
     pub limits: Limits,
+}
+
+/// When shards are split unasked. What the node says that leads the catalog holds for the cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Split {
+    /// Above so many MiB.
+    pub mb: u64,
+    /// Above so many requests per second for a while, if that helps.
+    pub requests_per_second: u64,
+}
+
+impl Default for Split {
+    fn default() -> Split {
+        Split { mb: 256, requests_per_second: 40_000 }
+    }
 }
 
 /// What is logged and how.
@@ -72,6 +90,8 @@ pub struct Timers {
     pub election_max_ms: u64,
     /// How long calls in flight may go on when the node is told to stop.
     pub drain_ms: u64,
+    /// How long a node may be silent before its replicas are made anew elsewhere.
+    pub replace_lost_ms: u64,
 }
 
 impl Default for Config {
@@ -90,6 +110,7 @@ impl Default for Config {
             worker_threads: 0,
             log: Log::default(),
             timers: Timers::default(),
+            split: Split::default(),
             limits: Limits::default(),
         }
     }
@@ -103,7 +124,13 @@ impl Default for Log {
 
 impl Default for Timers {
     fn default() -> Timers {
-        Timers { heartbeat_ms: 400, election_min_ms: 600, election_max_ms: 1_000, drain_ms: 10_000 }
+        Timers {
+            heartbeat_ms: 400,
+            election_min_ms: 600,
+            election_max_ms: 1_000,
+            drain_ms: 10_000,
+            replace_lost_ms: REPLACE_LOST_MS_DEFAULT,
+        }
     }
 }
 
@@ -121,6 +148,14 @@ const WRITE_BUFFER_MB_MIN: u64 = 4;
 const MEMORY_MB_MAX: u64 = 1 << 20;
 const WORKER_THREADS_MAX: u64 = 1_024;
 const ZONE_BYTES_MAX: usize = 64;
+/// Less would make more shards than the data is worth.
+const SPLIT_MB_MIN: u64 = 1;
+const SPLIT_REQUESTS_MIN: u64 = 10;
+/// Ten minutes: a machine has come back from a restart by then, and copying what it held costs more than waiting for it.
+const REPLACE_LOST_MS_DEFAULT: u64 = 600_000;
+/// Less would take a pause for a loss; more than a month means never.
+const REPLACE_LOST_MS_MIN: u64 = 5_000;
+const REPLACE_LOST_MS_MAX: u64 = 31 * 24 * 3_600_000;
 /// Ten minutes: a stop that waits longer is a hang.
 const DRAIN_MS_MAX: u64 = 600_000;
 /// Bounds on the configurable limits themselves: a key must fit an index block many times over, a batch a log entry
@@ -200,7 +235,10 @@ impl Config {
         within("timers.election_min_ms", timers.election_min_ms, election_min_ms, 60_000);
         within("timers.election_max_ms", timers.election_max_ms, timers.election_min_ms.saturating_add(50), 120_000);
         within("timers.drain_ms", timers.drain_ms, 0, DRAIN_MS_MAX);
+        within("timers.replace_lost_ms", timers.replace_lost_ms, REPLACE_LOST_MS_MIN, REPLACE_LOST_MS_MAX);
 
+        within("split.mb", self.split.mb, SPLIT_MB_MIN, MEMORY_MB_MAX);
+        within("split.requests_per_second", self.split.requests_per_second, SPLIT_REQUESTS_MIN, u64::MAX);
         let limits = &self.limits;
         let mut size = |key, value: usize, low: usize, high: usize| within(key, value as u64, low as u64, high as u64);
         size("limits.key_bytes_max", limits.key_bytes_max, 16, KEY_BYTES_CEILING);

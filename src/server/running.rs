@@ -12,6 +12,7 @@ use super::{ConfigError, Error, metrics};
 use crate::control::Control;
 use crate::node::{Bootstrap, Identity, Node, NodeOptions};
 use crate::ops::{Checks, Endpoints, Http, Recorder};
+use crate::placement::sizing::Sizes;
 use crate::raft;
 use crate::runtime::{self, Clock, Task};
 use crate::service::{Door, Grpc, Health};
@@ -123,6 +124,8 @@ pub async fn start_on(config: Config, listeners: Listeners) -> Result<Running, E
         timers: timers(&config),
         log: raft::LogBounds::default(),
         limits: config.limits,
+        replace_lost_after: Duration::from_millis(config.timers.replace_lost_ms),
+        sizes: sizes(&config),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock.clone(),
     };
@@ -247,6 +250,12 @@ fn bootstrap(config: &Config, engine: &dyn Engine) -> Result<Bootstrap, Error> {
         return Err(Error::Config(ConfigError { problems: vec![problem] }));
     }
     Ok(Bootstrap::Join { addresses: config.join.clone() })
+}
+
+fn sizes(config: &Config) -> Sizes {
+    let split = &config.split;
+    // Bounded by the configuration far below overflow.
+    Sizes { split_bytes: split.mb << 20, split_load: split.requests_per_second, ..Sizes::default() }
 }
 
 fn timers(config: &Config) -> raft::Timers {

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 use super::deadline;
 use super::edge::Edge;
 use super::metrics::Method;
+use crate::catalog::Standing;
 use crate::control::Control;
 use crate::runtime::timeout_at;
 use crate::types::{Error, NodeId, Reason, Result, ShardId};
@@ -176,6 +177,63 @@ impl cluster_server::Cluster for Cluster {
         self.edge
             .administer(&metadata, Effect::Change, async |control| {
                 control.split_shard(ShardId(wish.shard), SplitPoint::decode(wish.at)?, wish.dry_run).await
+            })
+            .await
+    }
+
+    async fn balance(&self, request: Request<v1::BalanceRequest>) -> Result<Response<v1::BalanceResponse>, Status> {
+        self.edge.administer(request.metadata(), Effect::None, async |control| control.balance(None).await).await
+    }
+
+    async fn set_balancing(
+        &self,
+        request: Request<v1::SetBalancingRequest>,
+    ) -> Result<Response<v1::SetBalancingResponse>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        self.edge
+            .administer(&metadata, Effect::Change, async |control| {
+                control.set_balancing(wish.paused).await.map(|()| v1::SetBalancingResponse {})
+            })
+            .await
+    }
+
+    async fn set_standing(
+        &self,
+        request: Request<v1::SetStandingRequest>,
+    ) -> Result<Response<v1::BalanceResponse>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        let node = NodeId(wish.node);
+        self.edge
+            .administer(&metadata, Effect::Change, async |control| {
+                let standing = Standing::named(&wish.standing)?;
+                control.set_standing(node, standing, wish.dry_run).await?;
+                control.balance(Some((node, standing))).await
+            })
+            .await
+    }
+
+    async fn decommission(
+        &self,
+        request: Request<v1::DecommissionRequest>,
+    ) -> Result<Response<v1::DecommissionResponse>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        self.edge
+            .administer(&metadata, Effect::Change, async |control| {
+                control.decommission(NodeId(wish.node), wish.dry_run).await.map(|()| v1::DecommissionResponse {})
+            })
+            .await
+    }
+
+    async fn move_shard(
+        &self,
+        request: Request<v1::MoveShardRequest>,
+    ) -> Result<Response<v1::MoveShardResponse>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        let (shard, from, to) = (ShardId(wish.shard), NodeId(wish.from_node), NodeId(wish.to_node));
+        self.edge
+            .administer(&metadata, Effect::Change, async |control| {
+                let shard = control.move_shard(shard, from, to, wish.dry_run).await?;
+                Ok(v1::MoveShardResponse { shard: Some(shard.into()) })
             })
             .await
     }

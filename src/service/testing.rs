@@ -14,7 +14,7 @@ use crate::types::{
 
 /// A read of one key.
 pub fn read(key: &str) -> Request {
-    Request::Read(Read { keys: vec![key.to_owned().into()], level: ReadLevel::Any })
+    Request::Read(Read { keys: vec![key.to_owned().into()], level: ReadLevel::Any, any_replica: false })
 }
 
 fn header() -> Header {
@@ -124,5 +124,5 @@ fn deadline_exceeded() -> crate::types::Error {
 }
 
 fn read_linearizable(key: &str) -> Request {
-    Request::Read(Read { keys: vec![key.to_owned().into()], level: ReadLevel::Linearizable })
+    Request::Read(Read { keys: vec![key.to_owned().into()], level: ReadLevel::Linearizable, any_replica: false })
 }

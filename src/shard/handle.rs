@@ -4,18 +4,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::age::Proofs;
 use super::checksum::{self, Checksum};
 use super::command::{Command, Split};
 use super::division::Home;
 use super::evaluate::{Scratch, evaluate};
-use super::gate::{self, Waiting};
+use super::gate::{self, Gate, Waiting};
+use super::load::Load;
 use super::machine::{ShardMachine, Shared};
 use super::metrics;
 use super::proposer::{self, Pending, PendingKind};
 use super::state::State;
-use crate::raft::{Group, GroupError, LogBounds, Part, Status, Timers, Transport};
+use crate::raft::{Group, GroupError, Kind, LogBounds, Part, Status, Timers, Transport};
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Clock, Instant, spawn, spawn_blocking, timeout_at};
 use crate::storage::{Engine, LogWriter};
@@ -64,13 +67,15 @@ pub struct Shard {
     group: Group,
     /// The group's last known leader and part, cheap to look at.
     status: watch::Receiver<Status>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     pub(super) engine: Arc<dyn Engine>,
     writer: LogWriter,
     pub(super) clock: Clock,
     history_ms: Arc<AtomicU64>,
     queue: mpsc::Sender<Pending>,
+    pub(super) load: Load,
     pub(super) gate: mpsc::Sender<Waiting>,
+    pub(super) proofs: Arc<Proofs>,
 }
 
 /// An answer of a replica, with what its header says.
@@ -107,14 +112,28 @@ impl Shard {
         raft_options.log = options.log;
         // The log from the beginning is of a range that this replica never had.
         raft_options.begins_with_snapshot = shared.state.load().mark.is_none() && late;
-        let group =
-            Group::start(raft_options, engine.clone(), writer.clone(), Box::new(machine), transport, clock.clone())
-                .await?;
+        let group = Group::start(
+            raft_options,
+            engine.clone(),
+            writer.clone(),
+            Box::new(machine),
+            transport.clone(),
+            clock.clone(),
+        )
+        .await?;
         let (queue, queued) = mpsc::channel(proposer::QUEUE_COMMANDS_MAX);
         let (gate, waiting) = mpsc::channel(gate::QUEUE_READS_MAX);
         let history_ms = Arc::new(AtomicU64::new(options.history_ms));
         spawn(proposer::run(group.clone(), writer.clone(), clock.clone(), history_ms.clone(), queued));
-        spawn(gate::run(group.clone(), clock.clone(), waiting));
+        let proofs = Arc::new(Proofs::default());
+        let gated = Gate {
+            group: group.clone(),
+            clock: clock.clone(),
+            transport,
+            shared: shared.clone(),
+            proofs: proofs.clone(),
+        };
+        spawn(gated.run(waiting));
         Ok(Arc::new(Shard {
             id: options.shard,
             replica: options.replica,
@@ -126,7 +145,9 @@ impl Shard {
             clock,
             history_ms,
             queue,
+            load: Load::default(),
             gate,
+            proofs,
         }))
     }
 
@@ -140,9 +161,41 @@ impl Shard {
         self.replica
     }
 
+    /// How much is asked of it.
+    pub fn load(&self) -> &Load {
+        &self.load
+    }
+
     /// The Raft group: leadership, membership, transport entry.
     pub fn group(&self) -> &Group {
         &self.group
+    }
+
+    /// Takes a message from another replica of the group, as [`Group::receive`] does. A question for a confirmed index
+    /// waits at the gate, beside this replica's own readers.
+    pub fn receive(
+        &self,
+        from: ReplicaId,
+        to: ReplicaId,
+        kind: Kind,
+        payload: Bytes,
+        answer: oneshot::Sender<std::result::Result<Bytes, String>>,
+    ) {
+        if kind != Kind::ReadIndex {
+            return self.group.receive(from, to, kind, payload, answer);
+        }
+        let refusal = if to != self.replica {
+            format!("a question from {from} for {to} reached {}", self.replica)
+        } else if !self.is_leader() {
+            format!("{to} does not lead {}", self.id)
+        } else {
+            let Err(error) = self.gate.try_send(Waiting::Replica(answer)) else { return };
+            if let Waiting::Replica(answer) = error.into_inner() {
+                let _ = answer.send(Err("too many reads wait for this shard".to_owned()));
+            }
+            return;
+        };
+        let _ = answer.send(Err(refusal));
     }
 
     /// The applied state.
@@ -192,6 +245,9 @@ impl Shard {
             return Err(self.not_leader());
         }
         let mut write = write;
+        if let Some(first) = write.operations.first() {
+            self.load.count(&first.key);
+        }
         if planted::is(Bug::ConditionBeforeLog) && self.holds_now(&write)? {
             write.conditions.clear();
         }
@@ -306,6 +362,10 @@ impl Shard {
             return;
         }
         let state = self.state();
+        let (engine, start, end) = (self.engine.clone(), state.start.clone(), state.end.clone());
+        if let Ok(Ok(bytes)) = spawn_blocking(move || engine.bytes_in(&start, &end)).await {
+            self.load.set_bytes(bytes);
+        }
         let horizon_ms = self.clock.wall_ms().saturating_sub(self.history_ms.load(Ordering::Relaxed));
         let horizon = Timestamp::from_millis(horizon_ms).min(state.last_timestamp);
         // An idle table's last step is a short one: or its last deletions would never be behind the horizon.

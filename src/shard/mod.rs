@@ -9,9 +9,12 @@
 //! one entry; when the entry is committed, `machine::ShardMachine` evaluates each command against the state before
 //! it, writes versions, outcomes and the applied position as one batch, and the outcomes travel back the same way.
 //!
-//! How a read passes (`reads`): a linearizable read waits at the `gate`, where one confirmation of leadership serves
-//! all reads that arrived before it began, then reads the newest version from the block cache, or from the disk on the
-//! blocking pool.
+//! How a read passes (`reads`): at any replica it first reaches its level. What that takes beyond what is applied and
+//! proven already waits at the `gate`, where one confirmation of leadership serves all reads that arrived before it
+//! began, and which leaves a proof of the replica's `age`. Then it reads the versions at one position from the block cache,
+//! or from the disk on the blocking pool.
+//!
+//! How much is asked of it, and of which keys, is counted on the way (`load`).
 //!
 //! A shard is divided (`division`) by an entry of its own log, which every replica applies alike: beside each of the
 //! parent's replicas one of the child's is born.
@@ -26,6 +29,7 @@
 //! Left out here: which shards exist and where (catalog, control), how a request finds its shard (node), how entries
 //! are replicated (raft).
 
+mod age;
 mod checksum;
 mod command;
 mod division;
@@ -34,6 +38,7 @@ mod evaluate;
 pub(crate) mod fuzz;
 mod gate;
 mod handle;
+mod load;
 mod machine;
 pub mod metrics;
 mod middle;
@@ -50,6 +55,7 @@ pub use checksum::Checksum;
 pub use command::{ChildReplica, Split};
 pub use division::{BIRTHS_MAX, Born, Home};
 pub use handle::{Served, Shard, ShardOptions};
+pub use load::Load;
 pub use reads::{PageRequest, ShardPage};
 pub use record::Record;
 pub use state::{State, requests_from};

@@ -1,13 +1,26 @@
 //! Reads of one replica: of keys, of pages, of histories, at every level.
 //!
-//! A read first reaches its level (at the gate, or by what has been applied), then takes a position, then looks, and at
-//! the end makes sure that what it saw may be told: that its position is not trimmed, and that what had run out for this
-//! reader has run out for all who come after.
+//! A read first reaches its level, on whatever part the replica plays: by what has been applied (`at_least`, `as_of`), by a
+//! proof of age that is at hand (`max_age`), or by one that is asked for after the read has come (`linearizable`, and the
+//! others when that is not enough). Then it takes a position, the newest version applied, and looks; and at the end it
+//! makes sure that what it saw may be told: that its position is not trimmed, and that what had run out for this reader
+//! has run out for all who come after.
+//!
+//! A replica that follows refuses what only the leader can do, naming it: to make sure through the log that a moment has
+//! passed. A value that has run out by this node's clock, but not yet by the log, is such a case, and so is a read in the
+//! past at a moment that the log has not come to.
+//!
+//! Why `as_of` needs no proof: timestamps in a shard only grow, so once a version beyond the moment is applied here,
+//! nothing can be written at or before it any more, in this shard or in a child that it was split into before or will be.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::age::Proof;
 use super::evaluate::{is_settled, within_history};
+use super::gate::Waiting;
 use super::handle::{OVERLOADED_RETRY, Served, Shard};
 use super::metrics;
 use super::proposer::PendingKind;
@@ -17,6 +30,12 @@ use crate::runtime::{Instant, spawn_blocking, timeout_at};
 use crate::storage::mvcc::{self, Version};
 use crate::storage::{Lookup, Tier};
 use crate::types::{Epoch, Error, ReadLevel, Reason, Result, Timestamp, Versioned};
+
+/// How long a read that must see what a token has seen waits for it to arrive by itself, before the leader is asked: a
+/// follower that keeps up has it a message later.
+const ON_ITS_WAY: Duration = Duration::from_millis(5);
+/// While copies are read that may be of any age, a proof is asked for this often, so that they can say how old they are.
+const ANY_AGE_PROVEN: Duration = Duration::from_secs(1);
 
 /// One page of one shard, keys still encoded.
 #[derive(Clone, Debug, Default)]
@@ -57,29 +76,34 @@ impl Shard {
         level: ReadLevel,
         deadline: Instant,
     ) -> Result<Served<Vec<Option<Versioned>>>> {
-        let proof = self.reach(level, deadline).await?;
-        let state = self.state();
-        if state.epoch != epoch || !keys.iter().all(|key| state.owns(key)) {
-            return Err(self.wrong_epoch());
+        if let Some(first) = keys.first() {
+            self.load.count(first);
         }
-        let (at, now_ms) = self.position(level, &state, deadline).await?;
-        let mut values = Vec::with_capacity(keys.len());
-        let mut ran_out_ms = None;
-        for key in keys {
-            let version = match mvcc::newest(&*self.engine, key, at, Tier::Cache)? {
-                Lookup::Found(version) => Some(version),
-                Lookup::Missing => None,
-                Lookup::NeedsDisk => self.read_from_disk(key.clone(), at).await?,
-            };
-            let version = version.filter(|version| version.value.is_some());
-            if let Some(version) = version.as_ref().filter(|version| !version.lives_at(now_ms)) {
-                ran_out_ms = ran_out_ms.max(version.expires_ms);
+        let proof = self.reach(level, epoch, deadline).await?;
+        loop {
+            let state = self.state();
+            if state.epoch != epoch || !keys.iter().all(|key| state.owns(key)) {
+                return Err(self.wrong_epoch());
             }
-            values.push(version.and_then(|version| live(version, now_ms)));
+            let (at, now_ms) = self.position(level, &state, deadline).await?;
+            let mut values = Vec::with_capacity(keys.len());
+            let mut ran_out_ms = None;
+            for key in keys {
+                let version = match mvcc::newest(&*self.engine, key, at, Tier::Cache)? {
+                    Lookup::Found(version) => Some(version),
+                    Lookup::Missing => None,
+                    Lookup::NeedsDisk => self.read_from_disk(key.clone(), at).await?,
+                };
+                let version = version.filter(|version| version.value.is_some());
+                if let Some(version) = version.as_ref().filter(|version| !version.lives_at(now_ms)) {
+                    ran_out_ms = ran_out_ms.max(version.expires_ms);
+                }
+                values.push(version.and_then(|version| live(version, now_ms)));
+            }
+            if self.gone_for_good(level, &state, ran_out_ms, deadline).await? && self.still_there(level, at, epoch)? {
+                return Ok(self.served(values, state.last_timestamp, proof, epoch));
+            }
         }
-        self.gone_for_good(level, ran_out_ms, deadline).await?;
-        self.still_there(level, epoch)?;
-        Ok(self.served(values, state.last_timestamp, proof, epoch))
     }
 
     async fn read_from_disk(&self, key: Bytes, at: Timestamp) -> Result<Option<Version>> {
@@ -97,24 +121,29 @@ impl Shard {
     /// Reads one page of a range that lies within the shard.
     pub async fn scan(&self, epoch: Epoch, page: PageRequest, deadline: Instant) -> Result<Served<ShardPage>> {
         let level = page.level;
-        let proof = self.reach(level, deadline).await?;
-        let state = self.state();
-        if state.epoch != epoch || page.start < state.start || page.end > state.end {
-            return Err(self.wrong_epoch());
+        self.load.count(&page.start);
+        let proof = self.reach(level, epoch, deadline).await?;
+        loop {
+            let state = self.state();
+            if state.epoch != epoch || page.start < state.start || page.end > state.end {
+                return Err(self.wrong_epoch());
+            }
+            let (at, now_ms) = self.position(level, &state, deadline).await?;
+            let (engine, page) = (self.engine.clone(), page.clone());
+            let scanned = spawn_blocking(move || {
+                let PageRequest { rows_max, bytes_max, count_only, .. } = page;
+                let limits = mvcc::ScanLimits { rows_max, bytes_max, count_only };
+                mvcc::scan(&*engine, &page.start, &page.end, at, now_ms, page.reverse, limits)
+            })
+            .await
+            .map_err(|_| Error::internal("a scan was cancelled"))??;
+            if self.gone_for_good(level, &state, scanned.ran_out_ms, deadline).await?
+                && self.still_there(level, at, epoch)?
+            {
+                let page = ShardPage { rows: scanned.rows, count: scanned.count, next: scanned.next };
+                return Ok(self.served(page, state.last_timestamp, proof, epoch));
+            }
         }
-        let (at, now_ms) = self.position(level, &state, deadline).await?;
-        let engine = self.engine.clone();
-        let scanned = spawn_blocking(move || {
-            let limits =
-                mvcc::ScanLimits { rows_max: page.rows_max, bytes_max: page.bytes_max, count_only: page.count_only };
-            mvcc::scan(&*engine, &page.start, &page.end, at, now_ms, page.reverse, limits)
-        })
-        .await
-        .map_err(|_| Error::internal("a scan was cancelled"))??;
-        self.gone_for_good(level, scanned.ran_out_ms, deadline).await?;
-        self.still_there(level, epoch)?;
-        let page = ShardPage { rows: scanned.rows, count: scanned.count, next: scanned.next };
-        Ok(self.served(page, state.last_timestamp, proof, epoch))
     }
 
     /// The versions of one encoded key, newest first, as far back as the history window reaches.
@@ -126,7 +155,7 @@ impl Shard {
         rows_max: usize,
         deadline: Instant,
     ) -> Result<Served<Vec<Version>>> {
-        let proof = self.reach(ReadLevel::Linearizable, deadline).await?;
+        let proof = self.reach(ReadLevel::Linearizable, epoch, deadline).await?;
         let state = self.state();
         if state.epoch != epoch || !state.owns(&key) {
             return Err(self.wrong_epoch());
@@ -137,7 +166,7 @@ impl Shard {
             .map_err(|_| Error::internal("a read of a history was cancelled"))??;
         // At and before the horizon only the newest version is promised to be there; older ones may linger.
         // The horizon is looked at after the read: it may have moved on while the read waited for the disk.
-        self.still_there(ReadLevel::Linearizable, epoch)?;
+        self.still_there(ReadLevel::Linearizable, Timestamp::MAX, epoch)?;
         let horizon = self.state().horizon;
         if let Some(position) = versions.iter().position(|version| version.timestamp <= horizon) {
             versions.truncate(position + 1);
@@ -146,39 +175,89 @@ impl Shard {
         Ok(self.served(versions, state.last_timestamp, proof, epoch))
     }
 
-    /// Waits until the replica can answer at this level; returns since when the answer is proven fresh.
-    async fn reach(&self, level: ReadLevel, deadline: Instant) -> Result<Option<Instant>> {
-        match level {
-            ReadLevel::Any => Ok(None),
-            ReadLevel::AtLeast(token) if self.state().last_timestamp >= token.timestamp => Ok(None),
-            _ => self.confirm(deadline).await.map(Some),
+    /// Waits until the replica can answer at this level; returns the newest proof that the answer can rely on. To be
+    /// called before the state is looked at, which is then at least as new as the proof says.
+    async fn reach(&self, level: ReadLevel, epoch: Epoch, deadline: Instant) -> Result<Option<Proof>> {
+        let known = self.proofs.known(epoch);
+        let needs_proof = match level {
+            ReadLevel::Any => {
+                self.prove_again_after(ANY_AGE_PROVEN);
+                false
+            }
+            ReadLevel::MaxAge(age) => {
+                let now = self.clock.now();
+                let old = known.is_none_or(|proof| now.saturating_duration_since(proof.asked) > age);
+                if !old {
+                    // By half of it, so that those who come later need not wait.
+                    self.prove_again_after(age / 2);
+                }
+                old
+            }
+            ReadLevel::AtLeast(token) => !self.comes_to(token.timestamp, deadline).await,
+            ReadLevel::AsOf(at) if self.state().last_timestamp >= at => false,
+            ReadLevel::AsOf(_) if !self.is_leader() => return Err(self.not_leader()),
+            ReadLevel::AsOf(_) | ReadLevel::Linearizable => true,
+        };
+        if !needs_proof {
+            return Ok(known);
+        }
+        let proof = self.prove(deadline).await?;
+        // The range that it speaks of is not the one that was asked for.
+        if proof.epoch == epoch { Ok(Some(proof)) } else { Err(self.wrong_epoch()) }
+    }
+
+    /// Whether everything up to this version is applied, or will be in a moment.
+    async fn comes_to(&self, timestamp: Timestamp, deadline: Instant) -> bool {
+        if self.state().last_timestamp >= timestamp {
+            return true;
+        }
+        // A leader is not sent what it lacks: the version is of another shard.
+        if self.is_leader() {
+            return false;
+        }
+        let mut applied = self.applied();
+        let arrives = applied.wait_for(|&applied| applied >= timestamp);
+        matches!(timeout_at(deadline.min(self.clock.now() + ON_ITS_WAY), arrives).await, Some(Ok(_)))
+    }
+
+    /// Has a proof made for those who come later, if none was asked for this long. Nobody waits for it.
+    fn prove_again_after(&self, interval: Duration) {
+        if self.proofs.wish(self.clock.now(), interval) && self.gate.try_send(Waiting::Later).is_err() {
+            self.proofs.unwish();
         }
     }
 
-    /// Waits at the gate: afterwards this leader's state holds every write acknowledged before the call.
-    pub async fn confirm(&self, deadline: Instant) -> Result<Instant> {
+    /// Confirms that this replica leads, and that its state holds every write acknowledged before the call.
+    pub async fn confirm(&self, deadline: Instant) -> Result<()> {
         if !self.is_leader() {
             return Err(self.not_leader());
         }
-        if planted::is(Bug::UnconfirmedRead) {
-            return Ok(self.clock.now());
+        self.prove(deadline).await.map(|_| ())
+    }
+
+    /// Waits at the gate: afterwards the state of this replica, whatever its part, holds every write acknowledged before
+    /// the call.
+    async fn prove(&self, deadline: Instant) -> Result<Proof> {
+        if planted::is(Bug::UnconfirmedRead) && self.is_leader() {
+            return Ok(Proof { asked: self.clock.now(), epoch: self.state().epoch });
         }
-        let (reader, confirmed) = oneshot::channel();
-        self.gate.try_send(reader).map_err(|_| {
+        let (reader, proven) = oneshot::channel();
+        self.gate.try_send(Waiting::Reader(reader)).map_err(|_| {
             Error::new(Reason::Overloaded, "too many reads wait for this shard; slow down")
                 .with_retry_after(OVERLOADED_RETRY)
         })?;
-        match timeout_at(deadline, confirmed).await {
-            Some(Ok(asked)) => asked,
+        match timeout_at(deadline, proven).await {
+            Some(Ok(proof)) => proof,
             Some(Err(_)) => Err(Error::new(Reason::NotReady, "the replica has stopped")),
             None => Err(Error::new(Reason::DeadlineExceeded, "leadership could not be confirmed before the deadline")),
         }
     }
 
-    /// The position to read at, and the moment by which values expire.
+    /// The position to read at, and the moment by which values expire. Without a moment asked for it is the newest version
+    /// applied: so the answer is of one state, and what a session takes from it as its token is all that it has seen.
     async fn position(&self, level: ReadLevel, state: &State, deadline: Instant) -> Result<(Timestamp, u64)> {
         let now_ms = self.clock.wall_ms().max(state.last_timestamp.millis());
-        let ReadLevel::AsOf(at) = level else { return Ok((Timestamp::MAX, now_ms)) };
+        let ReadLevel::AsOf(at) = level else { return Ok((state.last_timestamp, now_ms)) };
         let now = Timestamp::from_millis(now_ms.saturating_add(1)).previous();
         within_history(at, state.horizon, now)?;
         // Nothing may be written at or before `at` any more, or the same read would answer differently later.
@@ -188,11 +267,19 @@ impl Shard {
 
     /// What one reader was told has run out stays so for all who come after, on every replica and whatever their
     /// clocks say: the log says it too, before the answer goes out. Once for many values: time has then passed them all.
-    /// A copy that answers as it stands promises nothing.
-    async fn gone_for_good(&self, level: ReadLevel, ran_out_ms: Option<u64>, deadline: Instant) -> Result<()> {
-        match (level, ran_out_ms) {
-            (ReadLevel::Any | ReadLevel::AsOf(_), _) | (_, None) => Ok(()),
-            (_, Some(ran_out_ms)) => self.pass(Timestamp::from_millis(ran_out_ms), deadline).await,
+    /// A copy that answers as it stands promises nothing. False: it had to be said now, and the reader looks again as of
+    /// then, so that what it takes for its token says it too.
+    async fn gone_for_good(
+        &self,
+        level: ReadLevel,
+        state: &State,
+        ran_out_ms: Option<u64>,
+        deadline: Instant,
+    ) -> Result<bool> {
+        match (level, ran_out_ms.map(Timestamp::from_millis)) {
+            (ReadLevel::Any | ReadLevel::AsOf(_), _) | (_, None) => Ok(true),
+            (_, Some(ran_out)) if state.last_timestamp >= ran_out => Ok(true),
+            (_, Some(ran_out)) => self.pass(ran_out, deadline).await.map(|()| false),
         }
     }
 
@@ -200,6 +287,9 @@ impl Shard {
     async fn pass(&self, moment: Timestamp, deadline: Instant) -> Result<()> {
         if self.state().last_timestamp >= moment {
             return Ok(());
+        }
+        if !self.is_leader() {
+            return Err(self.not_leader());
         }
         match self.enqueue(PendingKind::Passed(moment), 0, deadline).await {
             Ok(_) => Ok(()),
@@ -209,22 +299,22 @@ impl Shard {
         }
     }
 
-    /// Refuses what was read at a position that the horizon has passed in the meantime: part of it may have been trimmed.
-    /// And what was read while the range changed: what the log of this shard was made to say of a moment does not bind
-    /// the child that owns the key since.
-    fn still_there(&self, level: ReadLevel, epoch: Epoch) -> Result<()> {
+    /// Whether what was read at a position is all there: false if the horizon has passed it meanwhile and part of it may
+    /// have been trimmed, so that it must be read again at a newer one. In the past that is a refusal. So is a range that
+    /// has changed: what the log of this shard was made to say of a moment does not bind the child that owns the key since.
+    fn still_there(&self, level: ReadLevel, at: Timestamp, epoch: Epoch) -> Result<bool> {
         let state = self.state();
         if state.epoch != epoch {
             return Err(self.wrong_epoch());
         }
         match level {
-            ReadLevel::AsOf(at) => within_history(at, state.horizon, Timestamp::MAX),
-            _ => Ok(()),
+            ReadLevel::AsOf(at) => within_history(at, state.horizon, Timestamp::MAX).map(|()| true),
+            _ => Ok(state.horizon <= at),
         }
     }
 
-    fn served<T>(&self, body: T, as_of: Timestamp, proof: Option<Instant>, epoch: Epoch) -> Served<T> {
-        let age = proof.map(|since| self.clock.now().saturating_duration_since(since));
+    fn served<T>(&self, body: T, as_of: Timestamp, proof: Option<Proof>, epoch: Epoch) -> Served<T> {
+        let age = proof.map(|proof| self.clock.now().saturating_duration_since(proof.asked));
         Served { body, role: self.role(), as_of, age, epoch }
     }
 }

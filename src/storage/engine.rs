@@ -186,6 +186,9 @@ pub trait Engine: Reader {
         Ok(super::RESERVE_BYTES)
     }
 
+    /// Bytes that `[start, end)` of family `Data` takes, roughly: what has not been written to a file yet need not count.
+    fn bytes_in(&self, start: &[u8], end: &[u8]) -> Result<u64>;
+
     /// Names and values of gauges for the metrics page (sizes, files, cache use).
     fn gauges(&self) -> Vec<(&'static str, f64)>;
 }

@@ -266,6 +266,11 @@ impl Engine for Memory {
         Ok(self.free_bytes.load(Ordering::Relaxed))
     }
 
+    fn bytes_in(&self, start: &[u8], end: &[u8]) -> Result<u64> {
+        let state = self.state.read();
+        Ok(range(state.current.of(Family::Data), start, end).map(|(key, value)| (key.len() + value.len()) as u64).sum())
+    }
+
     fn gauges(&self) -> Vec<(&'static str, f64)> {
         Vec::new()
     }

@@ -152,7 +152,7 @@ pub enum ReadLevel {
     Linearizable,
     /// Sees at least what the token has seen.
     AtLeast(Token),
-    /// Is no older than this.
+    /// Sees every write acknowledged this long before the read reached the replica.
     MaxAge(Duration),
     /// Whatever the replica has.
     Any,
@@ -167,6 +167,9 @@ pub struct Read {
     pub keys: Vec<Bytes>,
     /// How fresh.
     pub level: ReadLevel,
+    /// Let the replica of the node that is asked answer also where the leader is the rule (`Linearizable`), after it has
+    /// asked the leader how far it must have come.
+    pub any_replica: bool,
 }
 
 /// Which keys a scan visits, in the user's terms.
@@ -198,6 +201,8 @@ pub struct ScanRequest {
     pub count_only: bool,
     /// How fresh.
     pub level: ReadLevel,
+    /// As in [`Read::any_replica`].
+    pub any_replica: bool,
 }
 
 /// One page of a scan or of a history.
@@ -237,7 +242,8 @@ pub struct Header {
     pub role: Role,
     /// The newest version applied there when it answered (the token of the answer).
     pub as_of: Timestamp,
-    /// Proven age; none when no proof is at hand.
+    /// Proven age when the replica answered: it had seen every write acknowledged this long before. None when no proof is
+    /// at hand.
     pub age: Option<Duration>,
     /// Whether the answer is of lesser quality than asked (never cached then).
     pub degraded: bool,

@@ -53,6 +53,12 @@ pub struct TableDescriptor {
     pub partitioning: Partitioning,
     /// Voters per shard.
     pub replication: u32,
+    /// Learners per shard, which serve reads and do not vote.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub read_replicas: u32,
+    /// The zone in which they are wanted first, as far as it has nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_replica_zone: Option<String>,
     /// How long replaced versions stay readable, in milliseconds.
     pub history_ms: u64,
     /// Serving or going.
@@ -102,6 +108,9 @@ pub struct ShardDescriptor {
     /// The members the group was founded with; whoever is not among them joins as a learner. None if it was split off
     /// another shard: then it was born with its members.
     pub founders: Vec<ReplicaId>,
+    /// Whether the group has been seen at work since: then nobody founds it any more, and its members may be others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub founded: bool,
     /// A split that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<SplitIntent>,
@@ -129,6 +138,10 @@ impl ShardDescriptor {
     pub fn replica_on(&self, node: NodeId) -> Option<&ReplicaDescriptor> {
         self.replicas.iter().find(|replica| replica.node == node)
     }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Byte strings as lower-case hex in JSON rows.

@@ -26,9 +26,14 @@ fn encode_header(header: Header) -> v1::Header {
         epoch: header.epoch.0,
         role: role.into(),
         as_of: header.as_of.0,
-        age_us: header.age.map(|age| u64::try_from(age.as_micros()).unwrap_or(u64::MAX)),
+        age_us: header.age.map(micros_at_least),
         degraded: header.degraded,
     }
+}
+
+/// A fraction counts as a whole one: no answer is older than it says.
+fn micros_at_least(age: Duration) -> u64 {
+    u64::try_from(age.as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX)
 }
 
 fn decode_header(header: Option<v1::Header>) -> Result<Header> {

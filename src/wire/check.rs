@@ -141,7 +141,11 @@ mod tests {
     }
 
     fn read(keys: &[&'static str]) -> Request {
-        Request::Read(Read { keys: keys.iter().map(|&key| key.into()).collect(), level: ReadLevel::Any })
+        Request::Read(Read {
+            keys: keys.iter().map(|&key| key.into()).collect(),
+            level: ReadLevel::Any,
+            any_replica: false,
+        })
     }
 
     fn refusal(mut request: Request) -> Option<Reason> {

@@ -65,12 +65,12 @@ pub fn encode_call(id: u64, table: &str, request: &Request, patience: Duration, 
             [key] => call::Call::Get(v1::GetRequest {
                 table: table.to_owned(),
                 key: key.clone(),
-                level: encode_level(read.level),
+                level: encode_level(read.level, read.any_replica),
             }),
             keys => call::Call::BatchGet(v1::BatchGetRequest {
                 table: table.to_owned(),
                 keys: keys.to_vec(),
-                level: encode_level(read.level),
+                level: encode_level(read.level, read.any_replica),
             }),
         },
         Request::Write(write) => call::Call::Write(encode_write(table, write)),
@@ -165,13 +165,20 @@ mod tests {
     }
 
     fn request() -> impl Strategy<Value = Request> {
-        let scan = (bounds(), any::<bool>(), 1..4_000usize, prop::option::of(bytes()), any::<bool>(), level());
+        let scan = (
+            bounds(),
+            any::<bool>(),
+            1..4_000usize,
+            prop::option::of(bytes()),
+            any::<bool>(),
+            (level(), any::<bool>()),
+        );
         prop_oneof![
-            (prop::collection::vec(bytes(), 1..5), level())
-                .prop_map(|(keys, level)| Request::Read(Read { keys, level })),
+            (prop::collection::vec(bytes(), 1..5), level(), any::<bool>())
+                .prop_map(|(keys, level, any_replica)| Request::Read(Read { keys, level, any_replica })),
             write().prop_map(Request::Write),
-            scan.prop_map(|(bounds, reverse, rows_max, cursor, count_only, level)| {
-                Request::Scan(ScanRequest { bounds, reverse, rows_max, cursor, count_only, level })
+            scan.prop_map(|(bounds, reverse, rows_max, cursor, count_only, (level, any_replica))| {
+                Request::Scan(ScanRequest { bounds, reverse, rows_max, cursor, count_only, level, any_replica })
             }),
             (bytes(), prop::option::of(timestamp()), 1..4_000usize)
                 .prop_map(|(key, before, rows_max)| Request::History { key, before, rows_max }),
@@ -261,7 +268,7 @@ mod tests {
 
     #[test]
     fn patience_is_never_rounded_to_for_ever() {
-        let request = Request::Read(Read { keys: vec!["k".into()], level: ReadLevel::Any });
+        let request = Request::Read(Read { keys: vec!["k".into()], level: ReadLevel::Any, any_replica: false });
         let sent = |patience| encode_call(1, "t", &request, patience, false).deadline_ms;
         assert_eq!(sent(Duration::ZERO), 1);
         assert_eq!(sent(Duration::from_micros(1)), 1);

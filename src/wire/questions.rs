@@ -29,13 +29,13 @@ pub trait Question: Sized {
 
 impl Question for v1::GetRequest {
     fn convert(self) -> Result<(String, Request)> {
-        Ok((self.table, Request::Read(Read { keys: vec![self.key], level: read_level(self.level)? })))
+        Ok((self.table, Request::Read(read(vec![self.key], self.level)?)))
     }
 }
 
 impl Question for v1::BatchGetRequest {
     fn convert(self) -> Result<(String, Request)> {
-        Ok((self.table, Request::Read(Read { keys: self.keys, level: read_level(self.level)? })))
+        Ok((self.table, Request::Read(read(self.keys, self.level)?)))
     }
 }
 
@@ -112,6 +112,7 @@ impl Question for v1::ScanRequest {
             cursor: Some(self.cursor).filter(|cursor| !cursor.is_empty()),
             count_only: self.count_only,
             level: read_level(self.level)?,
+            any_replica: self.level.is_some_and(|level| level.any_replica),
         };
         Ok((self.table, Request::Scan(scan)))
     }
@@ -139,6 +140,11 @@ fn said_false(field: &str) -> Error {
 
 fn request_id(id: v1::RequestId) -> RequestId {
     RequestId { client: id.client, sequence: id.sequence, issued_ms: id.issued_ms }
+}
+
+fn read(keys: Vec<Bytes>, level: Option<v1::ReadLevel>) -> Result<Read> {
+    let any_replica = level.is_some_and(|level| level.any_replica);
+    Ok(Read { keys, level: read_level(level)?, any_replica })
 }
 
 fn read_level(level: Option<v1::ReadLevel>) -> Result<ReadLevel> {
@@ -180,16 +186,17 @@ fn operation(operation: v1::Operation) -> Result<Operation> {
     Ok(Operation { key: operation.key, action })
 }
 
-pub(super) fn encode_level(level: ReadLevel) -> Option<v1::ReadLevel> {
+pub(super) fn encode_level(level: ReadLevel, any_replica: bool) -> Option<v1::ReadLevel> {
     let level = match level {
         // The default, and the shortest.
-        ReadLevel::Linearizable => return None,
-        ReadLevel::AtLeast(token) => read_level::Level::AtLeast(token.timestamp.0),
-        ReadLevel::MaxAge(age) => read_level::Level::MaxAgeMs(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-        ReadLevel::Any => read_level::Level::Any(true),
-        ReadLevel::AsOf(timestamp) => read_level::Level::AsOf(timestamp.0),
+        ReadLevel::Linearizable if !any_replica => return None,
+        ReadLevel::Linearizable => None,
+        ReadLevel::AtLeast(token) => Some(read_level::Level::AtLeast(token.timestamp.0)),
+        ReadLevel::MaxAge(age) => Some(read_level::Level::MaxAgeMs(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))),
+        ReadLevel::Any => Some(read_level::Level::Any(true)),
+        ReadLevel::AsOf(timestamp) => Some(read_level::Level::AsOf(timestamp.0)),
     };
-    Some(v1::ReadLevel { level: Some(level) })
+    Some(v1::ReadLevel { level, any_replica })
 }
 
 pub(super) fn encode_write(table: &str, write: &Write) -> v1::WriteRequest {
@@ -237,7 +244,7 @@ pub(super) fn encode_scan(table: &str, scan: &ScanRequest) -> v1::ScanRequest {
         limit: scan.rows_max as u64,
         cursor: scan.cursor.clone().unwrap_or_default(),
         count_only: scan.count_only,
-        level: encode_level(scan.level),
+        level: encode_level(scan.level, scan.any_replica),
     }
 }
 
@@ -284,7 +291,7 @@ mod tests {
         let level = |level| v1::GetRequest {
             table: table(),
             key: "k".into(),
-            level: Some(v1::ReadLevel { level: Some(level) }),
+            level: Some(v1::ReadLevel { level: Some(level), any_replica: false }),
         };
         assert_eq!(refusal(level(read_level::Level::Any(false))).reason, Reason::InvalidRequest);
         assert_eq!(refusal(level(read_level::Level::Linearizable(false))).reason, Reason::InvalidRequest);

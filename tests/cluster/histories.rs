@@ -50,7 +50,7 @@ async fn before_the_window_is_refused_and_not_guessed() {
     let mut kv = cluster.kv(1);
     let first = kv.put(put("t", "k", "old")).await.expect("written").into_inner().version;
     kv.put(put("t", "k", "new")).await.expect("written");
-    let as_of = |version| ReadLevel { level: Some(read_level::Level::AsOf(version)) };
+    let as_of = |version| ReadLevel { level: Some(read_level::Level::AsOf(version)), any_replica: false };
     let past = GetRequest { level: Some(as_of(first)), ..get("t", "k") };
     let found = kv.get(past.clone()).await.expect("within the window").into_inner().found.expect("it was there");
     assert_eq!(found.value, "old");

@@ -10,7 +10,7 @@ use crate::load::{Load, connect};
 const KEYS: u64 = 400;
 
 /// Puts `KEYS` keys, and names them.
-async fn fill(cluster: &Cluster, table: &str) -> BTreeSet<String> {
+pub async fn fill(cluster: &Cluster, table: &str) -> BTreeSet<String> {
     let client = connect(cluster).await;
     let handle = client.table(table);
     let mut keys = BTreeSet::new();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use trivet::control::Control;
 use trivet::node::{Bootstrap, Node, NodeOptions};
+use trivet::placement::sizing::Sizes;
 use trivet::runtime::simulation::Scope;
 use trivet::runtime::{Clock, sleep, timeout};
 use trivet::service::{Door, services};
@@ -19,6 +20,8 @@ use super::network::{Host, Network};
 use super::plan::Plan;
 use super::run::Report;
 
+/// Longer than most crashes of a run, shorter than the longest.
+const REPLACE_LOST_AFTER: Duration = Duration::from_secs(20);
 /// How long an orderly stop may take before the process is ended.
 const STOP_PATIENCE: Duration = Duration::from_secs(8);
 
@@ -138,6 +141,8 @@ impl Cluster {
             timers: self.plan.timers,
             log: self.plan.log,
             limits: Limits::default(),
+            replace_lost_after: REPLACE_LOST_AFTER,
+            sizes: Sizes::default(),
             version: "simulated".to_owned(),
             clock: Clock::system(),
         };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use trivet::catalog::Standing;
 use trivet::node::Node;
 use trivet::raft::Part;
 use trivet::runtime::simulation::DiskPace;
@@ -36,6 +37,7 @@ enum Remedy {
     Heal(Vec<(u64, u64)>),
     Disk(usize),
     Weather,
+    Serve(u64),
 }
 
 /// The nemesis of one run.
@@ -106,6 +108,7 @@ impl Nemesis {
             Remedy::Resume(at) => cluster.resume(at),
             Remedy::Heal(links) => links.into_iter().for_each(|(from, to)| cluster.network.heal(from, to)),
             Remedy::Disk(at) => cluster.members[at].scope().set_pace(self.plan.pace),
+            Remedy::Serve(id) => self.want(cluster, id, Standing::Serving),
             Remedy::Weather => cluster.network.set_weather(self.plan.weather),
         }
     }
@@ -236,6 +239,12 @@ impl Nemesis {
             Fault::Transfer => self.transfer(cluster, at),
             Fault::Split => self.split(cluster, watch, at).await,
             Fault::Verdict => self.verdict(cluster, at),
+            Fault::Move => self.relocate(cluster, at),
+            Fault::Drain => {
+                self.report.count("drains");
+                self.want(cluster, id, Standing::Draining);
+                self.later(Remedy::Serve(id));
+            }
             Fault::Snapshot => {
                 let Some(node) = cluster.members[at].node() else { return };
                 self.report.event(format_args!("node {id} trims its logs"));
@@ -298,6 +307,39 @@ impl Nemesis {
         self.report.event(format_args!("node {} believes that {gone} is gone", cluster.members[judge].id));
         self.report.count("wrong verdicts");
         cluster.members[judge].scope().spawn(async move { node.take_over(gone).await });
+    }
+
+    /// Asks a node to have a replica of some shard move to another node. Whether that works out, and when, is open.
+    fn relocate(&mut self, cluster: &Cluster, at: usize) {
+        let (Some(node), Some(control)) = (cluster.members[at].node(), cluster.members[at].control()) else { return };
+        let directory = node.directory();
+        let Some(table) = directory.table_by_name(TABLE) else { return };
+        let shards: Vec<_> = table.shards.iter().cloned().collect();
+        let shard = self.random.pick(&shards).clone();
+        let free = directory.nodes().map(|row| row.id).filter(|&node| shard.replica_on(node).is_none());
+        let free: Vec<_> = free.collect();
+        if free.is_empty() {
+            return;
+        }
+        let (from, to) = (self.random.pick(&shard.replicas).node, *self.random.pick(&free));
+        let report = self.report.clone();
+        report.event(format_args!("{} is to move from {from} to {to}", shard.id));
+        cluster.members[at].scope().spawn(async move {
+            if control.move_shard(shard.id, from, to, false).await.is_ok() {
+                report.event(format_args!("{} moves from {from} to {to}", shard.id));
+                report.count("moves");
+            }
+        });
+    }
+
+    /// Wants something of a node, by whoever runs: what comes late comes all the same, as it would from an operator.
+    fn want(&mut self, cluster: &Cluster, id: u64, standing: Standing) {
+        let running = cluster.members.iter().filter_map(|member| Some((member.control()?, member.scope())));
+        let Some((control, scope)) = running.into_iter().next() else { return };
+        self.report.event(format_args!("node {id} is to be {}", standing.as_str()));
+        scope.spawn(async move {
+            let _ = control.set_standing(NodeId(id), standing, false).await;
+        });
     }
 
     fn transfer(&mut self, cluster: &Cluster, at: usize) {

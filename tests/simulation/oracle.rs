@@ -5,12 +5,14 @@
 //! answers that clients got: conditions, sums, what a failed condition saw, several keys at once. A write that failed
 //! for good is never found, one whose fate is unknown at most once. Then real time: a write answered before another
 //! began has the lower version; an answer of a linearizable read is as of at least every write answered before it
-//! began; and what a read or a scan returned is the state at its position or later, never a mixture.
+//! began; what a read or a scan returned is the state at its position or later, never a mixture; and no answer is older
+//! than it says: it is as of at least every write to its key that was answered, in true time, that long before the read
+//! began, whichever replica gave it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use trivet::types::{Action, Outcome, ReadLevel, ShardId, Test, Timestamp};
+use trivet::types::{Action, Outcome, ReadLevel, ShardId, Test, Timestamp, Versioned};
 
 use super::plan::Plan;
 use super::workload::{self, Done, Fate, History, Reading, Scanning, Writing};
@@ -49,7 +51,8 @@ pub fn judge(plan: &Plan, history: &History, versions: &Versions, clocks: Clocks
     for scanning in &history.scans {
         judge_scan(plan, scanning, versions, &made_at, history).map_err(|why| format!("{why}: {scanning:?}"))?;
     }
-    linearizable_reads(history)
+    linearizable_reads(history)?;
+    ages(history)
 }
 
 /// The write that made each version.
@@ -321,7 +324,10 @@ fn judge_read(
     history: &History,
     clocks: Clocks,
 ) -> Result<(), String> {
-    let Reading { from, key, found: Done { at, as_of, body, .. }, .. } = reading;
+    let Reading { from, key, level, found: Done { at, as_of, body, .. }, .. } = reading;
+    if let ReadLevel::AsOf(moment) = level {
+        return judge_past(*moment, body.as_ref(), versions.get(key));
+    }
     let candidates = candidates(key, (*as_of, *at), versions, made_at, history);
     let wall = |micros: u64, skew: i64| clocks.began_ms.saturating_add_signed(skew) + micros / 1_000;
     // The node's clock was at least and at most this while it answered.
@@ -345,6 +351,65 @@ fn judge_read(
         return Ok(());
     }
     Err(format!("a read returned what was not there: the key was one of {candidates:?}"))
+}
+
+/// A read in the past finds what stands there in the end, to the moment: nothing was written behind it later.
+fn judge_past(
+    moment: Timestamp,
+    body: Option<&Versioned>,
+    all: Option<&BTreeMap<Timestamp, Found>>,
+) -> Result<(), String> {
+    let state =
+        all.and_then(|all| all.range(..=moment).next_back()).map(|(timestamp, found)| (*timestamp, found.clone()));
+    let there = live(state.as_ref(), moment.millis());
+    if there == body.map(|found| (found.timestamp, found.value.clone())) {
+        return Ok(());
+    }
+    Err(format!("a read in the past did not find what was there: {there:?}"))
+}
+
+/// No answer is older than it says, or than it was allowed to be, and a token's owner finds all that it had seen.
+fn ages(history: &History) -> Result<(), String> {
+    // The newest version of each key answered up to a moment, as for shards.
+    let mut acked: BTreeMap<&Bytes, Vec<(u64, Timestamp, u64)>> = BTreeMap::new();
+    for writing in &history.writes {
+        if let Fate::Acked(Done { at, body, .. }) = &writing.fate
+            && body.applied
+        {
+            // Whether a deletion found something to delete, and so made a version, is not told.
+            let made = writing.write.operations.iter().filter(|operation| operation.action != Action::Delete);
+            for operation in made {
+                acked.entry(&operation.key).or_default().push((*at, body.timestamp, writing.id));
+            }
+        }
+    }
+    for reading in &history.reads {
+        let Reading { from, key, level, least, age, found: Done { as_of, .. } } = reading;
+        let newest = |before: u64| {
+            let answered = acked.get(key).into_iter().flatten().filter(|(at, ..)| *at < before);
+            answered.map(|(_, version, id)| (*version, *id)).max()
+        };
+        let allowed = match level {
+            ReadLevel::Linearizable => Some(0),
+            ReadLevel::MaxAge(age) => u64::try_from(age.as_micros()).ok(),
+            _ => None,
+        };
+        for (what, limit) in [("it says", *age), ("it may be", allowed)] {
+            let Some(limit) = limit else { continue };
+            if let Some((version, id)) = newest(from.saturating_sub(limit))
+                && version > *as_of
+            {
+                return Err(format!(
+                    "an answer is older than {what}, {limit} us: write {id} was answered before that, with version \
+                     {version:?}: {reading:?}"
+                ));
+            }
+        }
+        if *least > *as_of {
+            return Err(format!("a token's owner had seen {least:?} of the key, and then: {reading:?}"));
+        }
+    }
+    Ok(())
 }
 
 fn judge_scan(

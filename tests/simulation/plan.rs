@@ -39,12 +39,16 @@ pub enum Fault {
     Restart,
     /// A shard is split.
     Split,
+    /// A replica of a shard is to move to another node.
+    Move,
+    /// A node is to drain for a while.
+    Drain,
     /// A node is told that another one is gone, which is not so.
     Verdict,
 }
 
 /// All faults.
-pub const FAULTS: [Fault; 15] = [
+pub const FAULTS: [Fault; 17] = [
     Fault::Crash,
     Fault::CrashAll,
     Fault::Pause,
@@ -59,6 +63,8 @@ pub const FAULTS: [Fault; 15] = [
     Fault::Wipe,
     Fault::Restart,
     Fault::Split,
+    Fault::Move,
+    Fault::Drain,
     Fault::Verdict,
 ];
 
@@ -71,6 +77,8 @@ pub struct Plan {
     pub clients: u64,
     /// Shards of the table.
     pub shards: u32,
+    /// Learners of each of them, beside three voters.
+    pub read_replicas: u32,
     /// Tags, each with some keys.
     pub tags: u64,
     /// Raft's timers.
@@ -115,8 +123,14 @@ impl Plan {
         if faults.is_empty() {
             faults.push(Fault::Crash);
         }
+        let nodes = match random.below(10) {
+            0 | 1 => 5,
+            2 | 3 => 4,
+            _ => 3,
+        };
         Plan {
-            nodes: if random.per_mille(150) { 5 } else { 3 },
+            nodes,
+            read_replicas: u32::from(nodes > 4),
             clients: random.within(3, 6),
             shards: u32::try_from(random.within(1, 2)).expect("small"),
             tags: random.within(2, 4),

@@ -174,6 +174,7 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
             random: Random::new(seed, 100 + id),
             stop: stop.clone(),
             seen: BTreeMap::new(),
+            versions: BTreeMap::new(),
             known: BTreeMap::new(),
             sequence: 0,
         };
@@ -244,7 +245,7 @@ async fn form(
         };
         tasks.push((scope, scope.spawn(connecting)));
     }
-    let (nodes, shards) = (plan.nodes, plan.shards);
+    let (nodes, shards, read_replicas) = (plan.nodes, plan.shards, plan.read_replicas);
     let formed = forming.spawn(async move {
         for (scope, task) in tasks {
             let client = task.await.map_err(|error| error.to_string())?;
@@ -258,9 +259,11 @@ async fn form(
             sleep(Duration::from_millis(100)).await;
         }
         // Whoever cannot know whether it was created asks again, and is told if it was.
-        while let Err(error) = client.admin().create_table(NewTable::hash(TABLE, shards)).await {
+        let wish = NewTable { read_replicas, ..NewTable::hash(TABLE, shards) };
+        while let Err(error) = client.admin().create_table(wish.clone()).await {
             match error.kind() {
                 _ if error.reason == Reason::TableExists => break,
+                _ if error.reason == Reason::NotEnoughNodes => sleep(Duration::from_millis(200)).await,
                 Kind::Invalid | Kind::Corrupt => return Err(format!("the table cannot be created: {error}")),
                 _ => sleep(Duration::from_millis(200)).await,
             }
@@ -379,10 +382,18 @@ async fn converge(
     let checked = scope.spawn(async move {
         let table = client.admin().table(TABLE).await.map_err(|error| error.to_string())?;
         for shard in table.shards {
-            let sums = client.admin().checksum(shard.id).await;
-            let sums = sums.map_err(|error| format!("no checksum of {}: {error}", shard.id))?;
-            if !sums.equal {
-                return Err(format!("checksums of {} differ: {:?}", shard.id, sums.replicas));
+            loop {
+                let sums = client.admin().checksum(shard.id).await;
+                let sums = sums.map_err(|error| format!("no checksum of {}: {error}", shard.id))?;
+                // A replica on its way from node to node is neither here nor there for a while.
+                let absent = sums.replicas.iter().any(|replica| replica.content.is_err());
+                if absent && now() < until {
+                    sleep(Duration::from_millis(200)).await;
+                } else if sums.equal {
+                    break;
+                } else {
+                    return Err(format!("checksums of {} differ: {:?}", shard.id, sums.replicas));
+                }
             }
         }
         Ok(())

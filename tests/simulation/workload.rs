@@ -2,7 +2,7 @@
 //!
 //! Some writes go to one node instead, once: what it says after its own attempts is then all that is known of them.
 //! Values are unique and so are the deltas of increments, so that whatever is found in the end names the call that put
-//! it there. A third of the calls read. A finished write is now and then sent again under its request id, by this client or
+//! it there. A third of the calls read, at every level, some of them at one node, whatever part its replica plays. A finished write is now and then sent again under its request id, by this client or
 //! another, sometimes while it is still running.
 
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use parking_lot::Mutex;
 use trivet::client::{Client, Connection, Table};
 use trivet::runtime::{Clock, sleep};
 use trivet::types::{
-    Action, Answer, Condition, Error, Operation, Outcome, ReadLevel, Reason, Request, RequestId, Response, ScanBounds,
-    ShardId, Test, Timestamp, Token, Versioned, Write,
+    Action, Answer, Condition, Error, Operation, Outcome, Read, ReadLevel, Reason, Request, RequestId, Response, Role,
+    ScanBounds, ShardId, Test, Timestamp, Token, Versioned, Write,
 };
 
 use super::entropy::Random;
-use super::plan::Plan;
+use super::plan::{Fault, Plan};
 use super::run::Report;
 
 /// The table that the clients use.
@@ -76,6 +76,10 @@ pub struct Reading {
     pub key: Bytes,
     /// How fresh.
     pub level: ReadLevel,
+    /// The newest version of the key that the token's owner had seen, if the read was to see that.
+    pub least: Timestamp,
+    /// How old the answer said to be at most, in microseconds.
+    pub age: Option<u64>,
     /// What was found.
     pub found: Done<Option<Versioned>>,
 }
@@ -140,6 +144,8 @@ pub struct Worker {
     pub stop: Arc<std::sync::atomic::AtomicBool>,
     /// The newest version it has seen, by shard.
     pub seen: std::collections::BTreeMap<ShardId, Timestamp>,
+    /// The newest version it has seen or made, by key.
+    pub versions: std::collections::BTreeMap<Bytes, Timestamp>,
     /// The keys whose version it knows.
     pub known: std::collections::BTreeMap<Bytes, Versioned>,
     /// Counts its writes.
@@ -295,7 +301,16 @@ impl Worker {
             Ok(answer) => {
                 let (shard, as_of) = (answer.header.shard, answer.header.as_of);
                 let seen = self.seen.entry(shard).or_default();
-                *seen = (*seen).max(answer.body.timestamp);
+                *seen = (*seen).max(as_of);
+                if answer.body.applied {
+                    for operation in &writing.write.operations {
+                        let newest = self.versions.entry(operation.key.clone()).or_default();
+                        // Deleting what is not there makes no version.
+                        if operation.action != Action::Delete {
+                            *newest = (*newest).max(answer.body.timestamp);
+                        }
+                    }
+                }
                 self.report.event(format_args!("write {id} -> {} {:?}", answer.body.timestamp, answer.body.integers));
                 match &writing.fate {
                     Fate::Acked(first) if first.body != answer.body => self
@@ -344,29 +359,100 @@ impl Worker {
     async fn read(&mut self, table: &Table) {
         let key = self.any_key();
         let from = self.report.micros();
-        let shard = self.client.locate(TABLE, &key).map(|(shard, ..)| shard);
-        let token = shard.and_then(|shard| self.seen.get(&shard).copied());
-        let level = match (self.random.below(10), token) {
-            (0, _) => ReadLevel::Any,
-            (1 | 2, Some(timestamp)) => ReadLevel::AtLeast(Token { timestamp }),
-            _ => ReadLevel::Linearizable,
+        let level = self.level(&key);
+        let answer = match self.random.below(10) {
+            0..3 => self.read_at_one_node(key.clone(), level).await,
+            // Whatever this client has seen must be there for the other, too.
+            3 => self.other.table(TABLE).get_with(key.clone(), level).await,
+            _ => table.get_with(key.clone(), level).await,
         };
-        let Ok(answer) = table.get_with(key.clone(), level).await else {
+        let Ok(answer) = answer else {
             self.report.count("failed reads");
             return;
         };
         self.report.count("reads");
-        let (shard, as_of) = (answer.header.shard, answer.header.as_of);
+        let (shard, as_of, age) = (answer.header.shard, answer.header.as_of, answer.header.age);
         let at = self.report.micros();
-        self.report
-            .event(format_args!("read {key:?} {level:?} -> {:?} as of {as_of} by {}", answer.body, answer.header.node));
-        if let Some(found) = &answer.body {
-            let seen = self.seen.entry(shard).or_default();
-            *seen = (*seen).max(found.timestamp);
-            self.known.insert(key.clone(), found.clone());
+        self.report.event(format_args!(
+            "read {key:?} {level:?} -> {:?} as of {as_of} by {} ({:?}, {age:?})",
+            answer.body, answer.header.node, answer.header.role
+        ));
+        if answer.header.role != Role::Leader {
+            self.report.count(match level {
+                ReadLevel::Linearizable => "linearizable reads of copies",
+                ReadLevel::AtLeast(_) => "reads of copies with a token",
+                ReadLevel::MaxAge(_) => "reads of copies of a greatest age",
+                ReadLevel::AsOf(_) => "reads of copies in the past",
+                ReadLevel::Any => "reads of copies of any age",
+            });
+            if answer.header.role == Role::Learner {
+                self.report.count("reads of learners");
+            }
+            if age.is_some() {
+                self.report.count("ages told by copies");
+            }
         }
+        let least = match level {
+            ReadLevel::AtLeast(_) => self.versions.get(&key).copied().unwrap_or_default(),
+            _ => Timestamp::ZERO,
+        };
+        // What was read in the past is no news.
+        if !matches!(level, ReadLevel::AsOf(_)) {
+            let seen = self.seen.entry(shard).or_default();
+            *seen = (*seen).max(as_of);
+            if let Some(found) = &answer.body {
+                self.saw(&key, found.timestamp);
+                self.known.insert(key.clone(), found.clone());
+            }
+        }
+        let age = age.map(|age| u64::try_from(age.as_nanos().div_ceil(1_000)).expect("a run is short"));
         let found = Done { at, shard, as_of, body: answer.body };
-        self.history.lock().reads.push(Reading { from, key, level, found });
+        self.history.lock().reads.push(Reading { from, key, level, least, age, found });
+    }
+
+    /// How fresh a read is to be.
+    fn level(&mut self, key: &Bytes) -> ReadLevel {
+        let shard = self.client.locate(TABLE, key).map(|(shard, ..)| shard);
+        let all = self.seen.values().copied().max();
+        // Of a shard that nothing was seen of, all that was seen may have come from the one it was split off from.
+        let token = shard.and_then(|shard| self.seen.get(&shard).copied()).filter(|_| self.shards_stand()).or(all);
+        match (self.random.below(20), token) {
+            (0..3, _) => ReadLevel::Any,
+            (3..7, Some(timestamp)) => ReadLevel::AtLeast(Token { timestamp }),
+            (7..11, _) => ReadLevel::MaxAge(self.random.span(Duration::ZERO, Duration::from_secs(2))),
+            (11..13, Some(timestamp)) => {
+                let back = self.random.below(3_000);
+                ReadLevel::AsOf(Timestamp::from_millis(timestamp.millis().saturating_sub(back)))
+            }
+            _ => ReadLevel::Linearizable,
+        }
+    }
+
+    /// Whether no shard is split in this run: then a token of each is enough.
+    fn shards_stand(&self) -> bool {
+        !self.plan.faults.contains(&Fault::Split)
+    }
+
+    fn saw(&mut self, key: &Bytes, version: Timestamp) {
+        let newest = self.versions.entry(key.clone()).or_default();
+        *newest = (*newest).max(version);
+    }
+
+    /// Asks one node, whatever part its replica plays: to answer itself or refuse, or to have it answered by whoever can.
+    async fn read_at_one_node(
+        &mut self,
+        key: Bytes,
+        level: ReadLevel,
+    ) -> trivet::types::Result<Answer<Option<Versioned>>> {
+        let door = self.random.pick(&self.doors).clone();
+        let patience = self.random.span(Duration::from_millis(200), Duration::from_secs(3));
+        let deadline = Clock::system().now() + patience;
+        let (alone, any_replica) = (self.random.per_mille(600), self.random.per_mille(700));
+        let read = Read { keys: vec![key], level, any_replica };
+        match door.call(TABLE, &Request::Read(read), deadline, alone).await? {
+            Response::Values(mut values) if values.len() == 1 => Ok(values.remove(0)),
+            other => Err(Error::internal(format!("a read was answered with {other:?}"))),
+        }
     }
 
     async fn scan(&mut self, table: &Table) {

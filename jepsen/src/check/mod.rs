@@ -6,6 +6,7 @@
 //! Each checker is a pure function of a [`History`](crate::history::History), in a file of its own with the known-good
 //! and known-bad histories that it was tried on.
 
+pub mod ages;
 pub mod append;
 pub mod bank;
 pub mod counter;

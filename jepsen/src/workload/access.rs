@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use trivet::client::{Client, Connection, Options, Table};
+use trivet::client::{Client, Connection, Options, ReadFrom, Table};
 use trivet::runtime::Clock;
 use trivet::types::{
     Answer, Error, Kind, Outcome, Page, Read, ReadLevel, Reason, Request, RequestId, Response, ScanRequest, Versioned,
@@ -94,6 +94,11 @@ impl Doors {
         self.access(Way::Routing(self.routing.clone()))
     }
 
+    /// A way that routes by itself and reads from these replicas.
+    pub fn reading_from(&self, read_from: ReadFrom) -> Access {
+        self.access(Way::Routing(self.routing.read_from(read_from)))
+    }
+
     /// The way through one node.
     pub fn bound(&self, node: usize) -> Access {
         self.access(Way::Bound(self.connections[node % self.connections.len()].clone()))
@@ -110,7 +115,7 @@ impl Doors {
     }
 
     fn access(&self, way: Way) -> Access {
-        Access { way, table: self.table.clone(), ids: self.ids.clone(), clock: self.clock.clone() }
+        Access { way, any_replica: false, table: self.table.clone(), ids: self.ids.clone(), clock: self.clock.clone() }
     }
 }
 
@@ -124,12 +129,19 @@ enum Way {
 #[derive(Clone)]
 pub struct Access {
     way: Way,
+    /// Whether the replica of the node that is asked shall answer reads that are the leader's otherwise.
+    any_replica: bool,
     table: Arc<str>,
     ids: Arc<Ids>,
     clock: Clock,
 }
 
 impl Access {
+    /// The same way with reads that whatever replica is asked shall answer if it can.
+    pub fn of_any_replica(self) -> Access {
+        Access { any_replica: true, ..self }
+    }
+
     /// An id that no other write has, issued now.
     pub fn request_id(&self) -> RequestId {
         let sequence = self.ids.sequence.fetch_add(1, Ordering::Relaxed);
@@ -155,7 +167,7 @@ impl Access {
     /// Reads some keys of one shard, one after the other: the answers need not hold at one moment.
     pub async fn read_all(&self, keys: Vec<Bytes>, level: ReadLevel) -> Result<Vec<Answer<Option<Versioned>>>, Lost> {
         let count = keys.len();
-        match self.ask(&Request::Read(Read { keys, level })).await {
+        match self.ask(&Request::Read(Read { keys, level, any_replica: self.any_replica })).await {
             Ok(Response::Values(answers)) if answers.len() == count => Ok(answers),
             Ok(_) => Err(Lost::of_read(Error::internal("not one value per key"))),
             Err(error) => Err(Lost::of_read(error)),

@@ -11,6 +11,7 @@
 //! fails as vacuous.
 
 pub mod access;
+mod ages;
 mod append;
 mod bank;
 mod counter;
@@ -116,5 +117,6 @@ pub fn all() -> Vec<Box<dyn Workload>> {
         Box::new(scan::Scans),
         Box::new(ttl::Lives),
         Box::new(past::Past),
+        Box::new(ages::Ages),
     ]
 }

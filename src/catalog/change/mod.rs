@@ -19,10 +19,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 pub use nodes::{
-    SYSTEM_HISTORY_MS, SYSTEM_TABLE, SYSTEM_VOTERS_MAX, admit_node, found_cluster, join_node, replace_incarnation,
-    system_shard,
+    SYSTEM_HISTORY_MS, SYSTEM_TABLE, SYSTEM_VOTERS_MAX, admit_node, found_cluster, join_node, remove_node,
+    replace_incarnation, set_balancing, set_standing, system_shard,
 };
-pub use replicas::{REPLACEMENTS_MAX, add_system_replica, mend_node, replace_replica};
+pub use replicas::{REPLACEMENTS_MAX, add_system_replica, mend_node, move_replica, relieve_lost};
 pub use splits::{begin_split, finish_split};
 pub use tables::{
     Creation, NewTable, REMOVALS_MAX, REPLICATION_MAX, SHARDS_MAX, create_table, drop_table, finish_drop,

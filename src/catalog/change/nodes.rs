@@ -1,13 +1,13 @@
 //! Founding a cluster, and nodes that come, move and come back.
 
-use super::replicas::{mend_into, system_replica_into};
+use super::replicas::{known, mend_into, relieve_system_into, system_replica_into};
 use super::{Draft, Write};
 use crate::catalog::directory::Directory;
-use crate::catalog::rows::{ClusterRow, Counter, NodeRow, RowKey};
+use crate::catalog::rows::{BalancingRow, ClusterRow, Counter, LeftRow, NodeRow, RowKey, Standing};
 use crate::keyspace::Layout;
 use crate::types::{
-    ClusterId, Epoch, Error, Incarnation, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result,
-    ShardDescriptor, ShardId, TableDescriptor, TableId, TableState,
+    ClusterId, Epoch, Error, Incarnation, NodeId, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole,
+    Result, ShardDescriptor, ShardId, TableDescriptor, TableId, TableState,
 };
 
 /// The name under which the catalog can be read.
@@ -49,6 +49,7 @@ pub fn system_shard(founders: &[NodeRow]) -> ShardDescriptor {
         epoch: Epoch(1),
         replicas,
         founders,
+        founded: false,
         split: None,
     }
 }
@@ -77,6 +78,8 @@ pub fn found_cluster(cluster: ClusterId, created_ms: u64, founders: &[NodeRow]) 
         name: SYSTEM_TABLE.to_owned(),
         partitioning: Partitioning::Range { group_delimiter: None },
         replication: SYSTEM_VOTERS_MAX as u32,
+        read_replicas: 0,
+        read_replica_zone: None,
         history_ms: SYSTEM_HISTORY_MS,
         state: TableState::Ready,
     };
@@ -113,8 +116,20 @@ pub fn admit_node(directory: &Directory, row: &NodeRow, gone: Option<Incarnation
 pub fn join_node(directory: &Directory, row: &NodeRow) -> Result<Option<Write>> {
     let mut draft = Draft::new(directory);
     let row = match directory.node(row.id) {
+        None if directory.left(row.id).is_some_and(|left| left.incarnation == row.incarnation) => {
+            return Err(Error::new(
+                Reason::NodeIdTaken,
+                format!(
+                    "the data directory of {} was decommissioned, and what it held has moved to other nodes: start the \
+                     node with an empty directory to have it join again",
+                    row.id
+                ),
+            ));
+        }
         None => row.clone(),
-        Some(known) if known.incarnation == row.incarnation => NodeRow { joined_ms: known.joined_ms, ..row.clone() },
+        Some(known) if known.incarnation == row.incarnation => {
+            NodeRow { joined_ms: known.joined_ms, standing: known.standing, ..row.clone() }
+        }
         Some(_) => {
             return Err(Error::new(
                 Reason::NodeIdTaken,
@@ -143,9 +158,65 @@ pub fn replace_incarnation(directory: &Directory, row: &NodeRow) -> Result<Write
         }
         Some(_) => {}
     }
+    // What was wanted of the node is wanted of it still.
+    let standing = directory.node(row.id).map_or_else(Standing::default, |known| known.standing);
+    let row = &NodeRow { standing, ..row.clone() };
     let mut draft = Draft::new(directory);
     draft.put(&RowKey::Node(row.id), row);
     mend_into(&mut draft, row);
     system_replica_into(&mut draft, row)?;
     draft.finish()
+}
+
+/// Wants something else of a node. None if it is wanted already.
+pub fn set_standing(directory: &Directory, node: NodeId, standing: Standing) -> Result<Option<Write>> {
+    let known = known(directory, node)?;
+    if known.standing == standing {
+        return Ok(None);
+    }
+    let mut draft = Draft::new(directory);
+    draft.put(&RowKey::Node(node), &NodeRow { standing, ..known.clone() });
+    draft.finish().map(Some)
+}
+
+/// Lets a node go that holds nothing any more but its copy of the catalog. Another takes its vote in shard 0 if one
+/// without a vote is there; `hears` tells which nodes are alive. None if it has gone.
+///
+/// `INVALID_REQUEST` while something is wanted on it, or if it is the last node.
+pub fn remove_node(
+    directory: &Directory,
+    node: NodeId,
+    left_ms: u64,
+    hears: impl Fn(NodeId) -> bool,
+) -> Result<Option<Write>> {
+    if directory.node(node).is_none() && directory.left(node).is_some() {
+        return Ok(None);
+    }
+    let row = known(directory, node)?;
+    let on_it = |shard: &ShardDescriptor| {
+        let child = shard.split.as_ref().is_some_and(|split| split.replicas.iter().any(|child| child.node == node));
+        shard.replica_on(node).is_some() || child
+    };
+    let held = directory.shards().filter(|shard| shard.id != ShardId::SYSTEM && on_it(shard)).count();
+    if held > 0 {
+        return Err(Error::invalid(format!(
+            "{node} is still to hold {held} replicas: let it drain first (`trivet node drain {}`)",
+            node.0
+        )));
+    }
+    let mut draft = Draft::new(directory);
+    relieve_system_into(&mut draft, node, hears)?;
+    draft.delete(&RowKey::Node(node));
+    draft.put(&RowKey::Left(node), &LeftRow { incarnation: row.incarnation, left_ms });
+    draft.finish().map(Some)
+}
+
+/// Has shards moved about unasked, or not. None if it is so.
+pub fn set_balancing(directory: &Directory, paused: bool) -> Result<Option<Write>> {
+    if directory.balancing_is_paused() == paused {
+        return Ok(None);
+    }
+    let mut draft = Draft::new(directory);
+    draft.put(&RowKey::Balancing, &BalancingRow { paused });
+    draft.finish().map(Some)
 }

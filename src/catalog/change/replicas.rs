@@ -1,6 +1,8 @@
 //! Which replicas a shard is wanted to have.
 
 use super::nodes::SYSTEM_VOTERS_MAX;
+use std::collections::BTreeSet;
+
 use super::{Draft, Write};
 use crate::catalog::directory::Directory;
 use crate::catalog::rows::{Counter, NodeRow, RowKey};
@@ -37,11 +39,12 @@ pub fn mend_node(directory: &Directory, node: NodeId) -> Result<Option<Write>> {
     draft.finish().map(Some)
 }
 
-/// Wants a new replica on `to` instead of `replica`, of the same role and in its place. Returns its id too.
+/// Wants a new replica on `to` instead of `replica`, of the same role and in its place. Returns its id too. Only for a
+/// shard whose group has been at work: nobody founds it any more.
 ///
-/// `UNKNOWN_SHARD` and `UNKNOWN_NODE` if there are none such, `INVALID_REQUEST` if the shard has no such replica or
-/// has one on `to` already.
-pub fn replace_replica(
+/// `UNKNOWN_SHARD` and `UNKNOWN_NODE` if there are none such, `UNKNOWN_TABLE` if its table is being dropped,
+/// `INVALID_REQUEST` if the shard is the system table's, has no such replica, or has one on `to` already.
+pub fn move_replica(
     directory: &Directory,
     shard: ShardId,
     replica: ReplicaId,
@@ -51,7 +54,14 @@ pub fn replace_replica(
     let Some(known) = directory.shard(shard) else {
         return Err(Error::new(Reason::UnknownShard, format!("there is no shard {shard}")));
     };
+    if shard == ShardId::SYSTEM {
+        return Err(Error::invalid("the system table has a replica on every node, so none of them can move"));
+    }
+    if directory.descriptor(known.table).is_none_or(|table| table.state == TableState::Dropping) {
+        return Err(Error::new(Reason::UnknownTable, format!("the table of {shard} is being dropped")));
+    }
     let mut wanted = ShardDescriptor::clone(known);
+    wanted.founded = true;
     if let Some(there) = wanted.replica_on(to).filter(|there| there.id != replica) {
         return Err(Error::invalid(format!("{shard} has a replica on {to} already ({})", there.id)));
     }
@@ -109,6 +119,51 @@ pub(super) fn system_replica_into(draft: &mut Draft<'_>, row: &NodeRow) -> Resul
     Ok(())
 }
 
-fn known(directory: &Directory, node: NodeId) -> Result<&NodeRow> {
+/// Takes a node's replica of shard 0 away, and gives its vote to one that has none.
+pub(super) fn relieve_system_into(draft: &mut Draft<'_>, node: NodeId, hears: impl Fn(NodeId) -> bool) -> Result<()> {
+    let Some(system) = draft.directory.shard(ShardId::SYSTEM) else {
+        return Err(Error::new(Reason::NotReady, "the catalog is not founded yet; try again in a moment"));
+    };
+    let mut wanted = ShardDescriptor::clone(system);
+    wanted.founded = true;
+    wanted.replicas.retain(|replica| replica.node != node);
+    give_votes(&mut wanted, &hears, 0);
+    let alive = |replica: &ReplicaDescriptor| replica.role == ReplicaRole::Voter && hears(replica.node);
+    if !wanted.replicas.iter().any(alive) {
+        return Err(Error::invalid(format!("{node} is the last node that holds the catalog")));
+    }
+    draft.put(&RowKey::Shard(wanted.table, wanted.id), &wanted);
+    Ok(())
+}
+
+/// Gives shard 0 voters in place of those on lost nodes, which keep their votes in case they come back. None if there
+/// is nothing to give.
+pub fn relieve_lost(
+    directory: &Directory,
+    lost: &BTreeSet<NodeId>,
+    hears: impl Fn(NodeId) -> bool,
+) -> Result<Option<Write>> {
+    let Some(system) = directory.shard(ShardId::SYSTEM) else { return Ok(None) };
+    let mut wanted = ShardDescriptor::clone(system);
+    let votes = |replica: &&ReplicaDescriptor| replica.role == ReplicaRole::Voter && lost.contains(&replica.node);
+    let without = wanted.replicas.iter().filter(votes).count();
+    give_votes(&mut wanted, &hears, without);
+    if wanted == **system {
+        return Ok(None);
+    }
+    let mut draft = Draft::new(directory);
+    draft.put(&RowKey::Shard(wanted.table, wanted.id), &wanted);
+    draft.finish().map(Some)
+}
+
+/// Makes voters of living replicas of shard 0 that have no vote, until there are [`SYSTEM_VOTERS_MAX`] beside the `lost`.
+fn give_votes(wanted: &mut ShardDescriptor, hears: &impl Fn(NodeId) -> bool, lost: usize) {
+    let voters = wanted.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter).count();
+    let missing = SYSTEM_VOTERS_MAX.saturating_sub(voters.saturating_sub(lost));
+    let idle = wanted.replicas.iter_mut().filter(|replica| replica.role == ReplicaRole::Learner && hears(replica.node));
+    idle.take(missing).for_each(|replica| replica.role = ReplicaRole::Voter);
+}
+
+pub(super) fn known(directory: &Directory, node: NodeId) -> Result<&NodeRow> {
     directory.node(node).ok_or_else(|| Error::new(Reason::UnknownNode, format!("there is no node {node}")))
 }

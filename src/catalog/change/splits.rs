@@ -53,6 +53,7 @@ pub fn finish_split(directory: &Directory, shard: ShardId, epoch: Epoch) -> Resu
         epoch: next,
         replicas: intent.replicas.clone(),
         founders: Vec::new(),
+        founded: false,
         split: None,
     };
     let wanted = ShardDescriptor { end: intent.at.clone(), epoch: next, split: None, ..ShardDescriptor::clone(parent) };

@@ -18,6 +18,9 @@ pub const SHARDS_MAX: usize = super::CHANGE_MAX / 2;
 /// Most voters of a shard: seven outlive three failures; more would only slow every write down.
 pub const REPLICATION_MAX: u32 = 7;
 
+/// Most learners of a shard: each is sent every entry by the leader.
+pub const READ_REPLICAS_MAX: u32 = 16;
+
 /// Most shard rows removed by one write: each takes a condition and a row.
 pub const REMOVALS_MAX: usize = super::CHANGE_MAX / 4;
 
@@ -34,6 +37,10 @@ pub struct NewTable {
     pub split_points: Vec<Bytes>,
     /// Voters per shard.
     pub replication: u32,
+    /// Learners per shard beside them.
+    pub read_replicas: u32,
+    /// Where those are wanted first.
+    pub read_replica_zone: Option<String>,
     /// How long replaced versions stay readable, in milliseconds.
     pub history_ms: u64,
 }
@@ -50,7 +57,8 @@ pub struct Creation {
 }
 
 /// Makes a table with its shards and their wanted replicas. `place` chooses, for each of the shards, `replication`
-/// distinct nodes; the first is the preferred leader. All replicas are founders.
+/// distinct nodes for its voters, the first of which is the preferred leader, and then `read_replicas` others for its
+/// learners. The voters are the founders; learners join once the group is founded.
 ///
 /// The write relies on the rows of all nodes chosen, so none of them can have lost its data directory in between.
 pub fn create_table(
@@ -65,6 +73,9 @@ pub fn create_table(
     if wish.replication == 0 || wish.replication > REPLICATION_MAX {
         return Err(Error::invalid(format!("a shard has 1 to {REPLICATION_MAX} voters, not {}", wish.replication)));
     }
+    if wish.read_replicas > READ_REPLICAS_MAX {
+        return Err(Error::invalid(format!("a shard has at most {READ_REPLICAS_MAX} read replicas")));
+    }
     if wish.partitioning == (Partitioning::Range { group_delimiter: Some(String::new()) }) {
         return Err(Error::invalid("a group delimiter is not empty: leave it out for a table without groups"));
     }
@@ -78,6 +89,8 @@ pub fn create_table(
         name: wish.name.clone(),
         partitioning: wish.partitioning.clone(),
         replication: wish.replication,
+        read_replicas: wish.read_replicas,
+        read_replica_zone: wish.read_replica_zone.clone(),
         history_ms: wish.history_ms,
         state: TableState::Ready,
     };
@@ -91,20 +104,25 @@ pub fn create_table(
     draft.put(&RowKey::TableName(table.name.clone()), &table.id);
     let mut shards = Vec::with_capacity(ids.len());
     for ((id, (start, end)), nodes) in ids.into_iter().zip(ranges).zip(placed) {
-        let replicas = found_replicas(&mut draft, &nodes, wish.replication)?;
-        let founders = replicas.iter().map(|replica| replica.id).collect();
+        let replicas = found_replicas(&mut draft, &nodes, wish)?;
+        let voters = replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
+        let founders = voters.map(|replica| replica.id).collect();
         let (start, end) = (start.to_vec(), end.to_vec());
         let epoch = Epoch(1);
-        let shard = ShardDescriptor { id, table: table.id, start, end, epoch, replicas, founders, split: None };
+        let shard =
+            ShardDescriptor { id, table: table.id, start, end, epoch, replicas, founders, founded: false, split: None };
         draft.put_fresh(&RowKey::Shard(table.id, id), &shard);
         shards.push(shard);
     }
     Ok(Creation { table, shards, write: draft.finish()? })
 }
 
-fn found_replicas(draft: &mut Draft<'_>, nodes: &[NodeId], replication: u32) -> Result<Vec<ReplicaDescriptor>> {
-    if nodes.len() != replication as usize {
-        return Err(Error::internal(format!("placement chose {} nodes for {replication} voters", nodes.len())));
+/// Replicas on these nodes, voters first: so the founders stand where the list begins, whoever takes a place later.
+fn found_replicas(draft: &mut Draft<'_>, nodes: &[NodeId], wish: &NewTable) -> Result<Vec<ReplicaDescriptor>> {
+    let (voters, learners) = (wish.replication as usize, wish.read_replicas as usize);
+    if nodes.len() != voters + learners {
+        let text = format!("placement chose {} nodes for {voters} voters and {learners} learners", nodes.len());
+        return Err(Error::internal(text));
     }
     let mut replicas: Vec<ReplicaDescriptor> = Vec::with_capacity(nodes.len());
     for &node in nodes {
@@ -117,7 +135,8 @@ fn found_replicas(draft: &mut Draft<'_>, nodes: &[NodeId], replication: u32) -> 
         let incarnation = row.incarnation;
         draft.rely_on(&RowKey::Node(node));
         let id = ReplicaId(draft.take(Counter::Replica));
-        replicas.push(ReplicaDescriptor { id, node, incarnation, role: ReplicaRole::Voter });
+        let role = if replicas.len() < voters { ReplicaRole::Voter } else { ReplicaRole::Learner };
+        replicas.push(ReplicaDescriptor { id, node, incarnation, role });
     }
     Ok(replicas)
 }

@@ -10,7 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::catalog::rows::{ClusterRow, NodeRow};
+use crate::catalog::rows::{ClusterRow, NodeRow, Standing};
 use crate::types::{
     ClusterId, Epoch, Incarnation, NodeId, Partitioning, Reason, ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
     Slot, TableId, Test, Timestamp,
@@ -71,6 +71,7 @@ fn node(id: u64, incarnation: u64) -> NodeRow {
         zone: format!("z{}", id % 3),
         version: "0.1.0".into(),
         joined_ms: 1_000 + id,
+        standing: Standing::Serving,
     }
 }
 
@@ -81,6 +82,8 @@ fn table(name: &str, shards: u32, replication: u32) -> NewTable {
         shards,
         split_points: Vec::new(),
         replication,
+        read_replicas: 0,
+        read_replica_zone: None,
         history_ms: 3_600_000,
     }
 }
@@ -105,7 +108,7 @@ fn reason<T: std::fmt::Debug>(result: Result<T>) -> Reason {
     result.expect_err("refused").reason
 }
 
-/// `found N…` · `join N[.I] [address=A]` · `wipe N.I` · `mend N` · `system N` · `create NAME shards=N replication=N
+/// `stand N serving|spare|draining` · `leave N` · `lost N` · `pause on|off` · `found N…` · `join N[.I] [address=A]` · `wipe N.I` · `mend N` · `system N` · `create NAME shards=N replication=N
 /// [range] [delimiter=D] [split=K,…]` · `drop NAME` · `finish ID` · `replace SHARD REPLICA to=N` · `pin NAME` ·
 /// `rows [PREFIX]` · `tables`; a change takes `on=PIN` to be computed from a former picture. A node's incarnation is
 /// 100 times its id unless given.
@@ -175,6 +178,16 @@ impl goldenscript::Runner for Script {
                 join_node(&directory, &row)
             }
             "wipe" => replace_incarnation(&directory, &named(next()?)?).map(Some),
+            "stand" => {
+                let id = NodeId(next()?.parse()?);
+                Standing::named(next()?).and_then(|standing| set_standing(&directory, id, standing))
+            }
+            "leave" => remove_node(&directory, NodeId(next()?.parse()?), 77, |_| true),
+            "lost" => {
+                let lost = BTreeSet::from([NodeId(next()?.parse()?)]);
+                relieve_lost(&directory, &lost, |node| !lost.contains(&node))
+            }
+            "pause" => set_balancing(&directory, next()? == "on"),
             "mend" => mend_node(&directory, NodeId(next()?.parse()?)),
             "system" => add_system_replica(&directory, NodeId(next()?.parse()?)),
             "create" => {
@@ -188,7 +201,8 @@ impl goldenscript::Runner for Script {
                 if args.next_pos() == Some("range") {
                     wish.partitioning = Partitioning::Range { group_delimiter };
                 }
-                let place = around(&directory, wish.replication as usize);
+                wish.read_replicas = args.take_key("read_replicas").unwrap_or("0").parse()?;
+                let place = around(&directory, (wish.replication + wish.read_replicas) as usize);
                 create_table(&directory, &wish, place).map(|creation| Some(creation.write))
             }
             "drop" => drop_table(&directory, next()?).map(|(_, write)| Some(write)),
@@ -204,7 +218,7 @@ impl goldenscript::Runner for Script {
             "replace" => {
                 let (shard, replica) = (ShardId(next()?.parse()?), ReplicaId(next()?.parse()?));
                 let to = NodeId(args.take_key("to").ok_or("to?")?.parse()?);
-                replace_replica(&directory, shard, replica, to).map(|(_, write)| Some(write))
+                move_replica(&directory, shard, replica, to).map(|(_, write)| Some(write))
             }
             "pin" => {
                 self.pins.insert(next()?.to_owned(), directory);
@@ -249,7 +263,7 @@ impl goldenscript::Runner for Script {
 #[test]
 fn changes_are_golden() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/catalog/testscripts");
-    for script in ["nodes", "tables", "rivals", "splits"] {
+    for script in ["nodes", "readers", "rivals", "splits", "standing", "tables"] {
         goldenscript::run(&mut Script::default(), format!("{folder}/{script}")).expect(script);
     }
 }
@@ -301,7 +315,7 @@ fn wishes_that_make_no_sense_are_refused() {
     assert_eq!(reason(mend_node(&directory, NodeId(9))), Reason::UnknownNode);
     assert_eq!(reason(found_cluster(ClusterId(1), 0, &[])), Reason::InvalidRequest);
     assert_eq!(reason(found_cluster(ClusterId(1), 0, &[node(1, 1), node(1, 2)])), Reason::NodeIdTaken);
-    let replace = |shard, replica, to| replace_replica(&directory, ShardId(shard), ReplicaId(replica), NodeId(to));
+    let replace = |shard, replica, to| move_replica(&directory, ShardId(shard), ReplicaId(replica), NodeId(to));
     assert_eq!(reason(replace(7, 1, 1)), Reason::UnknownShard);
     assert_eq!(reason(replace(0, 1, 9)), Reason::UnknownNode);
     assert_eq!(reason(replace(0, 9, 1)), Reason::InvalidRequest);
@@ -416,7 +430,7 @@ impl Wish {
             Wish::Drop(name) => drop_table(directory, &format!("t{name}")).map(|(_, write)| Some(write)),
             Wish::Finish(id) => finish_drop(directory, TableId(id)).map(Some),
             Wish::Replace(shard, replica, to) => {
-                replace_replica(directory, ShardId(shard), ReplicaId(replica), NodeId(to)).map(|(_, write)| Some(write))
+                move_replica(directory, ShardId(shard), ReplicaId(replica), NodeId(to)).map(|(_, write)| Some(write))
             }
         }
     }

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use parking_lot::Mutex;
-use trivet::client::Client;
+use trivet::client::{Client, ReadFrom};
 use trivet::runtime::{Clock, sleep_until, spawn};
 use trivet::types::{ReadLevel, Reason};
 use trivet::wire::admin::NewTable;
@@ -39,7 +39,7 @@ use self::record::{Recorder, Stall};
 use self::report::{Report, Servers, Settings};
 use self::target::{Target, Trivet};
 use self::workload::{Distribution, Kind, Mix, Numbers, Workload};
-use super::data::{parse_level, show_level};
+use super::data::{parse_level, parse_read_from, show_level, show_read_from};
 use super::exit::{Ended, Exit, Stop};
 use super::{Global, text, time};
 
@@ -56,6 +56,7 @@ Examples:
   trivet bench --load --mix write --concurrency 64 --time 10s
   trivet bench --mix read=95,write=5 --distribution zipfian:0.99 --pids 101,102,103 --json run.json
   trivet bench --rate 1000 --mix write
+  trivet bench --mix read --level max-age=500ms --read-from least-loaded
   trivet bench --verify journal.jsonl --time 60s
   trivet bench --verify-only journal.jsonl")]
 pub struct Args {
@@ -86,6 +87,9 @@ pub struct Args {
     /// How fresh reads are: linearizable, any or max-age=DURATION
     #[arg(long, value_name = "LEVEL", default_value = "linearizable", value_parser = parse_level)]
     level: ReadLevel,
+    /// Which replica answers reads: leader, nearest (the quickest) or least-loaded
+    #[arg(long, value_name = "WHICH", default_value = "leader", value_parser = parse_read_from, conflicts_with = "spread")]
+    read_from: ReadFrom,
     /// Length of the measured window
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = time::parse_duration)]
     time: Duration,
@@ -187,6 +191,7 @@ impl Args {
             value_bytes: self.value_size as usize,
             distribution: self.distribution.to_string(),
             level: show_level(self.level),
+            read_from: show_read_from(self.read_from).to_owned(),
             warm_up_s: self.warm_up.as_secs_f64(),
             seed: self.seed,
         }
@@ -243,7 +248,10 @@ async fn targets(args: &Args, mix: &Mix, global: &Global) -> Ended<(String, Vec<
     while clients.len() < connections {
         clients.push(global.connect_by(!args.unary).await?);
     }
-    let of = |client: Client| Target::Trivet(Trivet { table: client.table(&*args.table).at(args.level) });
+    let of = |client: Client| {
+        let table = client.table(&*args.table).at(args.level).read_from(args.read_from);
+        Target::Trivet(Trivet { table })
+    };
     let name = if args.unary { "trivet-unary" } else { "trivet" };
     Ok((name.to_owned(), clients.into_iter().map(of).collect()))
 }

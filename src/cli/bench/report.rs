@@ -46,6 +46,8 @@ pub struct Settings {
     pub distribution: String,
     /// How fresh reads are.
     pub level: String,
+    /// Which replica answers them.
+    pub read_from: String,
     /// Seconds before the window.
     pub warm_up_s: f64,
     /// The seed.
@@ -81,13 +83,14 @@ impl Report {
         let mut text = String::new();
         let _ = writeln!(
             text,
-            "{}: {}, {loop_kind}, {} keys {}, values of {} bytes, reads {}, {:.1} s",
+            "{}: {}, {loop_kind}, {} keys {}, values of {} bytes, reads {} ({}), {:.1} s",
             self.target,
             settings.mix,
             settings.keys,
             settings.distribution,
             settings.value_bytes,
             settings.level,
+            settings.read_from,
             self.window_s
         );
         let mut table = crate::cli::render::Table::new(&[
@@ -172,6 +175,7 @@ mod tests {
                 value_bytes: 256,
                 distribution: "zipfian:0.99".to_owned(),
                 level: "linearizable".to_owned(),
+                read_from: "leader".to_owned(),
                 warm_up_s: 1.5,
                 seed: 1,
             },

@@ -48,7 +48,7 @@ pub async fn connect(
         ReadLevel::AtLeast(token) => Some(Level::AtLeast(token.timestamp.0)),
         ReadLevel::AsOf(at) => Some(Level::AsOf(at.0)),
     };
-    let level = level.map(|level| proto::ReadLevel { level: Some(level) });
+    let level = level.map(|level| proto::ReadLevel { level: Some(level), any_replica: false });
     let mut targets = Vec::new();
     for endpoint in endpoints {
         let address = Endpoint::from_shared(format!("http://{endpoint}"))

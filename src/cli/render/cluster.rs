@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use trivet::keyspace::Layout;
 use trivet::types::{Partitioning, TableDescriptor};
-use trivet::wire::admin::{ChecksumReport, ClusterStatus, NodeDetails, ShardDetails, TableDetails};
+use trivet::wire::admin::{BalanceReport, ChecksumReport, ClusterStatus, NodeDetails, ShardDetails, TableDetails};
 
 use super::Table;
 use crate::cli::text;
@@ -53,6 +53,7 @@ pub fn shard_json(table: Option<&TableDescriptor>, shard: &ShardDetails) -> Valu
         "term": shard.term,
         "last_log": shard.last_log,
         "applied": shard.applied,
+        "settled": shard.settled,
         "replicas": replicas,
     })
 }
@@ -70,6 +71,8 @@ pub fn table_json(details: &TableDetails) -> Value {
         "partitioning": if matches!(table.partitioning, Partitioning::Hash) { "hash" } else { "range" },
         "group_delimiter": delimiter,
         "replication": table.replication,
+        "read_replicas": table.read_replicas,
+        "read_replica_zone": table.read_replica_zone,
         "history_ms": table.history_ms,
         "shards": details.shards.iter().map(|shard| shard_json(Some(table), shard)).collect::<Vec<_>>(),
     })
@@ -95,15 +98,25 @@ pub fn tables(list: &[TableDetails]) -> String {
 pub fn table(details: &TableDetails) -> String {
     let table = &details.table;
     format!(
-        "table {} (id {}): {}, {}, {} each, history {}\n\n{}",
+        "table {} (id {}): {}, {}, {}{} each, history {}\n\n{}",
         table.name,
         table.id.0,
         partitioning(table),
         text::count(details.shards.len(), "shard"),
         text::count(table.replication, "voter"),
+        read_replicas(table),
         show_duration_ms(table.history_ms),
         shards(std::slice::from_ref(details))
     )
+}
+
+/// What is said of a table's read replicas, if it has some.
+fn read_replicas(table: &TableDescriptor) -> String {
+    let zone = table.read_replica_zone.as_ref().map(|zone| format!(" (zone {zone} first)")).unwrap_or_default();
+    match table.read_replicas {
+        0 => String::new(),
+        count => format!(" and {}{zone}", text::count(count, "read replica")),
+    }
 }
 
 /// The shards of some tables.
@@ -136,6 +149,14 @@ pub fn shard(of: Option<&TableDescriptor>, shard: &ShardDetails) -> String {
     line("term", or_dash(shard.term));
     line("last log", or_dash(shard.last_log));
     line("applied", or_dash(shard.applied));
+    line(
+        "members",
+        match shard.settled {
+            Some(true) => "as wanted".to_owned(),
+            Some(false) => "changing".to_owned(),
+            None => "-".to_owned(),
+        },
+    );
     for replica in &shard.replicas {
         let part = if replica.voter { "voter" } else { "learner" };
         line("replica", format!("{} on {}, {part}", replica.id, replica.node));
@@ -180,17 +201,24 @@ pub fn node_json(node: &NodeDetails) -> Value {
     json!({
         "id": node.id.0, "address": node.address, "http_address": node.http_address, "zone": node.zone,
         "alive": node.alive, "version": node.version, "incarnation": node.incarnation.to_string(),
+        "standing": node.standing, "replicas": node.replicas, "leaders": node.leaders,
     })
 }
 
 /// The list of nodes.
 pub fn nodes(list: &[NodeDetails]) -> String {
-    let mut table = Table::new(&["node", "state", "address", "http", "zone", "version"]);
+    let mut table = Table::new(&["node", "state", "replicas", "leads", "address", "http", "zone", "version"]);
     for node in list {
         let dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
         table.row(vec![
             node.id.0.to_string(),
-            if node.alive { "alive" } else { "DOWN" }.to_owned(),
+            match (node.alive, node.standing.as_str()) {
+                (false, _) => "DOWN".to_owned(),
+                (true, "serving" | "") => "alive".to_owned(),
+                (true, standing) => standing.to_owned(),
+            },
+            or_dash(node.replicas),
+            or_dash(node.leaders),
             node.address.clone(),
             dash(&node.http_address),
             dash(&node.zone),
@@ -198,6 +226,61 @@ pub fn nodes(list: &[NodeDetails]) -> String {
         ]);
     }
     table.render()
+}
+
+/// How evenly the cluster is spread.
+pub fn balance(report: &BalanceReport) -> String {
+    let verdict = match (report.paused, report.settled) {
+        (true, true) => "as it should be; balancing is paused",
+        (true, false) => "not as it should be, and balancing is paused",
+        (false, true) => "as it should be",
+        (false, false) => "on its way",
+    };
+    let mut table = Table::new(&["node", "standing", "replicas", "share", "leads", "share", "requests/s", "share"]);
+    for node in &report.nodes {
+        let standing = if node.lost { "LOST" } else { &node.standing };
+        table.row(vec![
+            node.node.0.to_string(),
+            standing.to_owned(),
+            node.replicas.to_string(),
+            format!("{:.1}", node.replicas_fair),
+            node.leaders.to_string(),
+            format!("{:.1}", node.leaders_fair),
+            node.load.to_string(),
+            format!("{:.0}", node.load_fair),
+        ]);
+    }
+    let mut text = format!("the cluster is {verdict}; {} are changing\n", text::count(report.moving.len(), "shard"));
+    for step in &report.steps {
+        text.push_str(&format!("  next: {step}\n"));
+    }
+    for stuck in &report.stuck {
+        text.push_str(&format!("  stuck: {stuck}\n"));
+    }
+    text.push('\n');
+    text.push_str(&table.render());
+    text
+}
+
+/// How evenly the cluster is spread, as JSON.
+pub fn balance_json(report: &BalanceReport) -> Value {
+    let shards: Vec<u64> = report.moving.iter().map(|shard| shard.0).collect();
+    let nodes: Vec<Value> = (report.nodes.iter())
+        .map(|node| {
+            json!({
+                "node": node.node.0, "standing": node.standing, "lost": node.lost,
+                "replicas": node.replicas, "replicas_fair": node.replicas_fair,
+                "leaders": node.leaders, "leaders_fair": node.leaders_fair,
+                "load": node.load, "load_fair": node.load_fair,
+                "silent_ms": node.silent.map(|silent| silent.as_millis() as u64),
+                "replaced_in_ms": node.replaced_in.map(|left| left.as_millis() as u64),
+            })
+        })
+        .collect();
+    json!({
+        "paused": report.paused, "settled": report.settled, "moving": shards, "steps": report.steps,
+        "stuck": report.stuck, "nodes": nodes,
+    })
 }
 
 /// The state of the cluster.
@@ -217,6 +300,9 @@ pub fn status(status: &ClusterStatus) -> String {
     for problem in &status.problems {
         text.push_str(&format!("  problem: {problem}\n"));
     }
+    for note in &status.notes {
+        text.push_str(&format!("  note: {note}\n"));
+    }
     text.push('\n');
     text.push_str(&nodes(&status.nodes));
     if !status.tables.is_empty() {
@@ -233,6 +319,7 @@ pub fn status_json(status: &ClusterStatus) -> Value {
         "node": status.node.0,
         "healthy": status.healthy,
         "problems": status.problems,
+        "notes": status.notes,
         "nodes": status.nodes.iter().map(node_json).collect::<Vec<_>>(),
         "tables": status.tables.iter().map(table_json).collect::<Vec<_>>(),
         "system": status.system.as_ref().map(|shard| shard_json(None, shard)),
@@ -245,7 +332,7 @@ mod tests {
     use trivet::types::{
         ClusterId, Epoch, Error, Incarnation, NodeId, Reason, ReplicaId, ShardId, TableId, TableState,
     };
-    use trivet::wire::admin::{Content, ReplicaChecksum, ReplicaDetails};
+    use trivet::wire::admin::{Content, NodeShare, ReplicaChecksum, ReplicaDetails};
 
     use super::*;
     use crate::cli::golden;
@@ -256,6 +343,8 @@ mod tests {
             name: name.to_owned(),
             partitioning,
             replication: 3,
+            read_replicas: 0,
+            read_replica_zone: None,
             history_ms: 3_600_000,
             state: TableState::Ready,
         };
@@ -277,6 +366,7 @@ mod tests {
             term: (at == 0).then_some(4),
             last_log: (at == 0).then_some(1_208),
             applied: (at == 0).then_some(1_207),
+            settled: (at == 0).then_some(true),
         };
         let shards = ranges.into_iter().enumerate().map(shard).collect();
         TableDetails { table, shards }
@@ -301,12 +391,16 @@ mod tests {
             incarnation: Incarnation(0xfeed + id),
             alive: healthy || id != 3,
             version: "0.1.0".to_owned(),
+            standing: if id == 2 { "draining" } else { "serving" }.to_owned(),
+            replicas: (healthy || id != 3).then_some(9),
+            leaders: (healthy || id != 3).then_some(3),
         };
         ClusterStatus {
             cluster: ClusterId(0xabc),
             node: NodeId(1),
             healthy,
             problems: if healthy { vec![] } else { vec!["node n3 has not been heard from for 12 s".to_owned()] },
+            notes: vec!["node 2 drains: 8 replicas are still to move".to_owned()],
             nodes: (1..=3).map(node).collect(),
             tables: if healthy { all_tables() } else { vec![] },
             system: all_tables().remove(0).shards.into_iter().next(),
@@ -343,6 +437,35 @@ mod tests {
         golden::check("cluster", &text.join("----\n"));
         let json = [status_json(&cluster(false)), table_json(&tables_of[2])];
         golden::check("cluster_json", &json.iter().map(pretty).collect::<String>());
+    }
+
+    #[test]
+    fn the_balance_is_shown() {
+        let node = |id: u64, lost: bool| NodeShare {
+            node: NodeId(id),
+            standing: if id == 2 { "draining" } else { "serving" }.to_owned(),
+            lost,
+            replicas: 9 + id,
+            replicas_fair: 10.5,
+            leaders: id,
+            leaders_fair: 2.0,
+            load: 1_000 * id,
+            load_fair: 2_000.25,
+            silent: lost.then_some(std::time::Duration::from_secs(700)),
+            replaced_in: lost.then_some(std::time::Duration::ZERO),
+        };
+        let report = BalanceReport {
+            paused: false,
+            settled: false,
+            moving: vec![ShardId(4)],
+            steps: vec!["move r17 of s4 to n3: its node drains".to_owned()],
+            stuck: vec!["s5 has a replica on n2, which drains, and no node can take it: add a node".to_owned()],
+            nodes: vec![node(1, false), node(2, false), node(3, true)],
+        };
+        let even =
+            BalanceReport { settled: true, paused: true, nodes: vec![node(1, false)], ..BalanceReport::default() };
+        let text = [balance(&report), balance(&even), pretty(&balance_json(&report))];
+        golden::check("balance", &text.join("----\n"));
     }
 
     #[test]

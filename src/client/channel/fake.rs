@@ -315,6 +315,7 @@ impl Cluster for Mind {
             node: NodeId(1),
             healthy: true,
             problems: vec![],
+            notes: vec![],
             nodes: topology.nodes,
             tables: topology.tables,
             system: None,
@@ -339,6 +340,32 @@ impl Cluster for Mind {
     }
 
     async fn split_shard(&self, _: Message<v1::SplitShardRequest>) -> Result<Reply<v1::SplitShardResponse>, Status> {
+        Err(Status::unimplemented("nobody asks a fake node for this"))
+    }
+
+    async fn balance(&self, _: Message<v1::BalanceRequest>) -> Result<Reply<v1::BalanceResponse>, Status> {
+        Err(Status::unimplemented("nobody asks a fake node for this"))
+    }
+
+    async fn set_balancing(
+        &self,
+        _: Message<v1::SetBalancingRequest>,
+    ) -> Result<Reply<v1::SetBalancingResponse>, Status> {
+        Err(Status::unimplemented("nobody asks a fake node for this"))
+    }
+
+    async fn set_standing(&self, _: Message<v1::SetStandingRequest>) -> Result<Reply<v1::BalanceResponse>, Status> {
+        Err(Status::unimplemented("nobody asks a fake node for this"))
+    }
+
+    async fn decommission(
+        &self,
+        _: Message<v1::DecommissionRequest>,
+    ) -> Result<Reply<v1::DecommissionResponse>, Status> {
+        Err(Status::unimplemented("nobody asks a fake node for this"))
+    }
+
+    async fn move_shard(&self, _: Message<v1::MoveShardRequest>) -> Result<Reply<v1::MoveShardResponse>, Status> {
         Err(Status::unimplemented("nobody asks a fake node for this"))
     }
 }

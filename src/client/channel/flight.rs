@@ -237,6 +237,12 @@ impl Flight {
         self.mark_healthy();
     }
 
+    /// Calls queued or unanswered.
+    pub(super) fn under_way(&self) -> usize {
+        let state = self.state.lock();
+        state.slots.len() - state.free.len()
+    }
+
     pub(super) fn is_healthy(&self, clock: &Clock) -> bool {
         match self.unhealthy_until.load(Ordering::Relaxed) {
             0 => true,

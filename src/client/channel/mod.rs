@@ -25,7 +25,7 @@ mod tests;
 mod unary;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use link::Link;
@@ -37,6 +37,9 @@ use crate::wire::{self, REQUEST_BYTES_MAX};
 /// How often overdue calls are looked for while any are in flight: late by at most this, at a cost of some
 /// microseconds a hundred times a second.
 pub const SWEEP: Duration = Duration::from_millis(10);
+
+/// A new measurement of the latency counts for one part in so many.
+const LATENCY_KEEPS: u64 = 8;
 
 /// Most bytes of one call. A server ends the whole stream over a message that is longer than it takes, so a call that
 /// long must not leave; what it takes above its own limits is left for what stands around the bytes counted.
@@ -51,6 +54,8 @@ pub struct Connection {
 struct Handle {
     link: Arc<Link>,
     started: AtomicBool,
+    /// See [`Connection::latency_us`].
+    latency_us: AtomicU64,
 }
 
 impl Drop for Handle {
@@ -63,7 +68,7 @@ impl Connection {
     /// A connection to the node at `address` (`host:port`). Nothing happens until the first call.
     pub fn new(address: impl Into<Arc<str>>, clock: Clock) -> Connection {
         let link = Arc::new(Link::new(address.into(), clock));
-        Connection { handle: Arc::new(Handle { link, started: AtomicBool::new(false) }) }
+        Connection { handle: Arc::new(Handle { link, started: AtomicBool::new(false), latency_us: AtomicU64::new(0) }) }
     }
 
     /// The address given.
@@ -75,6 +80,26 @@ impl Connection {
     /// timed out on a connection that said nothing meanwhile.
     pub fn is_healthy(&self) -> bool {
         self.link().flight.is_healthy(&self.link().clock)
+    }
+
+    /// How long answers took lately, in microseconds, smoothed; 0 before the first.
+    pub(super) fn latency_us(&self) -> u64 {
+        self.handle.latency_us.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of how long an answer took. Two at once may lose one of them: it is an estimate.
+    pub(super) fn note_latency(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+        let smoothed = match self.latency_us() {
+            0 => took,
+            before => before.saturating_mul(LATENCY_KEEPS - 1).saturating_add(took) / LATENCY_KEEPS,
+        };
+        self.handle.latency_us.store(smoothed.max(1), Ordering::Relaxed);
+    }
+
+    /// Calls queued or unanswered now.
+    pub(super) fn under_way(&self) -> usize {
+        self.link().flight.under_way()
     }
 
     /// Asks `request` of `table` over the pipelined stream and waits for the answer until `deadline`. With

@@ -9,7 +9,7 @@ use super::*;
 use crate::types::{Kind, Operation, Read, ReadLevel, Write};
 
 fn get(key: &'static str) -> Request {
-    Request::Read(Read { keys: vec![key.into()], level: ReadLevel::Linearizable })
+    Request::Read(Read { keys: vec![key.into()], level: ReadLevel::Linearizable, any_replica: false })
 }
 
 fn put(key: &'static str) -> Request {
@@ -51,7 +51,7 @@ async fn every_kind_of_call_is_answered_pipelined_and_unary() {
     let requests = [
         get("k"),
         put("k"),
-        Request::Read(Read { keys: vec!["a".into(), "b".into()], level: ReadLevel::Any }),
+        Request::Read(Read { keys: vec!["a".into(), "b".into()], level: ReadLevel::Any, any_replica: false }),
         Request::Scan(Default::default()),
         Request::History { key: "k".into(), before: None, rows_max: 3 },
     ];

@@ -10,7 +10,8 @@ use crate::client::metrics;
 use crate::runtime::Instant;
 use crate::types::{Error, NodeId, Request, Response, Result, ShardId};
 use crate::wire::admin::{
-    ChecksumReport, ClusterStatus, NewTable, ShardDetails, SplitPoint, SplitReport, TableDetails, Topology,
+    BalanceReport, ChecksumReport, ClusterStatus, NewTable, ShardDetails, SplitPoint, SplitReport, TableDetails,
+    Topology,
 };
 use crate::wire::proto::v1::{
     self, call::Call, cluster_client::ClusterClient, kv_client::KvClient, table_client::TableClient,
@@ -79,6 +80,59 @@ impl Connection {
         let mut cluster = cluster(channel);
         let question = v1::SplitShardRequest { shard: shard.0, at: at.encode(), dry_run };
         plain(cluster.split_shard(timed(question, patience)).await, true)?.try_into()
+    }
+
+    /// Wants a replica of a shard on another node.
+    pub async fn move_shard(
+        &self,
+        shard: ShardId,
+        from: NodeId,
+        to: NodeId,
+        dry_run: bool,
+        deadline: Instant,
+    ) -> Result<ShardDetails> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        let question = v1::MoveShardRequest { shard: shard.0, from_node: from.0, to_node: to.0, dry_run };
+        let answer = plain(cluster.move_shard(timed(question, patience)).await, true)?;
+        answer.shard.map(Into::into).ok_or_else(|| Error::internal("the answer names no shard; do the versions match?"))
+    }
+
+    /// How evenly the cluster is spread, what moves and what would be moved next.
+    pub async fn balance(&self, deadline: Instant) -> Result<BalanceReport> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        Ok(plain(cluster.balance(timed(v1::BalanceRequest {}, patience)).await, false)?.into())
+    }
+
+    /// Has shards moved about unasked, or not.
+    pub async fn set_balancing(&self, paused: bool, deadline: Instant) -> Result<()> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        let wish = v1::SetBalancingRequest { paused };
+        plain(cluster.set_balancing(timed(wish, patience)).await, true).map(|_| ())
+    }
+
+    /// Wants something else of a node.
+    pub async fn set_standing(
+        &self,
+        node: NodeId,
+        standing: &str,
+        dry_run: bool,
+        deadline: Instant,
+    ) -> Result<BalanceReport> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        let wish = v1::SetStandingRequest { node: node.0, standing: standing.to_owned(), dry_run };
+        Ok(plain(cluster.set_standing(timed(wish, patience)).await, true)?.into())
+    }
+
+    /// Lets a node go that holds nothing any more.
+    pub async fn decommission(&self, node: NodeId, dry_run: bool, deadline: Instant) -> Result<()> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        let wish = v1::DecommissionRequest { node: node.0, dry_run };
+        plain(cluster.decommission(timed(wish, patience)).await, true).map(|_| ())
     }
 
     /// Hands a shard's leadership to the voter on node `to`.

@@ -117,6 +117,11 @@ impl Links {
         self.addresses.read().get(&node).cloned()
     }
 
+    /// The nodes whose address is known.
+    pub fn known(&self) -> Vec<NodeId> {
+        self.addresses.read().keys().copied().collect()
+    }
+
     /// Whether something was heard from a node lately.
     pub fn is_alive(&self, node: NodeId) -> bool {
         if node == self.me {

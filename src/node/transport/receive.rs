@@ -165,15 +165,15 @@ impl PeerService {
         let to = ReplicaId(frame.to_replica);
         let shard = ShardId(frame.group);
         let mut held = None;
-        let group = self.node.replicas().get(shard).map(|shard| shard.group().clone());
-        match (group, Kind::from_number(frame.kind)) {
+        let hosted = self.node.replicas().get(shard);
+        match (hosted, Kind::from_number(frame.kind)) {
             (Some(_), Some(kind))
                 if self.node.takes_no_more_of(shard) && raft::carries_entries(kind, &frame.payload) =>
             {
                 let _ = answer.send(Err("the disk of this node is full".to_owned()));
             }
-            (Some(group), Some(kind)) => {
-                group.receive(ReplicaId(frame.from_replica), to, kind, frame.payload, answer);
+            (Some(hosted), Some(kind)) => {
+                hosted.receive(ReplicaId(frame.from_replica), to, kind, frame.payload, answer);
             }
             (None, Some(kind)) => held = Some((self.node.clone(), kind, frame.payload, answer)),
             (_, None) => {
@@ -185,7 +185,7 @@ impl PeerService {
             if let Some((node, kind, payload, answer)) = held {
                 let appeared = timeout(UNKNOWN_REPLICA_HELD, node.replicas().wait_for(shard)).await;
                 match appeared {
-                    Some(shard) => shard.group().receive(ReplicaId(from), to, kind, payload, answer),
+                    Some(shard) => shard.receive(ReplicaId(from), to, kind, payload, answer),
                     None => {
                         ::metrics::counter!(metrics::FRAMES_REFUSED).increment(1);
                         let _ = answer.send(Err(format!("this node hosts no replica of {shard}")));

@@ -302,6 +302,10 @@ impl Engine for Stall {
         self.base.free_bytes()
     }
 
+    fn bytes_in(&self, start: &[u8], end: &[u8]) -> storage::Result<u64> {
+        self.base.bytes_in(start, end)
+    }
+
     fn gauges(&self) -> Vec<(&'static str, f64)> {
         self.base.gauges()
     }

@@ -277,6 +277,11 @@ impl Engine for Rocks {
         Ok(RESERVE_BYTES.min(space.f_blocks.saturating_mul(space.f_frsize) / RESERVE_PART))
     }
 
+    fn bytes_in(&self, start: &[u8], end: &[u8]) -> Result<u64> {
+        let data = self.database.family(Family::Data);
+        Ok(self.db().get_approximate_sizes_cf(data, &[rocksdb::Range::new(start, end)]).into_iter().sum())
+    }
+
     fn gauges(&self) -> Vec<(&'static str, f64)> {
         let property = |family, name: &str| {
             let value = self.db().property_int_value_cf(self.database.family(family), name).ok().flatten();

@@ -119,6 +119,10 @@ impl Engine for Gated {
         self.memory.free_bytes()
     }
 
+    fn bytes_in(&self, start: &[u8], end: &[u8]) -> Result<u64> {
+        self.memory.bytes_in(start, end)
+    }
+
     fn gauges(&self) -> Vec<(&'static str, f64)> {
         self.memory.gauges()
     }

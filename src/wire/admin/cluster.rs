@@ -21,6 +21,12 @@ pub struct NodeDetails {
     pub alive: bool,
     /// The version it runs.
     pub version: String,
+    /// What is wanted of it: `serving`, `spare` or `draining`.
+    pub standing: String,
+    /// Replicas that it holds, that of the system table included, where it was asked.
+    pub replicas: Option<u32>,
+    /// Shards that it leads, where it was asked.
+    pub leaders: Option<u32>,
 }
 
 impl From<NodeDetails> for v1::NodeInfo {
@@ -33,6 +39,9 @@ impl From<NodeDetails> for v1::NodeInfo {
             incarnation: node.incarnation.0,
             alive: node.alive,
             version: node.version,
+            standing: node.standing,
+            replicas: node.replicas,
+            leaders: node.leaders,
         }
     }
 }
@@ -47,6 +56,9 @@ impl From<v1::NodeInfo> for NodeDetails {
             incarnation: Incarnation(node.incarnation),
             alive: node.alive,
             version: node.version,
+            standing: node.standing,
+            replicas: node.replicas,
+            leaders: node.leaders,
         }
     }
 }
@@ -99,6 +111,8 @@ pub struct ClusterStatus {
     pub healthy: bool,
     /// What is not as it should be, one sentence each.
     pub problems: Vec<String>,
+    /// What is going on and no problem, one sentence each.
+    pub notes: Vec<String>,
     /// The nodes.
     pub nodes: Vec<NodeDetails>,
     /// The tables.
@@ -114,6 +128,7 @@ impl From<ClusterStatus> for v1::StatusResponse {
             node: status.node.0,
             healthy: status.healthy,
             problems: status.problems,
+            notes: status.notes,
             nodes: status.nodes.into_iter().map(Into::into).collect(),
             tables: status.tables.into_iter().map(Into::into).collect(),
             system: status.system.map(Into::into),
@@ -130,6 +145,7 @@ impl TryFrom<v1::StatusResponse> for ClusterStatus {
             node: NodeId(status.node),
             healthy: status.healthy,
             problems: status.problems,
+            notes: status.notes,
             nodes: status.nodes.into_iter().map(Into::into).collect(),
             tables: status.tables.into_iter().map(TryInto::try_into).collect::<Result<_>>()?,
             system: status.system.map(Into::into),
@@ -158,12 +174,15 @@ mod tests {
             term: Some(3),
             last_log: None,
             applied: Some(0),
+            settled: Some(true),
         };
         let table = |id, name: &str, partitioning| TableDescriptor {
             id: TableId(id),
             name: name.to_owned(),
             partitioning,
             replication: 3,
+            read_replicas: 2,
+            read_replica_zone: Some("east".to_owned()),
             history_ms: 9,
             state: TableState::Ready,
         };
@@ -175,6 +194,9 @@ mod tests {
             incarnation: Incarnation(11),
             alive: true,
             version: "1.0".to_owned(),
+            standing: "draining".to_owned(),
+            replicas: Some(7),
+            leaders: Some(0),
         };
         let grouped = Partitioning::Range { group_delimiter: Some(":".to_owned()) };
         Topology {
@@ -197,6 +219,7 @@ mod tests {
             node: NodeId(1),
             healthy: false,
             problems: vec!["node 3 is down".to_owned()],
+            notes: vec!["node 2 drains".to_owned()],
             nodes: topology.nodes.clone(),
             tables: topology.tables.clone(),
             system: topology.tables[0].shards.first().cloned(),

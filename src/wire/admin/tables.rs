@@ -43,6 +43,8 @@ pub struct ShardDetails {
     pub last_log: Option<u64>,
     /// Index of the last log entry applied there.
     pub applied: Option<u64>,
+    /// Whether its real members are those listed here and no change of it is under way, as its leader sees it.
+    pub settled: Option<bool>,
 }
 
 impl ShardDetails {
@@ -64,6 +66,7 @@ impl ShardDetails {
             term: None,
             last_log: None,
             applied: None,
+            settled: None,
         }
     }
 
@@ -83,6 +86,7 @@ impl ShardDetails {
             epoch: self.epoch,
             replicas: replicas.collect(),
             founders: Vec::new(),
+            founded: false,
             split: None,
         }
     }
@@ -106,6 +110,7 @@ impl From<ShardDetails> for v1::ShardInfo {
             term: shard.term,
             last_log: shard.last_log,
             applied: shard.applied,
+            settled: shard.settled,
         }
     }
 }
@@ -128,6 +133,7 @@ impl From<v1::ShardInfo> for ShardDetails {
             term: shard.term,
             last_log: shard.last_log,
             applied: shard.applied,
+            settled: shard.settled,
         }
     }
 }
@@ -150,6 +156,8 @@ impl From<TableDetails> for v1::TableInfo {
             partitioning: partitioning.into(),
             group_delimiter,
             replication: details.table.replication,
+            read_replicas: details.table.read_replicas,
+            read_replica_zone: details.table.read_replica_zone,
             history_ms: details.table.history_ms,
             shards: details.shards.into_iter().map(Into::into).collect(),
         }
@@ -165,6 +173,8 @@ impl TryFrom<v1::TableInfo> for TableDetails {
             name: info.name,
             partitioning: decode_partitioning(info.partitioning, info.group_delimiter)?,
             replication: info.replication,
+            read_replicas: info.read_replicas,
+            read_replica_zone: info.read_replica_zone,
             history_ms: info.history_ms,
             state: TableState::Ready,
         };

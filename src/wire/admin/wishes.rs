@@ -27,6 +27,10 @@ pub struct NewTable {
     pub split_points: Vec<Bytes>,
     /// Voters per shard; none: three, or as many as there are nodes if fewer.
     pub replication: Option<u32>,
+    /// Learners per shard, which serve reads and do not vote.
+    pub read_replicas: u32,
+    /// The zone in which they are wanted first.
+    pub read_replica_zone: Option<String>,
     /// How long replaced versions stay readable, in milliseconds.
     pub history_ms: u64,
     /// Say what would be done and do nothing.
@@ -42,6 +46,8 @@ impl NewTable {
             shards,
             split_points: Vec::new(),
             replication: None,
+            read_replicas: 0,
+            read_replica_zone: None,
             history_ms: HISTORY_MS_DEFAULT,
             dry_run: false,
         }
@@ -78,6 +84,9 @@ impl NewTable {
         if shards > SHARDS_MAX {
             return Err(Error::invalid(format!("{shards} shards; a table can begin with at most {SHARDS_MAX}")));
         }
+        if request.read_replica_zone.is_some() && request.read_replicas == 0 {
+            return Err(Error::invalid("a zone for read replicas is given, but no number of them"));
+        }
         for point in &request.split_points {
             if point.is_empty() {
                 return Err(Error::new(Reason::EmptyKey, "a split point needs at least one byte"));
@@ -94,6 +103,8 @@ impl NewTable {
             shards,
             split_points: request.split_points,
             replication: Some(request.replication).filter(|&voters| voters != 0),
+            read_replicas: request.read_replicas,
+            read_replica_zone: request.read_replica_zone,
             history_ms: request.history_ms.unwrap_or(HISTORY_MS_DEFAULT),
             dry_run: request.dry_run,
         })
@@ -111,6 +122,8 @@ impl NewTable {
             replication: self.replication.unwrap_or(0),
             history_ms: Some(self.history_ms),
             dry_run: self.dry_run,
+            read_replicas: self.read_replicas,
+            read_replica_zone: self.read_replica_zone,
         }
     }
 }
@@ -124,6 +137,7 @@ mod tests {
         let limits = Limits::default();
         for table in [
             NewTable::hash("orders", 16),
+            NewTable { read_replicas: 2, read_replica_zone: Some("east".to_owned()), ..NewTable::hash("near", 1) },
             NewTable { replication: Some(1), history_ms: 0, dry_run: true, ..NewTable::hash("x_.y-1", 1) },
             NewTable::range("names", vec!["m".into(), "t".into()]),
             NewTable::range("names", vec![]),
@@ -153,6 +167,7 @@ mod tests {
             v1::CreateTableRequest { group_delimiter: Some(":".to_owned()), ..hash() },
             v1::CreateTableRequest { split_points: vec!["m".into()], ..hash() },
             v1::CreateTableRequest { group_delimiter: Some(String::new()), ..range() },
+            v1::CreateTableRequest { read_replica_zone: Some("east".to_owned()), ..hash() },
             v1::CreateTableRequest { shards: 3, split_points: vec!["m".into()], ..range() },
             v1::CreateTableRequest { split_points: vec!["".into()], ..range() },
             v1::CreateTableRequest { split_points: vec![vec![b'x'; 5_000].into()], ..range() },

@@ -61,6 +61,11 @@ impl Finished {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in: {text}"))
     }
 
+    /// What it printed as JSON, whatever its exit code.
+    pub fn json_whatever(self) -> serde_json::Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}", self.said()))
+    }
+
     /// Everything it said, for a search.
     pub fn said(&self) -> String {
         format!("{}{}", self.out, self.err)

@@ -27,13 +27,24 @@ pub struct Node {
     pub entry: Entry,
     /// Further variables of its environment.
     pub environment: Vec<(&'static str, PathBuf)>,
+    /// Given as `--set`, each.
+    pub settings: Vec<String>,
     process: Option<Child>,
 }
 
 impl Node {
     pub fn new(id: u64, directory: PathBuf) -> Node {
         let entry = Entry::Join(String::new());
-        Node { id, grpc: free_port(), http: free_port(), directory, entry, environment: Vec::new(), process: None }
+        Node {
+            id,
+            grpc: free_port(),
+            http: free_port(),
+            directory,
+            entry,
+            environment: Vec::new(),
+            settings: Vec::new(),
+            process: None,
+        }
     }
 
     pub fn address(&self) -> String {
@@ -50,6 +61,9 @@ impl Node {
             Entry::Founder(peers) => command.args(["--found", peers]),
             Entry::Join(addresses) => command.args(["--join", addresses]),
         };
+        for setting in &self.settings {
+            command.args(["--set", setting]);
+        }
         command
     }
 

@@ -25,7 +25,10 @@ pub fn get(table: &str, key: impl AsRef<[u8]>) -> GetRequest {
 
 /// A read of whatever the node asked has.
 pub fn get_any(table: &str, key: impl AsRef<[u8]>) -> GetRequest {
-    GetRequest { level: Some(ReadLevel { level: Some(read_level::Level::Any(true)) }), ..get(table, key) }
+    GetRequest {
+        level: Some(ReadLevel { level: Some(read_level::Level::Any(true)), any_replica: false }),
+        ..get(table, key)
+    }
 }
 
 pub fn put(table: &str, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> PutRequest {

@@ -254,6 +254,7 @@ fn first_shards(layout: &Layout, number: u64, keys: [&[u8]; 2], cut: &[u8]) {
         epoch: Epoch(1),
         replicas: Vec::new(),
         founders: Vec::new(),
+        founded: false,
         split: None,
     });
     let map = ShardMap::new(shards, layout).expect("the first shards are a total map");
