@@ -3,10 +3,12 @@
 //! A voter keeps to its leader for some time after it has last heard from it, and only then stands for election: silence
 //! may mean anything. But a process that ends says so. Its kernel closes its connections and refuses new ones, and when
 //! it is there again it introduces itself with a new start (`lineage`). So a link that breaks is looked into at once,
-//! and on either of these two signs the voters of the shards that were led there stand right away, in an order that all of
-//! them can tell by themselves: the one with the lowest id first; the next only if nobody has asked it for its vote
-//! meanwhile, or if it had to refuse since its log is longer ([`Group::take_over`](crate::raft::Group::take_over)). Where they
-//! get into each other's way all the same (one was slow to notice), they stand again after pauses of random length.
+//! and on either of these two signs the voters of the shards that were led there, or were about to be, stand right away, in
+//! an order that all of them can tell by themselves: the one with the lowest id first; the next only if nobody has asked it
+//! for its vote meanwhile, or if it had to refuse since its log is longer
+//! ([`Group::take_over`](crate::raft::Group::take_over)). Where they get into each other's way all the same (one was slow to
+//! notice), they stand again after pauses of random length; but one that was refused for its shorter log never does, since
+//! each election it begins would depose the one that has won with its vote.
 //!
 //! A verdict is never trusted with more than an election. What is committed, and who may lead, is decided by the votes of
 //! a majority as ever, and linearizable reads ask a majority each time; so a wrong verdict costs one term. How often it
@@ -27,7 +29,7 @@ use tokio::sync::mpsc;
 use super::host::Node;
 use super::metrics;
 use super::transport::endpoint;
-use crate::raft::Status;
+use crate::raft::{Part, Status};
 use crate::runtime::{Instant, random_u64, sleep, spawn, timeout};
 use crate::shard::Shard;
 use crate::types::{NodeId, ReplicaId};
@@ -104,7 +106,10 @@ pub async fn run(node: Arc<Node>, mut signs: mpsc::Receiver<Sign>) {
                 },
                 Some((peer, refused)) = probes.next() => {
                     probed.remove(&peer);
-                    refused.then_some(peer)
+                    if let Some(at) = refused {
+                        node.links().silence(peer, at);
+                    }
+                    refused.and(Some(peer))
                 }
                 else => return,
             };
@@ -120,8 +125,8 @@ pub async fn run(node: Arc<Node>, mut signs: mpsc::Receiver<Sign>) {
     }
 }
 
-/// Whether connections to a node are refused.
-async fn probe(node: Arc<Node>, peer: NodeId) -> (NodeId, bool) {
+/// Whether connections to a node are refused: when that was found out.
+async fn probe(node: Arc<Node>, peer: NodeId) -> (NodeId, Option<Instant>) {
     for pause in PROBES_MS.map(Duration::from_millis) {
         sleep(pause).await;
         let Some(address) = node.links().address(peer) else { break };
@@ -129,10 +134,10 @@ async fn probe(node: Arc<Node>, peer: NodeId) -> (NodeId, bool) {
         if let Some(Err(error)) = timeout(PROBE_TIMEOUT, Channel::connect(&address, &endpoint)).await
             && is_refusal(&*error)
         {
-            return (peer, true);
+            return (peer, Some(node.clock().now()));
         }
     }
-    (peer, false)
+    (peer, None)
 }
 
 /// Whether somewhere in a chain of errors a connection was refused: by the machine, since no process listens there.
@@ -142,11 +147,15 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
         .any(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-/// The replica that led from `gone`, and how many others stand before this one.
+/// The replica that led from `gone`, or may have been about to if nobody is known to lead, and how many others stand before
+/// this one.
 fn rank(status: &Status, gone: NodeId) -> Option<(ReplicaId, usize)> {
-    let (leader, at) = status.leader?;
     let mine = status.replica;
-    if at != gone || leader == mine || !status.voters.contains_key(&mine) {
+    let leader = match status.leader {
+        Some((leader, at)) => (at == gone).then_some(leader)?,
+        None => status.voters.iter().find_map(|(&voter, &at)| (at == gone).then_some(voter))?,
+    };
+    if leader == mine || !status.voters.contains_key(&mine) {
         return None;
     }
     // In the order of their ids: of two that stand in the same term, a voter may go over to the one with the higher id.
@@ -157,7 +166,6 @@ impl Node {
     /// Stands for election in every shard that was led from a node which is gone and that has a voter here, as its turn
     /// comes. Harmless if the node is not gone, but for an election.
     pub async fn take_over(self: &Arc<Self>, gone: NodeId) {
-        self.links().silence(gone);
         if self.disk_stood_still_lately() {
             // What it could not lead. The next in turn stands after it.
             return;
@@ -182,6 +190,32 @@ impl Node {
     }
 }
 
+/// What a voter does that stood, and after a while still knows of no new leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Undecided {
+    /// It cannot win: another's log is longer.
+    Leave,
+    /// Somebody else may be about to win.
+    Wait,
+    StandAgain,
+}
+
+impl Undecided {
+    /// What one that plays this `part` now does; `behind` if its log was found to be shorter than another's, `waited` if it
+    /// has already waited once.
+    fn of(part: Part, behind: bool, waited: bool) -> Undecided {
+        if behind {
+            // By standing again it would take the term from whoever wins, with its vote or without.
+            Undecided::Leave
+        } else if part != Part::Candidate && !waited {
+            // It has given its vote to another meanwhile, whose first word as a leader may be on its way.
+            Undecided::Wait
+        } else {
+            Undecided::StandAgain
+        }
+    }
+}
+
 /// Stands in one shard until somebody leads it.
 async fn stand(shard: Arc<Shard>, leader: ReplicaId) {
     match shard.group().take_over(leader).await {
@@ -190,13 +224,23 @@ async fn stand(shard: Arc<Shard>, leader: ReplicaId) {
         Err(error) => return tracing::debug!(shard = %shard.id(), %error, "cannot stand"),
     }
     let mut status = shard.group().watch();
+    let mut waited = false;
     for _ in 1..STANDS_MAX {
         let wait = Duration::from_millis(ELECTION_WAIT_MS + random_u64() % ELECTION_WAIT_MS);
         let decided = status.wait_for(|status| status.leader.is_some_and(|(now, _)| now != leader));
-        // Undecided: the one with the longer log stood in a term in which this one had voted for itself, or the other way
-        // round. Whoever stands next does so in a higher term.
-        if timeout(wait, decided).await.is_some() || shard.group().stand().await.is_err() {
+        if timeout(wait, decided).await.is_some() {
             return;
+        }
+        let part = status.borrow().part;
+        match Undecided::of(part, shard.group().is_behind(), waited) {
+            Undecided::Leave => return,
+            Undecided::Wait => waited = true,
+            // Those who stood in one term have each voted for themselves. Whoever stands next does so in a higher one.
+            Undecided::StandAgain => {
+                if shard.group().stand().await.is_err() {
+                    return;
+                }
+            }
         }
     }
 }
@@ -204,7 +248,6 @@ async fn stand(shard: Arc<Shard>, leader: ReplicaId) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raft::Part;
     use crate::runtime::Clock;
 
     #[test]
@@ -245,6 +288,16 @@ mod tests {
     }
 
     #[test]
+    fn a_candidate_stands_again_unless_it_would_be_in_the_way() {
+        use Undecided::*;
+        assert_eq!(Undecided::of(Part::Candidate, false, false), StandAgain, "nobody else stood");
+        assert_eq!(Undecided::of(Part::Candidate, true, false), Leave);
+        assert_eq!(Undecided::of(Part::Follower, true, true), Leave);
+        assert_eq!(Undecided::of(Part::Follower, false, false), Wait, "another has its vote");
+        assert_eq!(Undecided::of(Part::Follower, false, true), StandAgain, "and did not win");
+    }
+
+    #[test]
     fn voters_stand_one_after_the_other() {
         let status = |mine: u64, leader: u64| Status {
             replica: ReplicaId(mine),
@@ -268,5 +321,8 @@ mod tests {
         };
         assert_eq!(ranks(20), [Some(0), None, Some(1), Some(2), Some(3), None]);
         assert_eq!(ranks(30), [None; 6], "led from elsewhere");
+        let unled = |mine: u64, gone| rank(&Status { leader: None, ..status(mine, 30) }, NodeId(gone));
+        assert_eq!(unled(10, 2), Some((ReplicaId(20), 0)), "it may have been the candidate");
+        assert_eq!(unled(10, 6), None, "that one has no vote");
     }
 }

@@ -19,7 +19,7 @@ use super::keeper;
 use super::log::LogStore;
 use super::machine::{Cutter, Machine};
 use super::metrics;
-use super::network::Network;
+use super::network::{Behind, Network};
 use super::options::Options;
 use super::pulse::{self, Heard};
 use super::receive;
@@ -51,6 +51,8 @@ pub(super) struct Inner {
     applied: watch::Receiver<u64>,
     /// Held while leadership is being handed over.
     pub(super) transferring: tokio::sync::Mutex<()>,
+    /// Whether another voter's log was found to go further than this one, when it stood.
+    pub(super) behind: Behind,
     /// Whether a leader has been heard from lately.
     pub(super) heard: Arc<Heard>,
     /// What runs beside the replica.
@@ -76,8 +78,9 @@ impl Group {
         let cutter = machine.cutter();
         let (applier, applied) = Applier::open(options.shard, machine, engine, log.clone())
             .map_err(|error| GroupError::Start(error.to_string()))?;
-        let network =
-            Network::new(options.shard, options.replica, options.timers, log.clone(), transport, clock.clone());
+        let Options { shard, replica, timers, .. } = options;
+        let behind = Behind::default();
+        let network = Network::new(shard, replica, timers, log.clone(), behind.clone(), transport, clock.clone());
         let raft = Raft::new(options.replica.0, config, network, log.clone(), applier)
             .await
             .map_err(|error| GroupError::Start(error.to_string()))?;
@@ -93,6 +96,7 @@ impl Group {
             status,
             applied,
             transferring: tokio::sync::Mutex::new(()),
+            behind,
             heard: Arc::default(),
             tasks: parking_lot::Mutex::default(),
         });

@@ -149,9 +149,9 @@ impl Group {
         taken.await.unwrap_or(Err(TransferError::NotTaken))
     }
 
-    /// Stands for election at once in the place of a leader that is gone, as if it had handed its leadership over to this
-    /// replica: voters that still keep to it grant their votes all the same, if this log is as long as theirs. False if
-    /// that replica is not the leader that this one follows (any more), or this one has no vote.
+    /// Stands for election at once in the place of a replica that is gone, as if that had handed its leadership over to
+    /// this one: voters that still keep to it grant their votes all the same, if this log is as long as theirs. False if
+    /// that replica neither is the leader that this one follows nor has its vote, or if this one has no vote.
     ///
     /// Safe whether or not the leader is gone: it takes the votes of a majority, and if the leader is there after all it
     /// loses its term and nothing else. That holds because reads ask a majority each time; a leader that read by a lease
@@ -164,13 +164,24 @@ impl Group {
             })
             .await;
         let (vote, last_log, members) = known.map_err(|_| GroupError::Stopped)?;
-        let follows = vote.committed && vote.leader_id.node_id == gone.0 && gone != self.replica();
-        if !follows || !members.voter_ids().any(|voter| voter == self.replica().0) {
+        // A vote that is not committed was given to a candidate: it may have died before it led, or before it said so.
+        let waits_for_it = vote.leader_id.node_id == gone.0 && gone != self.replica();
+        if !waits_for_it || !members.voter_ids().any(|voter| voter == self.replica().0) {
             return Ok(false);
         }
-        let request = TransferRequest::new(vote, self.replica().0, last_log);
+        self.inner.behind.forget();
+        // openraft waits until this much of its log is durable under that vote. Under one that is not committed there is no
+        // log; and the vote, being durable, was written after all there is.
+        let durable = last_log.filter(|_| vote.committed);
+        let request = TransferRequest::new(vote, self.replica().0, durable);
         let taken = self.inner.raft.handle_transfer_leader(request).await.map_err(|_| GroupError::Stopped)?;
         Ok(taken.is_ok())
+    }
+
+    /// Whether, since this replica last took over, a voter refused it its vote because its log is shorter: it cannot lead,
+    /// and by standing again would only be in the way of those that can.
+    pub fn is_behind(&self) -> bool {
+        self.inner.behind.is()
     }
 
     /// Whether this replica stands in elections by itself. It goes on voting, and takes a leadership that is handed to it.

@@ -136,10 +136,10 @@ impl Links {
         let _ = self.signs.try_send(sign);
     }
 
-    /// A node is gone: it counts as alive again when something is heard from it.
-    pub fn silence(&self, node: NodeId) {
+    /// A node was gone at that moment: it counts as alive again when something is heard from it, or if it has been since.
+    pub fn silence(&self, node: NodeId, at: Instant) {
         if let Some(link) = self.links.read().get(&node) {
-            *link.heard.lock() = None;
+            link.heard.lock().take_if(|heard| *heard <= at);
         }
     }
 

@@ -180,3 +180,61 @@ async fn a_voter_takes_over_whether_its_leader_is_gone_or_only_said_to_be() {
     cluster.agree_all(last).await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_whose_log_is_shorter_learns_that_it_cannot_take_over() {
+    let cluster = Cluster::three().await;
+    let leader = cluster.leader().await;
+    cluster.agree_all(cluster.write("before").await).await;
+    let [one, other] = cluster.others(leader)[..] else { panic!("three replicas") };
+    let leader_id = cluster.hosts[leader].replica;
+
+    let node = |at: usize| cluster.hosts[at].node;
+    cluster.net.isolate(node(one), [node(leader)]);
+    let missed = cluster.write("one of them misses this").await;
+    cluster.agree(&[leader, other], missed).await;
+
+    // As its process ends: the two that are left see each other.
+    cluster.isolate(leader);
+    let take_over = async |at: usize| cluster.hosts[at].group.take_over(leader_id).await.expect("it runs");
+    assert!(take_over(one).await);
+    until("it hears that it is behind", || cluster.hosts[one].group.is_behind()).await;
+    assert!(take_over(other).await);
+    until("the one with the longer log leads", || cluster.hosts[other].status().is_leader()).await;
+    assert!(!cluster.hosts[other].group.is_behind());
+    cluster.agree(&[one, other], missed).await;
+    cluster.net.heal();
+    cluster.agree_all(cluster.write("after").await).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_takes_over_from_a_candidate_that_it_gave_its_vote_to() {
+    let cluster = Cluster::three().await;
+    let leader = cluster.leader().await;
+    cluster.agree_all(cluster.write("before").await).await;
+    let [one, other] = cluster.others(leader)[..] else { panic!("three replicas") };
+    let [leader_id, one_id] = [leader, one].map(|at| cluster.hosts[at].replica);
+
+    // It is asked to vote and votes, and its answer, with all that would come after, is lost. Nobody stands unasked.
+    let node = |at: usize| cluster.hosts[at].node;
+    cluster.net.faults.lock().cut.extend([leader, other].map(|at| (node(at), node(one))));
+    for at in [leader, other] {
+        cluster.hosts[at].group.stand_in_elections(false);
+    }
+    let term = cluster.hosts[other].status().term;
+    assert!(cluster.hosts[one].group.take_over(leader_id).await.expect("it runs"));
+    for at in [leader, other] {
+        until("it has voted", || cluster.hosts[at].status().term > term).await;
+        assert_eq!(cluster.hosts[at].status().leader, None);
+    }
+    cluster.isolate(one);
+
+    let taken = cluster.hosts[other].group.take_over(leader_id).await.expect("it runs");
+    assert!(!taken, "nobody waits for that one any more");
+    assert!(cluster.hosts[other].group.take_over(one_id).await.expect("it runs"));
+    until("it leads", || cluster.hosts[other].status().is_leader()).await;
+    cluster.net.heal();
+    cluster.agree_all(cluster.write("after").await).await;
+    cluster.stop().await;
+}
