@@ -402,3 +402,24 @@ fn take_answers(
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_found_out_before_a_node_was_heard_again_does_not_silence_it() {
+        let clock = Clock::system();
+        let (signs, _seen) = mpsc::channel(1);
+        let links = Links::new(NodeId(1), clock.clone(), signs);
+        let link = links.link(NodeId(2));
+        let refused = clock.now();
+        let heard = refused + Duration::from_millis(1);
+        *link.heard.lock() = Some(heard);
+        links.silence(NodeId(2), refused);
+        assert!(links.is_alive(NodeId(2)), "it came back since");
+        links.silence(NodeId(2), heard);
+        assert!(!links.is_alive(NodeId(2)));
+        links.silence(NodeId(3), heard);
+    }
+}
