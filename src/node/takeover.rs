@@ -51,8 +51,10 @@ const ELECTIONS_AT_ONCE_MAX: usize = 16;
 const ELECTION_WAIT_MS: u64 = 100;
 /// How often a candidate stands. After that the election timeout decides.
 const STANDS_MAX: u32 = 4;
-/// After a verdict on a node, the time in which there is none on it again: the first, and the longest.
-const VERDICT_WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// Verdicts on one node: so many at once, and one more each time this much has passed. A node that is stopped and started
+/// needs one; more often only one that is not gone at all but seems so again and again.
+const VERDICTS_AT_ONCE_MAX: u32 = 4;
+const VERDICT_EVERY: Duration = Duration::from_secs(5);
 
 /// What makes one look whether a node is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,25 +65,18 @@ pub enum Sign {
     StartedAgain(NodeId),
 }
 
-/// How often a node may be taken for gone: after each verdict not for a while, which doubles as long as verdicts keep
-/// coming as soon as they may.
+/// How often each node may be taken for gone: when its next verdict would be due if they came evenly.
 #[derive(Debug, Default)]
-struct Verdicts(HashMap<NodeId, (Instant, Duration)>);
+struct Verdicts(HashMap<NodeId, Instant>);
 
 impl Verdicts {
     /// Whether this verdict counts.
     fn pass(&mut self, node: NodeId, now: Instant) -> bool {
-        let (least, most) = VERDICT_WAIT;
-        let Some(&(last, wait)) = self.0.get(&node) else {
-            self.0.insert(node, (now, least));
-            return true;
-        };
-        let since = now.saturating_duration_since(last);
-        if since < wait {
+        let due = self.0.entry(node).or_insert(now);
+        if *due > now + VERDICT_EVERY * (VERDICTS_AT_ONCE_MAX - 1) {
             return false;
         }
-        let next = if since < 2 * wait { (2 * wait).min(most) } else { least };
-        self.0.insert(node, (now, next));
+        *due = (*due).max(now) + VERDICT_EVERY;
         true
     }
 }
@@ -113,6 +108,8 @@ pub async fn run(node: Arc<Node>, mut signs: mpsc::Receiver<Sign>) {
                 }
                 else => return,
             };
+            // Of the two signs of one end, the second mostly finds nothing left to do, and is not counted.
+            let gone = gone.filter(|&gone| !node.led_from(gone).is_empty());
             if let Some(gone) = gone.filter(|&gone| verdicts.pass(gone, node.clock().now())) {
                 let node = node.clone();
                 spawn(async move { node.take_over(gone).await });
@@ -163,6 +160,17 @@ fn rank(status: &Status, gone: NodeId) -> Option<(ReplicaId, usize)> {
 }
 
 impl Node {
+    /// The shards with a voter here that was led from a node, with the replica that led them, by how many stand before it.
+    fn led_from(&self, gone: NodeId) -> BTreeMap<usize, Vec<(Arc<Shard>, ReplicaId)>> {
+        let mut ranks: BTreeMap<usize, Vec<(Arc<Shard>, ReplicaId)>> = BTreeMap::new();
+        for shard in self.replicas().all() {
+            if let Some((leader, rank)) = rank(&shard.group().status(), gone) {
+                ranks.entry(rank).or_default().push((shard, leader));
+            }
+        }
+        ranks
+    }
+
     /// Stands for election in every shard that was led from a node which is gone and that has a voter here, as its turn
     /// comes. Harmless if the node is not gone, but for an election.
     pub async fn take_over(self: &Arc<Self>, gone: NodeId) {
@@ -170,12 +178,7 @@ impl Node {
             // What it could not lead. The next in turn stands after it.
             return;
         }
-        let mut ranks: BTreeMap<usize, Vec<(Arc<Shard>, ReplicaId)>> = BTreeMap::new();
-        for shard in self.replicas().all() {
-            if let Some((leader, rank)) = rank(&shard.group().status(), gone) {
-                ranks.entry(rank).or_default().push((shard, leader));
-            }
-        }
+        let ranks = self.led_from(gone);
         if ranks.is_empty() {
             return;
         }
@@ -251,27 +254,17 @@ mod tests {
     use crate::runtime::Clock;
 
     #[test]
-    fn a_node_that_flaps_is_taken_for_gone_less_and_less_often() {
-        let (least, most) = VERDICT_WAIT;
+    fn a_node_that_flaps_is_taken_for_gone_now_and_then_and_one_that_restarts_each_time() {
         let mut verdicts = Verdicts::default();
         let began = Clock::system().now();
-        let (mut now, mut passed) = (began, Vec::new());
-        // A verdict ten times a second for ten minutes.
-        while now < began + Duration::from_secs(600) {
-            if verdicts.pass(NodeId(1), now) {
-                passed.push(now);
-            }
-            now += Duration::from_millis(100);
-        }
-        assert_eq!(passed[1] - passed[0], least);
-        assert_eq!(passed[2] - passed[1], 2 * least);
-        assert!(passed.windows(2).all(|two| two[1] - two[0] <= most));
-        assert!(passed.len() < 20, "{} verdicts", passed.len());
-        assert!(verdicts.pass(NodeId(2), now), "every node has its own");
-        now += 3 * most;
-        assert!(verdicts.pass(NodeId(1), now), "it was well for a while");
-        assert!(!verdicts.pass(NodeId(1), now + least / 2));
-        assert!(verdicts.pass(NodeId(1), now + least));
+        let passed = |verdicts: &mut Verdicts, node: u64, every: Duration, signs: u32| {
+            (0..signs).filter(|&sign| verdicts.pass(NodeId(node), began + every * sign)).count()
+        };
+        // Ten times a second for ten minutes.
+        let flapping = passed(&mut verdicts, 1, Duration::from_millis(100), 6_000);
+        assert_eq!(flapping, 600 / VERDICT_EVERY.as_secs() as usize + VERDICTS_AT_ONCE_MAX as usize - 1);
+        assert_eq!(passed(&mut verdicts, 2, VERDICT_EVERY, 100), 100, "every node has its own");
+        assert_eq!(passed(&mut verdicts, 3, Duration::ZERO, 100), VERDICTS_AT_ONCE_MAX as usize);
     }
 
     #[test]
