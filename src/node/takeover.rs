@@ -45,7 +45,7 @@ const PROBES_MS: [u64; 5] = [0, 10, 40, 100, 250];
 const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
 /// By how much later each further voter of a shard stands: some syncs of a disk, so that the one before had its chance.
 const RANK_WAIT: Duration = Duration::from_millis(100);
-/// Elections begun here that are not decided yet: they share the syncs of the same few disks.
+/// Elections of one turn that are not decided yet: they share the syncs of the same few disks.
 const ELECTIONS_AT_ONCE_MAX: usize = 16;
 /// How long an election may take before its candidate stands again; up to as much again is added at random.
 const ELECTION_WAIT_MS: u64 = 100;
@@ -160,7 +160,8 @@ fn rank(status: &Status, gone: NodeId) -> Option<(ReplicaId, usize)> {
 }
 
 impl Node {
-    /// The shards with a voter here that was led from a node, with the replica that led them, by how many stand before it.
+    /// The shards with a voter here that were led from a node, each with the replica that led it, by how many voters stand before
+    /// the one here.
     fn led_from(&self, gone: NodeId) -> BTreeMap<usize, Vec<(Arc<Shard>, ReplicaId)>> {
         let mut ranks: BTreeMap<usize, Vec<(Arc<Shard>, ReplicaId)>> = BTreeMap::new();
         for shard in self.replicas().all() {
@@ -184,12 +185,14 @@ impl Node {
         }
         tracing::info!(node = %gone, shards = ranks.values().map(Vec::len).sum::<usize>(), "taking over from a node that is gone");
         let began = self.clock().now();
-        for (rank, shards) in ranks {
+        // Side by side: an election of the first turn that takes long must not keep the next from its own.
+        let turns = ranks.into_iter().map(|(rank, shards)| async move {
             let turn = began + RANK_WAIT * u32::try_from(rank).unwrap_or(u32::MAX);
             crate::runtime::sleep_until(turn).await;
             let elections = futures::stream::iter(shards);
             elections.for_each_concurrent(ELECTIONS_AT_ONCE_MAX, |(shard, leader)| stand(shard, leader)).await;
-        }
+        });
+        futures::future::join_all(turns).await;
     }
 }
 
