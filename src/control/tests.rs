@@ -325,20 +325,33 @@ impl House {
         life.runtime.block_on(node.execute("t", request, context))
     }
 
-    /// Writes and reads a key at the node that leads its shard. (Nodes cannot forward here: no data port is served.)
+    /// Writes a key and reads it back at the node that leads its shard (nodes cannot forward here: no data port is
+    /// served); asks again, as a client does, when another leads it meanwhile.
     fn write_and_read(&self, key: &'static str) -> Result<()> {
-        let shard = self.shard_of(key);
-        let leader = self.leader_of(shard.id);
         let value = Bytes::from_static(b"v");
         let put = Action::Put { value: value.clone(), ttl_ms: None };
-        let issued_ms = self.node(leader).clock().wall_ms();
+        let issued_ms = self.node(3).clock().wall_ms();
         let request = RequestId { client: crate::runtime::random_u64(), sequence: 1, issued_ms };
         let operations = vec![Operation { key: key.into(), action: put }];
-        self.execute(leader, Request::Write(Write { request: Some(request), conditions: vec![], operations }))?;
+        let write = Write { request: Some(request), conditions: vec![], operations };
         let read = Read { keys: vec![key.into()], level: ReadLevel::Linearizable, any_replica: false };
-        let Response::Values(values) = self.execute(leader, Request::Read(read))? else { panic!("a read is answered") };
+        self.ask_leader(key, &Request::Write(write))?;
+        let Response::Values(values) = self.ask_leader(key, &Request::Read(read))? else { panic!("a read is answered") };
         assert_eq!(values[0].body.as_ref().map(|found| &found.value), Some(&value));
         Ok(())
+    }
+
+    fn ask_leader(&self, key: &'static str, request: &Request) -> Result<Response> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let leader = self.leader_of(self.shard_of(key).id);
+            match self.execute(leader, request.clone()) {
+                Err(error) if error.reason == Reason::NotLeader && Instant::now() < deadline => {
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                answer => return answer,
+            }
+        }
     }
 
     fn shards(&self) -> Vec<Arc<ShardDescriptor>> {
