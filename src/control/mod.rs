@@ -16,6 +16,7 @@
 mod balance;
 mod duties;
 mod members;
+mod merges;
 mod moves;
 mod shards;
 mod sizes;
@@ -48,6 +49,7 @@ const VERB_TIMEOUT: Duration = Duration::from_secs(20);
 const CREATE_TABLE: &str = "create_table";
 const DROP_TABLE: &str = "drop_table";
 const SPLIT: &str = "split";
+const MERGE: &str = "merge";
 const MOVE: &str = "move";
 const STANDING: &str = "standing";
 const DECOMMISSION: &str = "decommission";
@@ -168,6 +170,10 @@ impl AskHandler for Control {
                     self.must_lead()?;
                     Ok(ask::encode(&self.split_here(ask::decode(&body)?).await?))
                 }
+                MERGE => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.merge_here(ask::decode(&body)?).await?))
+                }
                 MOVE => {
                     self.must_lead()?;
                     Ok(ask::encode(&self.move_here(ask::decode(&body)?).await?))
@@ -191,6 +197,10 @@ impl AskHandler for Control {
                 ask::SPLIT_NEWS => {
                     self.must_lead()?;
                     Ok(ask::encode(&self.note_split(ask::decode(&body)?).await?))
+                }
+                ask::MERGE_NEWS => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.note_merge(ask::decode(&body)?).await?))
                 }
                 _ => Err(Error::invalid(format!("the question '{kind}' is unknown to this version"))),
             }

@@ -106,7 +106,7 @@ impl Control {
         };
         let begun = self
             .change(|directory| {
-                let (intent, write) = change::begin_split(directory, shard.shard, &at)?;
+                let (intent, write) = change::begin_split(directory, shard.shard, &at, true)?;
                 Ok(write.map(|write| (intent, write)))
             })
             .await?;

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "each node gets a runtime that can be torn down under it")]
 
 mod elastic;
+mod merges;
 mod reads;
 
 use std::collections::BTreeMap;

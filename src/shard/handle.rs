@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::age::Proofs;
 use super::checksum::{self, Checksum};
-use super::command::{Command, Split};
+use super::command::{Absorb, Command, Seal, Split};
 use super::division::Home;
 use super::evaluate::{Scratch, evaluate};
 use super::gate::{self, Gate, Waiting};
@@ -306,13 +306,31 @@ impl Shard {
         self.enqueue(PendingKind::Split(split.to_log()), 0, deadline).await.map(|_| ())
     }
 
-    /// Whether the log here still holds entries from before the range was last divided.
+    /// Ends the shard, for its left neighbour to take over. `CONFLICT` or `WRONG_EPOCH`: it has changed since, and nothing
+    /// happened.
+    pub async fn seal(&self, seal: Seal, deadline: Instant) -> Result<()> {
+        if !self.is_leader() {
+            return Err(self.not_leader());
+        }
+        self.enqueue(PendingKind::Seal(seal.to_log()), 0, deadline).await.map(|_| ())
+    }
+
+    /// Takes over the right neighbour, which must lie sealed and durable beside every member of this group. `CONFLICT` or
+    /// `WRONG_EPOCH`: it has changed since, and nothing happened.
+    pub async fn absorb(&self, absorb: &Absorb, deadline: Instant) -> Result<()> {
+        if !self.is_leader() {
+            return Err(self.not_leader());
+        }
+        self.enqueue(PendingKind::Absorb(absorb.to_log()), 0, deadline).await.map(|_| ())
+    }
+
+    /// Whether the log here still holds entries from before the range was last changed.
     pub fn has_log_of_the_past(&self) -> bool {
         let divided_at = self.state().divided_at;
         divided_at > 0 && self.group.status().purged.is_none_or(|purged| purged < divided_at)
     }
 
-    /// Removes the log from before the range was last divided: a replica that is created later could not apply it.
+    /// Removes the log from before the range was last changed: a replica that is created later could not apply it.
     pub async fn forget_the_past(&self) {
         if self.has_log_of_the_past() {
             self.group.purge_through(self.state().divided_at).await;
@@ -362,6 +380,9 @@ impl Shard {
             return;
         }
         let state = self.state();
+        if state.sealed_for.is_some() {
+            return;
+        }
         let (engine, start, end) = (self.engine.clone(), state.start.clone(), state.end.clone());
         if let Ok(Ok(bytes)) = spawn_blocking(move || engine.bytes_in(&start, &end)).await {
             self.load.set_bytes(bytes);

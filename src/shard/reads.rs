@@ -125,7 +125,7 @@ impl Shard {
         let proof = self.reach(level, epoch, deadline).await?;
         loop {
             let state = self.state();
-            if state.epoch != epoch || page.start < state.start || page.end > state.end {
+            if state.epoch != epoch || !state.owns_all(&page.start, &page.end) {
                 return Err(self.wrong_epoch());
             }
             let (at, now_ms) = self.position(level, &state, deadline).await?;

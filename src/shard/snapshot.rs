@@ -57,7 +57,10 @@ impl Cutter for ShardCutter {
         if coming.start >= coming.end {
             return Ok(Err("it does not say what range it is of; do the versions match?".to_owned()));
         }
-        let other = division::overlapping(&*self.engine, self.shard, &coming.start, &coming.end)?;
+        if machine::load(&*self.engine, self.shard)?.is_some_and(|state| state.sealed_for.is_some()) {
+            return Ok(Err("this replica is sealed: it has all there is, and another is about to take it over".to_owned()));
+        }
+        let other = division::overlapping(&*self.engine, self.shard, &coming)?;
         Ok(match other {
             None => Ok(()),
             // Its sender has not applied a split yet that has been applied here; it will, and then send another.

@@ -28,6 +28,8 @@ const FLOORS: &[(&str, u64)] = &[
     ("transfers", 60),
     ("orderly restarts", 30),
     ("splits", 100),
+    ("merges", 30),
+    ("crashes within a merge", 5),
     ("moves", 20),
     ("drains", 60),
     ("crashes after a birth", 20),

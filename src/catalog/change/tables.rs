@@ -110,7 +110,7 @@ pub fn create_table(
         let (start, end) = (start.to_vec(), end.to_vec());
         let epoch = Epoch(1);
         let shard =
-            ShardDescriptor { id, table: table.id, start, end, epoch, replicas, founders, founded: false, split: None };
+            ShardDescriptor { id, table: table.id, start, end, epoch, replicas, founders, founded: false, split: None, unasked: false, merge: None, merging_into: None };
         draft.put_fresh(&RowKey::Shard(table.id, id), &shard);
         shards.push(shard);
     }

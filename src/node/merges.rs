@@ -1,0 +1,280 @@
+//! Merges on this node: where it leads a shard that is to take over its right neighbour, it brings that about; where a
+//! replica was taken over, it is buried.
+//!
+//! The steps of a merge, each safe to repeat, and resumed by the next round of the reconciler after a crash anywhere:
+//! 1. control notes the intent in both rows, and wants the right shard's members beside the left one's
+//!    (`catalog::change::begin_merge`); `members` sees to that;
+//! 2. when both groups have the members that are wanted, the left shard's leader has the right one's seal it;
+//! 3. it asks beside every member of its own group whether the right replica there has applied the seal, durably;
+//! 4. it proposes that its shard absorbs the right one, which every replica applies (`shard::merging`);
+//! 5. it has control note the one shard that is left (`finish_merge`), and clients learn of it.
+//!
+//! From 2 to 5 nobody answers for the right range: that is the pause that its clients see. So 2 is begun only when nothing
+//! that is known stands in the way of 3 and 4: all members are alive and have caught up.
+//!
+//! There is no way back from 2: what is sealed stays so until it is absorbed. A node that is lost meanwhile for good is
+//! replaced in both shards alike.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::try_join_all;
+
+use super::ask;
+use super::busy::Step;
+use super::host::Node;
+use super::members::CAUGHT_UP_WITHIN;
+use crate::raft::Status;
+use crate::runtime::planted::{self, Bug};
+use crate::runtime::{Instant, spawn, spawn_blocking, timeout_at};
+use crate::shard::{Absorb, Record, Seal, Shard};
+use crate::types::{
+    Epoch, Error, MergeIntent, NodeId, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor,
+    ShardId,
+};
+
+/// How long the proposal of one half may take.
+const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The news that a shard has taken over its right neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MergeNews {
+    /// The left shard.
+    pub shard: ShardId,
+    /// Its epoch before.
+    pub epoch: Epoch,
+}
+
+/// Seal yourself: to the leader of the right shard.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SealAsk {
+    shard: ShardId,
+    /// Its epoch, and that which it is to have.
+    epoch: Epoch,
+    sealed: Epoch,
+    /// The left shard.
+    into: ShardId,
+    /// The members that it must have.
+    replicas: Vec<ReplicaDescriptor>,
+}
+
+/// Is this replica sealed: to each node that has one of the right shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SealedAsk {
+    shard: ShardId,
+    replica: ReplicaId,
+    into: ShardId,
+    /// The entry that it must have applied.
+    index: u64,
+}
+
+/// As leader of the left shard: does what is next to be done for the merge that is wanted of it, if one is. Returns at
+/// once.
+pub fn further(node: &Arc<Node>, shard: &Arc<Shard>, descriptor: &Arc<ShardDescriptor>) {
+    let Some(intent) = descriptor.merge else { return };
+    let Some(begun) = node.busy().begin(Step::Merge, shard.id()) else { return };
+    let (node, shard, descriptor) = (node.clone(), shard.clone(), descriptor.clone());
+    spawn(async move {
+        let _begun = begun;
+        if let Err(error) = carry_out(&node, &shard, &descriptor, intent).await {
+            tracing::debug!(shard = %shard.id(), right = %intent.right, %error, "a merge is not done yet");
+        }
+    });
+}
+
+async fn carry_out(
+    node: &Arc<Node>,
+    shard: &Arc<Shard>,
+    descriptor: &ShardDescriptor,
+    intent: MergeIntent,
+) -> Result<()> {
+    if shard.state().epoch == descriptor.epoch {
+        let directory = node.directory();
+        let Some(right) = directory.shard(intent.right) else { return Ok(()) };
+        let status = shard.group().status();
+        if !is_ready(&descriptor.replicas, &status, |id| node.hears(id)) {
+            return Ok(());
+        }
+        let question = SealAsk {
+            shard: right.id,
+            epoch: right.epoch,
+            sealed: intent.sealed,
+            into: shard.id(),
+            replicas: right.replicas.clone(),
+        };
+        let index: u64 = ask_its_leader(node, right, ask::SEAL, &question).await?;
+        let beside = right.replicas.iter().map(|replica| {
+            let question = SealedAsk { shard: right.id, replica: replica.id, into: shard.id(), index };
+            async move { node.ask::<_, ()>(replica.node, ask::SEALED, &question).await }
+        });
+        try_join_all(beside).await?;
+        let lies_beside = |member: &NodeId| right.replica_on(*member).is_some();
+        if !status.voters.values().chain(status.learners.values()).all(lies_beside) {
+            return Err(Error::new(Reason::Conflict, "the members of the two are not beside each other"));
+        }
+        let absorb = Absorb {
+            epoch: descriptor.epoch,
+            right: right.id,
+            sealed: intent.sealed,
+            end: right.end.clone().into(),
+            members_at: status.members_at,
+        };
+        shard.absorb(&absorb, node.clock().now() + PROPOSAL_TIMEOUT).await?;
+        tracing::info!(shard = %shard.id(), right = %right.id, "two shards were merged");
+    }
+    let news = MergeNews { shard: shard.id(), epoch: descriptor.epoch };
+    node.ask_system_leader(ask::MERGE_NEWS, &news).await
+}
+
+/// Whether a leader's group has these members, all alive and up with the leader.
+fn is_ready(wanted: &[ReplicaDescriptor], status: &Status, hears: impl Fn(NodeId) -> bool) -> bool {
+    let of_role = |role: ReplicaRole| -> BTreeMap<ReplicaId, NodeId> {
+        let of_role = wanted.iter().filter(|replica| replica.role == role);
+        of_role.map(|replica| (replica.id, replica.node)).collect()
+    };
+    let settled = !status.joint
+        && status.voters == of_role(ReplicaRole::Voter)
+        && status.learners == of_role(ReplicaRole::Learner);
+    let caught_up = |replica: &ReplicaDescriptor| {
+        let matched = status.matched.get(&replica.id).copied().flatten();
+        replica.id == status.replica
+            || hears(replica.node) && matched.is_some_and(|matched| matched + CAUGHT_UP_WITHIN >= status.last_log)
+    };
+    settled && wanted.iter().all(caught_up)
+}
+
+/// Asks the leader of a shard, wherever it is among its nodes.
+async fn ask_its_leader<Q: serde::Serialize, A: serde::de::DeserializeOwned>(
+    node: &Node,
+    shard: &ShardDescriptor,
+    kind: &str,
+    question: &Q,
+) -> Result<A> {
+    let mut left: Vec<NodeId> = shard.replicas.iter().map(|replica| replica.node).collect();
+    let here = node.replicas().get(shard.id).and_then(|replica| replica.leader());
+    let mut hint = here.map(|(_, leader)| leader).filter(|leader| left.contains(leader));
+    let mut last = Error::new(Reason::NoQuorum, format!("{} has no leader right now", shard.id));
+    while let Some(asked) = hint.take().or_else(|| left.pop()) {
+        left.retain(|&other| other != asked);
+        match node.ask(asked, kind, question).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) if error.reason == Reason::NotLeader => {
+                hint = error.leader.filter(|leader| left.contains(leader));
+                last = error;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
+}
+
+impl Node {
+    /// As leader of the right shard: seals it, if it has these members. Returns the entry up to which a replica must have
+    /// applied to be sealed.
+    pub(super) async fn seal(&self, question: SealAsk, deadline: Instant) -> Result<u64> {
+        let shard = self.hosted(question.shard)?;
+        if !shard.is_leader() {
+            return Err(Error::new(Reason::NotLeader, format!("{} does not lead {}", self.id(), shard.id()))
+                .with_leader(shard.leader().map(|(_, leader)| leader)));
+        }
+        let status = shard.group().status();
+        if shard.state().sealed_for != Some(question.into) {
+            if !is_ready(&question.replicas, &status, |id| self.hears(id)) {
+                return Err(Error::new(Reason::Conflict, format!("the members of {} are not there yet", shard.id())));
+            }
+            let SealAsk { epoch, sealed, into, .. } = question;
+            let seal = Seal { epoch, sealed, into, members_at: status.members_at };
+            shard.seal(seal, deadline).await?;
+        }
+        Ok(shard.group().applied())
+    }
+
+    /// Answers when a replica of the right shard is sealed, and stays so whatever happens to this node's memory.
+    pub(super) async fn sealed(&self, question: SealedAsk, deadline: Instant) -> Result<()> {
+        let shard = self.hosted(question.shard)?;
+        if shard.replica() != question.replica {
+            let why = format!("{} hosts another replica of {}", self.id(), shard.id());
+            return Err(Error::new(Reason::ShardNotHere, why));
+        }
+        let applied = timeout_at(deadline, shard.group().wait_applied(question.index)).await;
+        let late = || Error::new(Reason::DeadlineExceeded, format!("{} of {} is behind", shard.replica(), shard.id()));
+        applied.ok_or_else(late)?.map_err(|error| Error::new(Reason::NotReady, error.to_string()))?;
+        if shard.state().sealed_for != Some(question.into) && !planted::is(Bug::UnsealedMerge) {
+            return Err(Error::new(Reason::Conflict, format!("{} is not sealed", shard.id())));
+        }
+        let engine = self.engine().clone();
+        spawn_blocking(move || engine.sync()).await.map_err(|_| Error::internal("a sync was cancelled"))??;
+        Ok(())
+    }
+
+    /// Whether a sealed replica must stay because one of the left shard lives here, which has yet to take it over.
+    pub(super) fn is_awaited(&self, shard: &Shard) -> Result<bool> {
+        let Some(left) = shard.state().sealed_for else { return Ok(false) };
+        Ok(Record::load(&**self.engine(), left)?.is_some_and(|left| !left.tombstone))
+    }
+}
+
+/// Ends the replica here of a shard that another has taken over: stops it and removes its traces, but not its data, which
+/// is not its own any more. Safe to repeat.
+pub async fn bury(node: &Arc<Node>, shard: ShardId) {
+    if let Err(error) = try_bury(node, shard).await {
+        tracing::error!(%shard, %error, "cannot remove the traces of a replica that was taken over");
+    }
+}
+
+async fn try_bury(node: &Arc<Node>, shard: ShardId) -> Result<()> {
+    let Some(record) = Record::load(&**node.engine(), shard)?.filter(|record| record.tombstone) else { return Ok(()) };
+    if let Some(hosted) = node.replicas().get(shard) {
+        node.replicas().remove(shard);
+        hosted.stop().await;
+    }
+    tracing::info!(%shard, replica = %record.replica, "a replica was taken over by its left neighbour's");
+    node.drain_log_of(shard).await?;
+    record.remove_traces(&**node.engine())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::Part;
+    use crate::types::Incarnation;
+
+    fn replica(id: u64, role: ReplicaRole) -> ReplicaDescriptor {
+        ReplicaDescriptor { id: ReplicaId(id), node: NodeId(id % 10), incarnation: Incarnation(1), role }
+    }
+
+    fn status(voters: &[u64], matched: &[(u64, u64)]) -> Status {
+        Status {
+            replica: ReplicaId(voters[0]),
+            term: 3,
+            leader: Some((ReplicaId(voters[0]), NodeId(voters[0] % 10))),
+            part: Part::Leader,
+            last_log: 1_000,
+            committed: 1_000,
+            applied: 1_000,
+            snapshot: None,
+            purged: None,
+            voters: voters.iter().map(|&id| (ReplicaId(id), NodeId(id % 10))).collect(),
+            learners: BTreeMap::new(),
+            members_at: 5,
+            joint: false,
+            matched: matched.iter().map(|&(id, index)| (ReplicaId(id), Some(index))).collect(),
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn nothing_is_sealed_while_a_member_is_missing_behind_or_silent() {
+        let wanted: Vec<_> = [11, 12, 13].map(|id| replica(id, ReplicaRole::Voter)).into();
+        let all = [(11, 1_000), (12, 1_000), (13, 990)];
+        assert!(is_ready(&wanted, &status(&[11, 12, 13], &all), |_| true));
+        assert!(!is_ready(&wanted, &status(&[11, 12, 14], &all), |_| true), "a member is to be exchanged");
+        assert!(!is_ready(&wanted, &status(&[11, 12, 13], &all[..2]), |_| true), "one has nothing yet");
+        assert!(!is_ready(&wanted, &status(&[11, 12, 13], &[(12, 1_000), (13, 1)]), |_| true), "one is far behind");
+        assert!(!is_ready(&wanted, &status(&[11, 12, 13], &all), |node| node != NodeId(2)), "one is silent");
+        let joint = Status { joint: true, ..status(&[11, 12, 13], &all) };
+        assert!(!is_ready(&wanted, &joint, |_| true), "members are being exchanged");
+    }
+}
