@@ -200,7 +200,9 @@ impl Control {
         let nodes = nodes.collect();
         let serves = |shard: &&Arc<ShardDescriptor>| {
             let table = directory.descriptor(shard.table);
-            shard.id != ShardId::SYSTEM && table.is_some_and(|table| table.state == TableState::Ready)
+            // One that is being merged goes where its left neighbour goes.
+            let free = shard.id != ShardId::SYSTEM && shard.merging_into.is_none();
+            free && table.is_some_and(|table| table.state == TableState::Ready)
         };
         let shards: Vec<ShardPicture> = directory
             .shards()

@@ -15,7 +15,8 @@ pub(super) struct MergeAsk {
 
 impl Control {
     /// Wants a shard to take over its right neighbour, and returns when that stands in the catalog, as this node knows
-    /// it: the two go on serving until the right one's members are beside the left one's, and are one shortly afterwards.
+    /// it: the two go on serving until the right one's members are beside the left one's, and are one shortly afterwards;
+    /// unless a member fails just then, which leaves them as they were.
     /// What is wanted already is answered as if it had just been wanted. With `dry_run` it returns what the left shard
     /// would become.
     ///
@@ -54,16 +55,17 @@ impl Control {
         Ok(self.node.directory().revision())
     }
 
-    /// Takes note that two shards were merged, on shard 0's leader.
+    /// Takes note that two shards were merged, or will not be, on shard 0's leader.
     pub(super) async fn note_merge(&self, news: MergeNews) -> Result<()> {
         let noted = self
             .change(|directory| {
-                let write = change::finish_merge(directory, news.shard, news.epoch)?;
+                let note = if news.merged { change::finish_merge } else { change::abandon_merge };
+                let write = note(directory, news.shard, news.epoch)?;
                 Ok(write.map(|write| ((), write)))
             })
             .await?;
         if noted.is_some() {
-            tracing::info!(shard = %news.shard, "two shards were merged");
+            tracing::info!(shard = %news.shard, merged = news.merged, "a merge has ended");
         }
         Ok(())
     }

@@ -6,10 +6,11 @@
 //!
 //! - `tables`: create and drop tables, with placement.
 //! - `members`: nodes that join, come back with new addresses, or come back wiped; `standing`: what is wanted of them.
-//! - `shards`: leaders, checksums, descriptions of shards; `splits` and `moves`: what is wanted of them by hand.
+//! - `shards`: leaders, checksums, descriptions of shards; `splits`, `merges` and `moves`: what is wanted of them by hand.
 //! - `status`: what the nodes report, and what is wrong with it.
 //! - `duties`: what the leader of shard 0 does unasked: writes a new cluster's first rows, mends, finishes drops;
-//!   `balance`: moves replicas and leaderships where they should be; `sizes`: splits what holds or serves too much.
+//!   `balance`: moves replicas and leaderships where they should be; `sizes`: splits what holds or serves too much, and merges
+//!   it again.
 //!
 //! Left out: carrying it out (node reconciles), what should be moved (placement).
 

@@ -343,11 +343,19 @@ impl House {
     }
 
     fn ask_leader(&self, key: &'static str, request: &Request) -> Result<Response> {
+        // What a client asks again after: a node may know neither the leader nor the shards as they are now.
+        let again = [Reason::NotLeader, Reason::NoQuorum, Reason::WrongEpoch, Reason::ShardNotHere];
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let leader = self.leader_of(self.shard_of(key).id);
+            // Its shard may not be the same any more.
+            let leader = self.leader_now(self.shard_of(key).id);
+            let Some(leader) = leader else {
+                assert!(Instant::now() < deadline, "nobody leads the shard of {key}");
+                std::thread::sleep(LOOK_EVERY);
+                continue;
+            };
             match self.execute(leader, request.clone()) {
-                Err(error) if error.reason == Reason::NotLeader && Instant::now() < deadline => {
+                Err(error) if again.contains(&error.reason) && Instant::now() < deadline => {
                     std::thread::sleep(LOOK_EVERY);
                 }
                 answer => return answer,
@@ -366,15 +374,18 @@ impl House {
         table.shards.locate(&table.layout.encode(&Bytes::copy_from_slice(key.as_bytes()))).clone()
     }
 
-    fn leader_of(&self, shard: ShardId) -> u64 {
+    fn leader_now(&self, shard: ShardId) -> Option<u64> {
         let leads = |id: &u64| {
             let started = self.life(*id).and_then(|life| life.started.as_ref());
             started.is_some_and(|(node, _)| node.replicas().get(shard).is_some_and(|replica| replica.is_leader()))
         };
-        let find = || self.machines.keys().map(|node| node.0).find(|id| leads(id));
+        self.machines.keys().map(|node| node.0).find(|id| leads(id))
+    }
+
+    fn leader_of(&self, shard: ShardId) -> u64 {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(id) = find() {
+            if let Some(id) = self.leader_now(shard) {
                 return id;
             }
             assert!(Instant::now() < deadline, "{shard} has no leader");

@@ -12,8 +12,9 @@
 //! From 2 to 5 nobody answers for the right range: that is the pause that its clients see. So 2 is begun only when nothing
 //! that is known stands in the way of 3 and 4: all members are alive and have caught up.
 //!
-//! There is no way back from 2: what is sealed stays so until it is absorbed. A node that is lost meanwhile for good is
-//! replaced in both shards alike.
+//! If 3 fails all the same, nobody waits for a node to come back: the merge is abandoned. The left shard's log says so first,
+//! and never absorbs the right one from then on; then the right one's, which goes on with what it has; then the catalog
+//! (`abandon_merge`). Whoever wants the merge asks for it again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use super::members::CAUGHT_UP_WITHIN;
 use crate::raft::Status;
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Instant, spawn, spawn_blocking, timeout_at};
-use crate::shard::{Absorb, Record, Seal, Shard};
+use crate::shard::{Abandon, Absorb, Record, Seal, Shard};
 use crate::types::{
     Epoch, Error, MergeIntent, NodeId, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor,
     ShardId,
@@ -37,13 +38,18 @@ use crate::types::{
 /// How long the proposal of one half may take.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The news that a shard has taken over its right neighbour.
+/// How long each member may take to say that it is sealed, while nobody answers for the range.
+const MEMBER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The news that a shard has taken over its right neighbour, or never will.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct MergeNews {
     /// The left shard.
     pub shard: ShardId,
     /// Its epoch before.
     pub epoch: Epoch,
+    /// Whether it has, or the merge was abandoned.
+    pub merged: bool,
 }
 
 /// Seal yourself: to the leader of the right shard.
@@ -65,8 +71,16 @@ pub struct SealedAsk {
     shard: ShardId,
     replica: ReplicaId,
     into: ShardId,
-    /// The entry that it must have applied.
-    index: u64,
+    /// The entry that it must have applied. None: whether it is there.
+    index: Option<u64>,
+}
+
+/// The merge is off: to the leader of the right shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ReleaseAsk {
+    shard: ShardId,
+    /// The epoch that it has, or might have got, by being sealed.
+    sealed: Epoch,
 }
 
 /// As leader of the left shard: does what is next to be done for the merge that is wanted of it, if one is. Returns at
@@ -89,42 +103,81 @@ async fn carry_out(
     descriptor: &ShardDescriptor,
     intent: MergeIntent,
 ) -> Result<()> {
+    let directory = node.directory();
+    let Some(right) = directory.shard(intent.right) else { return Ok(()) };
     if shard.state().epoch == descriptor.epoch {
-        let directory = node.directory();
-        let Some(right) = directory.shard(intent.right) else { return Ok(()) };
-        let status = shard.group().status();
-        if !is_ready(&descriptor.replicas, &status, |id| node.hears(id)) {
-            return Ok(());
+        match merge(node, shard, descriptor, right, intent).await {
+            Ok(true) => tracing::info!(shard = %shard.id(), right = %right.id, "two shards were merged"),
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                tracing::info!(shard = %shard.id(), right = %right.id, %error, "a merge is abandoned");
+                let off = Abandon { epoch: descriptor.epoch, next: intent.sealed };
+                shard.abandon(off, node.clock().now() + PROPOSAL_TIMEOUT).await?;
+            }
         }
-        let question = SealAsk {
-            shard: right.id,
-            epoch: right.epoch,
-            sealed: intent.sealed,
-            into: shard.id(),
-            replicas: right.replicas.clone(),
-        };
-        let index: u64 = ask_its_leader(node, right, ask::SEAL, &question).await?;
+    }
+    let merged = shard.state().epoch > intent.sealed;
+    if !merged {
+        let question = ReleaseAsk { shard: right.id, sealed: intent.sealed };
+        ask_its_leader::<_, ()>(node, right, ask::RELEASE, &question).await?;
+    }
+    let news = MergeNews { shard: shard.id(), epoch: descriptor.epoch, merged };
+    node.ask_system_leader(ask::MERGE_NEWS, &news).await
+}
+
+/// Seals the right shard and absorbs it; false if it is not time yet. An error means that the right one may be sealed and
+/// cannot be absorbed.
+async fn merge(
+    node: &Arc<Node>,
+    shard: &Arc<Shard>,
+    descriptor: &ShardDescriptor,
+    right: &ShardDescriptor,
+    intent: MergeIntent,
+) -> Result<bool> {
+    let status = shard.group().status();
+    let is_sealed = || {
+        let beside = node.replicas().get(right.id);
+        beside.is_some_and(|beside| beside.state().sealed_for == Some(shard.id()))
+    };
+    let are_sealed = async |index: Option<u64>| {
         let beside = right.replicas.iter().map(|replica| {
             let question = SealedAsk { shard: right.id, replica: replica.id, into: shard.id(), index };
-            async move { node.ask::<_, ()>(replica.node, ask::SEALED, &question).await }
+            async move { node.ask_for::<_, ()>(replica.node, ask::SEALED, &question, MEMBER_PATIENCE).await }
         });
-        try_join_all(beside).await?;
-        let lies_beside = |member: &NodeId| right.replica_on(*member).is_some();
-        if !status.voters.values().chain(status.learners.values()).all(lies_beside) {
-            return Err(Error::new(Reason::Conflict, "the members of the two are not beside each other"));
-        }
-        let absorb = Absorb {
-            epoch: descriptor.epoch,
-            right: right.id,
-            sealed: intent.sealed,
-            end: right.end.clone().into(),
-            members_at: status.members_at,
-        };
-        shard.absorb(&absorb, node.clock().now() + PROPOSAL_TIMEOUT).await?;
-        tracing::info!(shard = %shard.id(), right = %right.id, "two shards were merged");
+        try_join_all(beside).await
+    };
+    let lies_beside = |member: &NodeId| right.replica_on(*member).is_some();
+    let ready = is_ready(&descriptor.replicas, &status, |id| node.hears(id))
+        && status.voters.values().chain(status.learners.values()).all(lies_beside);
+    if !is_sealed() && (!ready || are_sealed(None).await.is_err()) {
+        return Ok(false);
     }
-    let news = MergeNews { shard: shard.id(), epoch: descriptor.epoch };
-    node.ask_system_leader(ask::MERGE_NEWS, &news).await
+    if !ready {
+        return Err(Error::new(Reason::Conflict, "its members have changed since the right one was sealed"));
+    }
+    let question = SealAsk {
+        shard: right.id,
+        epoch: right.epoch,
+        sealed: intent.sealed,
+        into: shard.id(),
+        replicas: right.replicas.clone(),
+    };
+    let index: u64 = match ask_its_leader(node, right, ask::SEAL, &question).await {
+        Ok(index) => index,
+        // It says that it did nothing.
+        Err(error) if error.reason == Reason::NotReady && !is_sealed() => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    are_sealed(Some(index)).await?;
+    let absorb = Absorb {
+        epoch: descriptor.epoch,
+        right: right.id,
+        sealed: intent.sealed,
+        end: right.end.clone().into(),
+        members_at: status.members_at,
+    };
+    shard.absorb(&absorb, node.clock().now() + PROPOSAL_TIMEOUT).await?;
+    Ok(true)
 }
 
 /// Whether a leader's group has these members, all alive and up with the leader.
@@ -181,7 +234,7 @@ impl Node {
         let status = shard.group().status();
         if shard.state().sealed_for != Some(question.into) {
             if !is_ready(&question.replicas, &status, |id| self.hears(id)) {
-                return Err(Error::new(Reason::Conflict, format!("the members of {} are not there yet", shard.id())));
+                return Err(Error::new(Reason::NotReady, format!("the members of {} are not there yet", shard.id())));
             }
             let SealAsk { epoch, sealed, into, .. } = question;
             let seal = Seal { epoch, sealed, into, members_at: status.members_at };
@@ -197,7 +250,8 @@ impl Node {
             let why = format!("{} hosts another replica of {}", self.id(), shard.id());
             return Err(Error::new(Reason::ShardNotHere, why));
         }
-        let applied = timeout_at(deadline, shard.group().wait_applied(question.index)).await;
+        let Some(index) = question.index else { return Ok(()) };
+        let applied = timeout_at(deadline, shard.group().wait_applied(index)).await;
         let late = || Error::new(Reason::DeadlineExceeded, format!("{} of {} is behind", shard.replica(), shard.id()));
         applied.ok_or_else(late)?.map_err(|error| Error::new(Reason::NotReady, error.to_string()))?;
         if shard.state().sealed_for != Some(question.into) && !planted::is(Bug::UnsealedMerge) {
@@ -208,10 +262,24 @@ impl Node {
         Ok(())
     }
 
-    /// Whether a sealed replica must stay because one of the left shard lives here, which has yet to take it over.
+    /// As leader of the right shard: goes on without the merge. A seal that may still be on its way has no effect then.
+    pub(super) async fn release(&self, question: ReleaseAsk, deadline: Instant) -> Result<()> {
+        let shard = self.hosted(question.shard)?;
+        let epoch = shard.state().epoch;
+        if epoch > question.sealed {
+            return Ok(());
+        }
+        shard.abandon(Abandon { epoch, next: Epoch(question.sealed.0 + 1) }, deadline).await
+    }
+
+    /// Whether a sealed replica must stay because one of the left shard lives here that may have yet to take it over.
     pub(super) fn is_awaited(&self, shard: &Shard) -> Result<bool> {
-        let Some(left) = shard.state().sealed_for else { return Ok(false) };
-        Ok(Record::load(&**self.engine(), left)?.is_some_and(|left| !left.tombstone))
+        let state = shard.state();
+        let Some(left) = state.sealed_for else { return Ok(false) };
+        let lives = Record::load(&**self.engine(), left)?.is_some_and(|left| !left.tombstone);
+        // Past this epoch it has taken it over, or never will.
+        let past = self.replicas().get(left).is_some_and(|left| left.state().epoch >= state.epoch);
+        Ok(lives && !past)
     }
 }
 

@@ -103,6 +103,28 @@ pub struct Proposal {
     pub seal: Option<Seal>,
     /// Take over the range of the right neighbour.
     pub absorb: Option<Absorb>,
+    /// Do without a merge.
+    pub abandon: Option<Abandon>,
+}
+
+/// The end of a merge that does not come about, as it stands in the log of either shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abandon {
+    /// The epoch that it is meant for.
+    pub epoch: Epoch,
+    /// The epoch afterwards.
+    pub next: Epoch,
+}
+
+impl Abandon {
+    /// The form in the log.
+    pub fn to_log(self) -> log::Abandon {
+        log::Abandon { epoch: self.epoch.0, next: self.next.0 }
+    }
+
+    fn from_log(abandon: log::Abandon) -> Abandon {
+        Abandon { epoch: Epoch(abandon.epoch), next: Epoch(abandon.next) }
+    }
 }
 
 /// The first half of a merge as it stands in the log of the right shard.
@@ -249,6 +271,7 @@ impl Proposal {
             split: self.split.as_ref().map(Split::to_log),
             seal: self.seal.map(Seal::to_log),
             absorb: self.absorb.as_ref().map(Absorb::to_log),
+            abandon: self.abandon.map(Abandon::to_log),
         })
     }
 
@@ -266,6 +289,7 @@ impl Proposal {
             split: proposal.split.map(Split::from_log),
             seal: proposal.seal.map(Seal::from_log),
             absorb: proposal.absorb.map(Absorb::from_log),
+            abandon: proposal.abandon.map(Abandon::from_log),
         })
     }
 }
@@ -382,6 +406,7 @@ mod tests {
             split: Some(split()),
             seal: Some(seal()),
             absorb: Some(absorb()),
+            abandon: Some(Abandon { epoch: Epoch(6), next: Epoch(7) }),
         };
         assert_eq!(Proposal::decode(proposal.encode()).unwrap(), proposal);
     }
@@ -396,7 +421,8 @@ mod tests {
         let hex: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, include_str!("testdata/split.hex").trim());
         let (seal, absorb) = (Some(seal()), Some(absorb()));
-        let proposal = Proposal { stamped: Timestamp(77), seal, absorb, ..Proposal::default() }.encode();
+        let abandon = Some(Abandon { epoch: Epoch(6), next: Epoch(7) });
+        let proposal = Proposal { stamped: Timestamp(77), seal, absorb, abandon, ..Proposal::default() }.encode();
         let hex: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, include_str!("testdata/merge.hex").trim());
     }

@@ -22,7 +22,6 @@ use tokio::sync::mpsc;
 
 use super::command::{ChildReplica, Split};
 use super::machine;
-use super::merging;
 use super::record::Record;
 use super::state::State;
 use crate::keyspace::side;
@@ -131,14 +130,14 @@ pub(super) fn divide(shard: ShardId, state: &mut State, split: &Split, index: u6
     Ok(Child { state: child, birth })
 }
 
-/// Another shard whose replica here owns a part of the range that `shard` has in this state, and was not taken over by it.
+/// Another shard whose replica here owns a part of the range that `shard` has in this state, and was not taken over.
 pub(super) fn overlapping(engine: &dyn Reader, shard: ShardId, coming: &State) -> storage::Result<Option<ShardId>> {
     for record in Record::load_all(engine).map_err(storage::Error::from)? {
         if record.tombstone || record.shard == shard {
             continue;
         }
         let (from, to) = match machine::load(engine, record.shard)? {
-            Some(state) if merging::supersedes(shard, coming, &state) => continue,
+            _ if coming.absorbed.contains(&record.shard) => continue,
             Some(state) => (state.start, state.end),
             None => (record.start, record.end),
         };

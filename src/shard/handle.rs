@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::age::Proofs;
 use super::checksum::{self, Checksum};
-use super::command::{Absorb, Command, Seal, Split};
+use super::command::{Abandon, Absorb, Command, Seal, Split};
 use super::division::Home;
 use super::evaluate::{Scratch, evaluate};
 use super::gate::{self, Gate, Waiting};
@@ -322,6 +322,15 @@ impl Shard {
             return Err(self.not_leader());
         }
         self.enqueue(PendingKind::Absorb(absorb.to_log()), 0, deadline).await.map(|_| ())
+    }
+
+    /// Does without a merge: the shard goes on with what it has, under a later epoch. `WRONG_EPOCH`: it has changed since,
+    /// and nothing happened.
+    pub async fn abandon(&self, abandon: Abandon, deadline: Instant) -> Result<()> {
+        if !self.is_leader() {
+            return Err(self.not_leader());
+        }
+        self.enqueue(PendingKind::Abandon(abandon.to_log()), 0, deadline).await.map(|_| ())
     }
 
     /// Whether the log here still holds entries from before the range was last changed.

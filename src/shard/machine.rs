@@ -232,6 +232,10 @@ impl ShardMachine {
             let carry = proposal.versions_carry_outcomes;
             outcomes.push(self.apply_command(command, proposal.stamped, carry, scratch, batch)?);
         }
+        if let Some(abandon) = &proposal.abandon {
+            outcomes.push(merging::abandon(self.shard, &mut self.state, abandon).map(|()| self.done()));
+            return Ok(outcomes);
+        }
         if self.state.sealed_for.is_some() {
             // Whoever takes this shard over finds the same state beside it, whenever it comes to do so.
             let late = || Error::new(Reason::WrongEpoch, format!("{} was sealed", self.shard));
@@ -368,11 +372,11 @@ impl Machine for ShardMachine {
 
     fn install(&mut self, name: &str, summary: &Bytes, files: Vec<PathBuf>) -> storage::Result<()> {
         let coming = State::decode(summary.clone()).map_err(storage::Error::from)?;
-        if self.state.sealed_for.is_some() {
+        if self.state.sealed_for.is_some() && coming.epoch <= self.state.epoch {
             // It was sealed since the snapshot was looked at. Its range may be another's any moment.
             return Err(storage::Error::Io(format!("a snapshot of {} came when it was sealed", self.shard)));
         }
-        let ended = merging::superseded(&*self.engine, self.shard, &coming)?;
+        let ended = merging::superseded(&*self.engine, &coming)?;
         // What was here goes, and what comes needs an empty place: the shard may have been split in between.
         let start = coming.start.clone().min(self.state.start.clone());
         let end = coming.end.clone().max(self.state.end.clone());

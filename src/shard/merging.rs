@@ -7,25 +7,29 @@
 //! batch of the second entry, so a crash leaves either two shards, one of them sealed, or one.
 //!
 //! Invariants
-//! - Whether an entry seals or absorbs is decided by the log alone: by the epoch, and by the members in force.
-//! - A sealed shard stays sealed, and its state stays as it is but for the mark: the entries that follow in its log change
-//!   nothing, and no snapshot is laid over it. So every replica of the left shard finds the same state beside it, whenever
-//!   it comes to the second entry.
+//! - Whether an entry seals, absorbs or abandons is decided by the log alone: by the epoch, and by the members in force.
+//! - The state of a sealed shard stays as it is but for the mark: the entries that follow in its log change nothing, and no
+//!   snapshot of that time is laid over it. So every replica of the left shard finds the same state beside it, whenever it
+//!   comes to the second entry.
 //! - The second entry is proposed only when beside every member of the left shard a replica of the right one is sealed, and
 //!   durably so; if the members are others when it is applied, it does nothing. So whoever applies it finds what it is to
 //!   take over. A replica that does not must not guess: it stops.
-//! - A replica that was sealed is destroyed only if none of the left shard lives beside it: one that does has yet to absorb
-//!   it.
-//! - A snapshot of the left shard, of a time after the merge, ends the sealed right replica where it is installed, whatever
-//!   range it has: that it exists says that the merge has happened. Which time it is of is told by the epochs
-//!   ([`supersedes`]): the sealed one's lies between that of the left shard before and that of the two as one.
+//! - If that cannot be had soon, for a member is away, the merge is abandoned ([`abandon`]): first in the log of the left
+//!   shard, whose epoch then forbids the second entry for ever, and only then in that of the right one, which goes on.
+//! - A replica that was sealed is destroyed only if no replica of the left shard lives beside it that may have yet to
+//!   absorb it.
+//! - A shard knows which others it has taken over ([`State::absorbed`]). A snapshot of it ends their replicas where it is
+//!   installed, sealed or not and whatever range it has: they are over, and what they knew is in the snapshot, or in that
+//!   of another part.
 //! - The log from before the second entry is removed as after a split ([`State::divided_at`]).
 
-use super::command::{Absorb, Seal};
+use std::collections::BTreeSet;
+
+use super::command::{Abandon, Absorb, Seal};
 use super::machine;
 use super::outcomes;
 use super::record::Record;
-use super::state::State;
+use super::state::{ABSORBED_MAX, State};
 use crate::runtime::planted::{self, Bug};
 use crate::storage::{self, Batch, Engine, Reader};
 use crate::types::{Epoch, Error, Reason, Result, ShardId};
@@ -92,57 +96,58 @@ pub(super) fn absorb(
     state.requests_from_ms =
         state.requests_from_ms.max(outcomes::answerable_from(state.horizon, state.carried_until, state.requests_from_ms));
     state.divided_at = index;
+    state.absorbed.extend(taken.absorbed);
+    state.absorbed.push(right);
+    let surplus = state.absorbed.len().saturating_sub(ABSORBED_MAX);
+    state.absorbed.drain(..surplus);
     record.entomb(batch);
     Ok(Ok(()))
 }
 
-/// Whether `coming`, a state of `shard`, is of a time after it took this sealed one over. What it took over it may have
-/// given away again since.
-pub fn supersedes(shard: ShardId, coming: &State, sealed: &State) -> bool {
-    sealed.sealed_for == Some(shard) && coming.epoch > sealed.epoch
+/// Does without a merge, or says why not; a refusal has no effect.
+pub(super) fn abandon(shard: ShardId, state: &mut State, abandon: &Abandon) -> Result<()> {
+    if abandon.epoch != state.epoch || abandon.next <= state.epoch {
+        let why = format!("{shard} has changed since its merge was to be abandoned");
+        return Err(Error::new(Reason::WrongEpoch, why));
+    }
+    state.epoch = abandon.next;
+    state.sealed_for = None;
+    Ok(())
 }
 
-/// The replicas here, with their states, that a snapshot of `shard` with this state says were taken over.
-pub(super) fn superseded(engine: &dyn Reader, shard: ShardId, coming: &State) -> storage::Result<Vec<(Record, State)>> {
+/// The replicas here, with what they own, that a shard in this state, or one whose range it has got, has taken over.
+pub(super) fn superseded(engine: &dyn Reader, coming: &State) -> storage::Result<Vec<(Record, State)>> {
     let mut ended = Vec::new();
-    for record in Record::load_all(engine).map_err(storage::Error::from)? {
-        if record.tombstone || record.shard == shard {
-            continue;
-        }
-        if let Some(state) = machine::load(engine, record.shard)?
-            && supersedes(shard, coming, &state)
-        {
+    for &shard in &coming.absorbed {
+        let record = Record::load(engine, shard).map_err(storage::Error::from)?;
+        if let Some(record) = record.filter(|record| !record.tombstone) {
+            let (table, start, end) = (record.table, record.start.clone(), record.end.clone());
+            let state = machine::load(engine, shard)?;
+            let state = state.unwrap_or_else(|| State::fresh(table, start, end, record.epoch));
             ended.push((record, state));
         }
     }
     Ok(ended)
 }
 
-/// The replicas that live here, sealed or not, without those that were taken over already, by a snapshot whose
-/// installation a crash has cut short: those are buried. For a node that starts.
+/// The replicas that live here, without those that were taken over already by a snapshot whose installation a crash has cut
+/// short: those are buried. For a node that starts.
 pub fn survivors(engine: &dyn Engine) -> storage::Result<Vec<Record>> {
     let mut survivors = Vec::new();
+    let mut over: BTreeSet<ShardId> = BTreeSet::new();
     for record in Record::load_all(engine).map_err(storage::Error::from)? {
         if record.tombstone {
             // A crash may have come between its end and the removal of its traces.
             record.remove_traces(engine)?;
             continue;
         }
-        let state = machine::load(engine, record.shard)?;
-        let left = state.as_ref().and_then(|state| state.sealed_for);
-        let over = match (left, &state) {
-            (Some(left), Some(state)) => {
-                let alive = Record::load(engine, left).map_err(storage::Error::from)?.is_some_and(|left| !left.tombstone);
-                alive && machine::load(engine, left)?.is_some_and(|coming| supersedes(left, &coming, state))
-            }
-            _ => false,
-        };
-        if over {
-            bury(engine, &record)?;
-        } else {
-            survivors.push(record);
-        }
+        over.extend(machine::load(engine, record.shard)?.into_iter().flat_map(|state| state.absorbed));
+        survivors.push(record);
     }
+    for record in survivors.iter().filter(|record| over.contains(&record.shard)) {
+        bury(engine, record)?;
+    }
+    survivors.retain(|record| !over.contains(&record.shard));
     Ok(survivors)
 }
 
@@ -352,9 +357,12 @@ mod tests {
     #[test]
     fn a_snapshot_from_after_the_merge_ends_the_right_replica() {
         // Of the whole, of a part that was split off it since, and of one that ends before the place where they met.
-        for end in ["z", "s", "k"] {
+        // One that slept through the seal is over as well.
+        for (end, sealed) in [("z", true), ("s", true), ("k", true), ("z", false), ("s", false)] {
             let mut sender = Machines::new();
-            let mut sent = sender.open(LEFT, State::fresh(TableId(1), encoded("a"), encoded(end), Epoch(7)));
+            let absorbed = vec![RIGHT];
+            let fresh = State { absorbed, ..State::fresh(TableId(1), encoded("a"), encoded(end), Epoch(7)) };
+            let mut sent = sender.open(LEFT, fresh);
             sender.put(&mut sent, 7, "c", 1).expect("taken");
             let directory = tempfile::tempdir().expect("a directory");
             let mut cut = sent.cutter().cut(directory.path()).expect("a cut");
@@ -363,14 +371,13 @@ mod tests {
             let (mut left, mut right) = neighbours(&machines);
             machines.put(&mut left, 2, "b", 1).expect("taken");
             machines.put(&mut right, 5, "x", 2).expect("taken");
-            let asked = |left: &ShardMachine, summary: &bytes::Bytes| left.cutter().may_install(summary).expect("reads");
-            if end != "k" {
-                assert!(asked(&left, &cut.summary()).is_err(), "the right one may live");
+            if sealed {
+                machines.apply(&mut right, 5, &sealing(EPOCHS.1, 6, 5)).expect("sealed");
             }
-            machines.apply(&mut right, 5, &sealing(EPOCHS.1, 6, 5)).expect("sealed");
-            assert_eq!(asked(&left, &cut.summary()), Ok(()));
-            let early = State::fresh(TableId(1), encoded("a"), encoded("z"), Epoch(6));
-            assert!(asked(&left, &early.encode()).is_err(), "of a time before");
+            let asked = |summary: &bytes::Bytes| left.cutter().may_install(summary).expect("reads");
+            assert_eq!(asked(&cut.summary()), Ok(()));
+            let early = State::fresh(TableId(1), encoded("a"), encoded("z"), Epoch(7));
+            assert!(asked(&early.encode()).is_err(), "one that has not taken it over");
 
             let files: Vec<PathBuf> = std::iter::from_fn(|| cut.next_file().expect("it is written")).collect();
             left.install("test", &cut.summary(), files).expect("installed");
@@ -379,6 +386,39 @@ mod tests {
             assert!(machines.get("c") && !machines.get("b") && !machines.get("x"), "{end}: what was there is gone");
             assert_eq!(survivors(&*machines.memory).expect("reads").len(), 1);
         }
+    }
+
+    #[test]
+    fn a_merge_that_was_abandoned_never_comes_about() {
+        let mut machines = Machines::new();
+        let (mut left, mut right) = neighbours(&machines);
+        machines.put(&mut right, 5, "x", 1).expect("taken");
+        machines.apply(&mut right, 5, &sealing(EPOCHS.1, 6, 5)).expect("sealed");
+        let sealed = state(&right);
+        let off = |epoch: u64, next: u64| {
+            Proposal { abandon: Some(Abandon { epoch: Epoch(epoch), next: Epoch(next) }), ..proposal() }
+        };
+        assert_eq!(machines.apply(&mut left, 5, &off(1, 6)).expect_err("old").reason, Reason::WrongEpoch);
+        assert_eq!(machines.apply(&mut left, 5, &off(2, 2)).expect_err("no later").reason, Reason::WrongEpoch);
+        machines.apply(&mut left, 5, &off(2, 6)).expect("off");
+        let late = machines.apply(&mut left, 5, &absorbing(EPOCHS.0, 6, "z", 5)).expect_err("too late");
+        assert_eq!(late.reason, Reason::WrongEpoch);
+        machines.apply(&mut right, 5, &off(6, 7)).expect("it goes on");
+        machines.put(&mut left, 6, "c", 2).expect("the left part");
+        machines.put(&mut right, 7, "y", 3).expect("the right part");
+        // A seal that was on its way all the time.
+        let late = machines.apply(&mut right, 5, &sealing(EPOCHS.1, 6, 5)).expect_err("too late");
+        assert_eq!(late.reason, Reason::WrongEpoch);
+        // A replica that is sealed still may be sent what came after.
+        let mut slept = Machines::new();
+        let (_, mut behind) = neighbours(&slept);
+        slept.apply(&mut behind, 5, &sealing(EPOCHS.1, 6, 5)).expect("sealed");
+        assert_eq!(behind.cutter().may_install(&state(&right).encode()).expect("reads"), Ok(()));
+        assert!(behind.cutter().may_install(&sealed.encode()).expect("reads").is_err());
+        // And they are merged another time.
+        machines.apply(&mut right, 5, &sealing(Epoch(7), 8, 5)).expect("sealed");
+        machines.apply(&mut left, 5, &absorbing(Epoch(6), 8, "z", 5)).expect("absorbed");
+        assert_eq!((state(&left).epoch, state(&left).absorbed), (Epoch(9), vec![RIGHT]));
     }
 
     #[test]

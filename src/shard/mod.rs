@@ -54,7 +54,7 @@ mod state;
 mod tests;
 
 pub use checksum::Checksum;
-pub use command::{Absorb, ChildReplica, Seal, Split};
+pub use command::{Abandon, Absorb, ChildReplica, Seal, Split};
 pub use division::{Born, Home, NEWS_MAX, News};
 pub use handle::{Served, Shard, ShardOptions};
 pub use load::Load;

@@ -57,7 +57,8 @@ impl Cutter for ShardCutter {
         if coming.start >= coming.end {
             return Ok(Err("it does not say what range it is of; do the versions match?".to_owned()));
         }
-        if machine::load(&*self.engine, self.shard)?.is_some_and(|state| state.sealed_for.is_some()) {
+        let sealed = |state: &State| state.sealed_for.is_some() && coming.epoch <= state.epoch;
+        if machine::load(&*self.engine, self.shard)?.is_some_and(|state| sealed(&state)) {
             return Ok(Err("this replica is sealed: it has all there is, and another is about to take it over".to_owned()));
         }
         let other = division::overlapping(&*self.engine, self.shard, &coming)?;

@@ -11,6 +11,10 @@ use crate::wire::proto::internal as log;
 /// the data.
 pub const REQUEST_RETENTION_MS: u64 = 15 * 60 * 1_000;
 
+/// Shards taken over that are remembered. Each is needed until the last replica of it is gone, which a node that is away
+/// may still hold; one that is away for long is replaced.
+pub const ABSORBED_MAX: usize = 64;
+
 /// The oldest `issued_ms` that a shard still takes at `now`.
 pub fn requests_from(now: Timestamp) -> u64 {
     now.millis().saturating_sub(REQUEST_RETENTION_MS)
@@ -43,6 +47,9 @@ pub struct State {
     pub divided_at: u64,
     /// The left neighbour that takes over the range, if the shard is sealed: then nothing but the mark changes any more.
     pub sealed_for: Option<ShardId>,
+    /// The shards that this one has taken over, or whose range it got from one that had: the newest
+    /// [`ABSORBED_MAX`]. They are over, whatever a replica that slept thinks of them.
+    pub absorbed: Vec<ShardId>,
     /// Raft's position and membership, opaque here.
     pub mark: Option<Bytes>,
 }
@@ -62,6 +69,7 @@ impl State {
             carried_until: Timestamp::ZERO,
             divided_at: 0,
             sealed_for: None,
+            absorbed: Vec::new(),
             mark: None,
         }
     }
@@ -91,6 +99,7 @@ impl State {
             carried_until: self.carried_until.0,
             divided_at: self.divided_at,
             sealed_for: self.sealed_for.map_or(0, |left| left.0),
+            absorbed: self.absorbed.iter().map(|shard| shard.0).collect(),
         };
         record.encode_to_vec().into()
     }
@@ -112,6 +121,7 @@ impl State {
             carried_until: Timestamp(record.carried_until),
             divided_at: record.divided_at,
             sealed_for: (record.sealed_for != 0).then_some(ShardId(record.sealed_for)),
+            absorbed: record.absorbed.into_iter().map(ShardId).collect(),
             mark: (!record.mark.is_empty()).then_some(record.mark),
         })
     }
@@ -136,6 +146,7 @@ mod tests {
         assert!(state.owns(b"a") && state.owns(b"az") && !state.owns(b"b"));
         assert!(state.owns_all(b"a", b"b") && !state.owns_all(b"a", b"ba"));
         state.sealed_for = Some(ShardId(3));
+        state.absorbed = vec![ShardId(9), ShardId(2)];
         assert_eq!(State::decode(state.encode()).unwrap(), state);
         assert!(!state.owns(b"a") && !state.owns_all(b"a", b"b"), "another is about to");
     }

@@ -3,7 +3,7 @@
 //! Two writes frame a merge, as they frame a split. The first ([`begin_merge`]) notes the intent in both rows, and wants
 //! the right shard's members beside those of the left; from then on the leaders of the two bring it about. The second
 //! ([`finish_merge`]) takes note that it has happened: the left shard's row with the range of both, and the right one's
-//! gone. In between neither of the two is split, merged otherwise or moved by itself; when a replica of the left one has
+//! gone; or that it will not ([`abandon_merge`]): both rows with the epochs that they have since. In between neither of the two is split, merged otherwise or moved by itself; when a replica of the left one has
 //! to move, that of the right goes along (`replicas::move_replica`).
 
 use super::{Draft, Write};
@@ -82,5 +82,23 @@ pub fn finish_merge(directory: &Directory, shard: ShardId, epoch: Epoch) -> Resu
     let mut draft = Draft::new(directory);
     draft.put(&RowKey::Shard(one.table, one.id), &one);
     draft.delete(&RowKey::Shard(right.table, right.id));
+    draft.finish().map(Some)
+}
+
+/// Notes that a shard of this epoch will not take over its right neighbour. None if that is known.
+pub fn abandon_merge(directory: &Directory, shard: ShardId, epoch: Epoch) -> Result<Option<Write>> {
+    let Some(left) = directory.shard(shard) else {
+        return Err(Error::new(Reason::UnknownShard, format!("there is no shard {shard}")));
+    };
+    let Some(intent) = left.merge.filter(|_| left.epoch == epoch) else { return Ok(None) };
+    let Some(right) = directory.shard(intent.right) else {
+        return Err(Error::internal(format!("{shard} was to take over {}, which has no row", intent.right)));
+    };
+    let left = ShardDescriptor { epoch: intent.sealed, merge: None, ..ShardDescriptor::clone(left) };
+    let epoch = Epoch(intent.sealed.0 + 1);
+    let right = ShardDescriptor { epoch, merging_into: None, ..ShardDescriptor::clone(right) };
+    let mut draft = Draft::new(directory);
+    draft.put(&RowKey::Shard(left.table, left.id), &left);
+    draft.put(&RowKey::Shard(right.table, right.id), &right);
     draft.finish().map(Some)
 }
