@@ -10,7 +10,7 @@
 //! 5. it has control note the one shard that is left (`finish_merge`), and clients learn of it.
 //!
 //! From 2 to 5 nobody answers for the right range: that is the pause that its clients see. So 2 is begun only when nothing
-//! that is known stands in the way of 3 and 4: all members are alive and have caught up.
+//! that is known stands in the way of 3 and 4: all members have caught up, and have just answered.
 //!
 //! If 3 fails all the same, nobody waits for a node to come back: the merge is abandoned. The left shard's log says so first,
 //! and never absorbs the right one from then on; then the right one's, which goes on with what it has; then the catalog
@@ -147,7 +147,7 @@ async fn merge(
         try_join_all(beside).await
     };
     let lies_beside = |member: &NodeId| right.replica_on(*member).is_some();
-    let ready = is_ready(&descriptor.replicas, &status, |id| node.hears(id))
+    let ready = is_ready(&descriptor.replicas, &status)
         && status.voters.values().chain(status.learners.values()).all(lies_beside);
     if !is_sealed() && (!ready || are_sealed(None).await.is_err()) {
         return Ok(false);
@@ -180,8 +180,8 @@ async fn merge(
     Ok(true)
 }
 
-/// Whether a leader's group has these members, all alive and up with the leader.
-fn is_ready(wanted: &[ReplicaDescriptor], status: &Status, hears: impl Fn(NodeId) -> bool) -> bool {
+/// Whether a leader's group has these members, all up with the leader as far as it knows.
+fn is_ready(wanted: &[ReplicaDescriptor], status: &Status) -> bool {
     let of_role = |role: ReplicaRole| -> BTreeMap<ReplicaId, NodeId> {
         let of_role = wanted.iter().filter(|replica| replica.role == role);
         of_role.map(|replica| (replica.id, replica.node)).collect()
@@ -191,8 +191,7 @@ fn is_ready(wanted: &[ReplicaDescriptor], status: &Status, hears: impl Fn(NodeId
         && status.learners == of_role(ReplicaRole::Learner);
     let caught_up = |replica: &ReplicaDescriptor| {
         let matched = status.matched.get(&replica.id).copied().flatten();
-        replica.id == status.replica
-            || hears(replica.node) && matched.is_some_and(|matched| matched + CAUGHT_UP_WITHIN >= status.last_log)
+        replica.id == status.replica || matched.is_some_and(|matched| matched + CAUGHT_UP_WITHIN >= status.last_log)
     };
     settled && wanted.iter().all(caught_up)
 }
@@ -233,7 +232,7 @@ impl Node {
         }
         let status = shard.group().status();
         if shard.state().sealed_for != Some(question.into) {
-            if !is_ready(&question.replicas, &status, |id| self.hears(id)) {
+            if !is_ready(&question.replicas, &status) {
                 return Err(Error::new(Reason::NotReady, format!("the members of {} are not there yet", shard.id())));
             }
             let SealAsk { epoch, sealed, into, .. } = question;
@@ -334,15 +333,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_sealed_while_a_member_is_missing_behind_or_silent() {
+    fn nothing_is_sealed_while_a_member_is_missing_or_behind() {
         let wanted: Vec<_> = [11, 12, 13].map(|id| replica(id, ReplicaRole::Voter)).into();
         let all = [(11, 1_000), (12, 1_000), (13, 990)];
-        assert!(is_ready(&wanted, &status(&[11, 12, 13], &all), |_| true));
-        assert!(!is_ready(&wanted, &status(&[11, 12, 14], &all), |_| true), "a member is to be exchanged");
-        assert!(!is_ready(&wanted, &status(&[11, 12, 13], &all[..2]), |_| true), "one has nothing yet");
-        assert!(!is_ready(&wanted, &status(&[11, 12, 13], &[(12, 1_000), (13, 1)]), |_| true), "one is far behind");
-        assert!(!is_ready(&wanted, &status(&[11, 12, 13], &all), |node| node != NodeId(2)), "one is silent");
+        assert!(is_ready(&wanted, &status(&[11, 12, 13], &all)));
+        assert!(!is_ready(&wanted, &status(&[11, 12, 14], &all)), "a member is to be exchanged");
+        assert!(!is_ready(&wanted, &status(&[11, 12, 13], &all[..2])), "one has nothing yet");
+        assert!(!is_ready(&wanted, &status(&[11, 12, 13], &[(12, 1_000), (13, 1)])), "one is far behind");
         let joint = Status { joint: true, ..status(&[11, 12, 13], &all) };
-        assert!(!is_ready(&wanted, &joint, |_| true), "members are being exchanged");
+        assert!(!is_ready(&wanted, &joint), "members are being exchanged");
     }
 }

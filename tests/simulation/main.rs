@@ -86,6 +86,7 @@ mod planted {
         a_torn_split_is_found: TornSplit;
         a_write_by_a_range_that_was_is_found: WrongEpochAccepted;
         an_age_that_is_told_too_small_is_found: AgeUnderReported;
+        a_merge_of_what_still_takes_writes_is_found: UnsealedMerge;
     }
 }
 

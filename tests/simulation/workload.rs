@@ -428,9 +428,9 @@ impl Worker {
         }
     }
 
-    /// Whether no shard is split in this run: then a token of each is enough.
+    /// Whether no shard is split or merged in this run: then a token of each is enough.
     fn shards_stand(&self) -> bool {
-        !self.plan.faults.contains(&Fault::Split)
+        !self.plan.faults.iter().any(|fault| matches!(fault, Fault::Split | Fault::Merge))
     }
 
     fn saw(&mut self, key: &Bytes, version: Timestamp) {
