@@ -233,7 +233,7 @@ impl ShardMachine {
             outcomes.push(self.apply_command(command, proposal.stamped, carry, scratch, batch)?);
         }
         if let Some(abandon) = &proposal.abandon {
-            outcomes.push(merging::abandon(self.shard, &mut self.state, abandon).map(|()| self.done()));
+            outcomes.push(merging::abandon(self.shard, &mut self.state, abandon, index).map(|()| self.done()));
             return Ok(outcomes);
         }
         if self.state.sealed_for.is_some() {

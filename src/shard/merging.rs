@@ -105,13 +105,15 @@ pub(super) fn absorb(
 }
 
 /// Does without a merge, or says why not; a refusal has no effect.
-pub(super) fn abandon(shard: ShardId, state: &mut State, abandon: &Abandon) -> Result<()> {
+pub(super) fn abandon(shard: ShardId, state: &mut State, abandon: &Abandon, index: u64) -> Result<()> {
     if abandon.epoch != state.epoch || abandon.next <= state.epoch {
         let why = format!("{shard} has changed since its merge was to be abandoned");
         return Err(Error::new(Reason::WrongEpoch, why));
     }
     state.epoch = abandon.next;
     state.sealed_for = None;
+    // The range is the same; but who is created under a later epoch waits for a snapshot, whatever it was that raised it.
+    state.divided_at = index;
     Ok(())
 }
 
@@ -401,6 +403,7 @@ mod tests {
         assert_eq!(machines.apply(&mut left, 5, &off(1, 6)).expect_err("old").reason, Reason::WrongEpoch);
         assert_eq!(machines.apply(&mut left, 5, &off(2, 2)).expect_err("no later").reason, Reason::WrongEpoch);
         machines.apply(&mut left, 5, &off(2, 6)).expect("off");
+        assert_eq!(state(&left).divided_at, machines.index, "a newcomer waits for a snapshot");
         let late = machines.apply(&mut left, 5, &absorbing(EPOCHS.0, 6, "z", 5)).expect_err("too late");
         assert_eq!(late.reason, Reason::WrongEpoch);
         machines.apply(&mut right, 5, &off(6, 7)).expect("it goes on");

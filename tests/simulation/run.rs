@@ -370,7 +370,15 @@ async fn converge(
             break;
         }
         if now() >= until {
-            return Err(format!("{CONVERGED_WITHIN:?} after the last write replicas differ: {unequal:?}"));
+            let mut text = format!("{CONVERGED_WITHIN:?} after the last write replicas differ: {unequal:?}");
+            for node in cluster.members.iter().filter_map(|member| member.node()) {
+                for (id, _) in &unequal {
+                    let Some(shard) = node.replicas().get(**id) else { continue };
+                    let wanted = node.directory().shard(**id).map(|wanted| wanted.replicas.clone());
+                    text += &format!("\n{}: {:?}, wanted {wanted:?}", node.id(), shard.group().status());
+                }
+            }
+            return Err(text);
         }
         nemesis.pass(cluster, watch, Duration::from_millis(100)).await;
         if !report.goes_on() {
