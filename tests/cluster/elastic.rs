@@ -182,7 +182,7 @@ async fn a_shard_that_serves_or_holds_too_much_is_split_unasked_and_merged_when_
     let mut cluster = Cluster::unstarted(3);
     for id in cluster.ids() {
         cluster.node_mut(id).settings = vec![
-            "split.requests_per_second=50".to_owned(),
+            "split.requests_per_second=200".to_owned(),
             "split.mb=2".to_owned(),
             "split.merge_after_ms=2000".to_owned(),
             // So that what is written soon lies in files, whose sizes are looked at.
