@@ -9,7 +9,7 @@ pub(super) struct Planned {
 }
 
 /// CI has a quarter of an hour: eight of these with the time before and after them.
-const SHORT_SECONDS: u64 = 75;
+const SHORT_SECONDS: u64 = 70;
 /// Long enough for twenty strikes of each.
 const LONG_SECONDS: u64 = 300;
 
