@@ -89,7 +89,9 @@ fn wanted(directory: &Directory, wish: MergeAsk) -> Result<Option<Write>> {
 
 /// The nodes on which the right shard gets a replica that it has not.
 fn newcomers(directory: &Directory, wish: MergeAsk) -> Vec<NodeId> {
-    let (Some(left), Some(right)) = (directory.shard(wish.left), directory.shard(wish.right)) else { return Vec::new() };
+    let (Some(left), Some(right)) = (directory.shard(wish.left), directory.shard(wish.right)) else {
+        return Vec::new();
+    };
     let nodes = left.replicas.iter().map(|replica| replica.node);
     nodes.filter(|&node| right.replica_on(node).is_none()).collect()
 }

@@ -337,7 +337,9 @@ impl House {
         let write = Write { request: Some(request), conditions: vec![], operations };
         let read = Read { keys: vec![key.into()], level: ReadLevel::Linearizable, any_replica: false };
         self.ask_leader(key, &Request::Write(write))?;
-        let Response::Values(values) = self.ask_leader(key, &Request::Read(read))? else { panic!("a read is answered") };
+        let Response::Values(values) = self.ask_leader(key, &Request::Read(read))? else {
+            panic!("a read is answered")
+        };
         assert_eq!(values[0].body.as_ref().map(|found| &found.value), Some(&value));
         Ok(())
     }

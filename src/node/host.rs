@@ -24,7 +24,7 @@ use crate::client::Connection;
 use crate::placement::sizing::Sizes;
 use crate::raft::{GroupError, LogBounds, Timers};
 use crate::runtime::{Clock, random_u64, sleep, spawn};
-use crate::shard::{Home, NEWS_MAX, News, Shard, Record, ShardOptions, State, survivors};
+use crate::shard::{Home, NEWS_MAX, News, Record, Shard, ShardOptions, State, survivors};
 use crate::storage::{Engine, LogWriter};
 use crate::types::{Error, Incarnation, Limits, NodeId, Reason, Result, ShardId, Timestamp};
 

@@ -34,11 +34,13 @@ pub enum Bug {
     AgeUnderReported,
     /// The right shard of a merge is not sealed: it goes on taking writes until it is absorbed.
     UnsealedMerge,
+    /// A scan that meets a shard whose range has changed goes on where the range it was planned by ended.
+    ScanSkipsAtSplit,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 14] = [
+    pub const ALL: [Bug; 15] = [
         Bug::UnconfirmedRead,
         Bug::FollowerRead,
         Bug::OutcomesLostInSnapshot,
@@ -53,6 +55,7 @@ impl Bug {
         Bug::WrongEpochAccepted,
         Bug::AgeUnderReported,
         Bug::UnsealedMerge,
+        Bug::ScanSkipsAtSplit,
     ];
 
     /// The name that `TRIVET_PLANTED` knows it by.
@@ -72,6 +75,7 @@ impl Bug {
             Bug::WrongEpochAccepted => "wrong-epoch-accepted",
             Bug::AgeUnderReported => "age-under-reported",
             Bug::UnsealedMerge => "unsealed-merge",
+            Bug::ScanSkipsAtSplit => "scan-skips-at-split",
         }
     }
 }

@@ -214,7 +214,13 @@ pub(super) mod tests {
         }
 
         /// As `put`, in a table whose versions carry outcomes.
-        pub fn put_carrying(&mut self, machine: &mut ShardMachine, epoch: u64, key: &str, sequence: u64) -> Result<Outcome> {
+        pub fn put_carrying(
+            &mut self,
+            machine: &mut ShardMachine,
+            epoch: u64,
+            key: &str,
+            sequence: u64,
+        ) -> Result<Outcome> {
             let commands = vec![self.command(epoch, key, sequence)];
             let stamped = Timestamp::from_millis(NOW_MS);
             let proposal = Proposal { stamped, commands, versions_carry_outcomes: true, ..Proposal::default() };

@@ -93,8 +93,11 @@ pub(super) fn absorb(
     state.issued_max_ms = state.issued_max_ms.max(taken.issued_max_ms);
     state.carried_until = state.carried_until.max(taken.carried_until);
     // One of the two may have trimmed what the other has to keep: versions that tell the outcomes of requests.
-    state.requests_from_ms =
-        state.requests_from_ms.max(outcomes::answerable_from(state.horizon, state.carried_until, state.requests_from_ms));
+    state.requests_from_ms = state.requests_from_ms.max(outcomes::answerable_from(
+        state.horizon,
+        state.carried_until,
+        state.requests_from_ms,
+    ));
     state.divided_at = index;
     state.absorbed.extend(taken.absorbed);
     state.absorbed.push(right);
@@ -397,8 +400,9 @@ mod tests {
         machines.put(&mut right, 5, "x", 1).expect("taken");
         machines.apply(&mut right, 5, &sealing(EPOCHS.1, 6, 5)).expect("sealed");
         let sealed = state(&right);
-        let off = |epoch: u64, next: u64| {
-            Proposal { abandon: Some(Abandon { epoch: Epoch(epoch), next: Epoch(next) }), ..proposal() }
+        let off = |epoch: u64, next: u64| Proposal {
+            abandon: Some(Abandon { epoch: Epoch(epoch), next: Epoch(next) }),
+            ..proposal()
         };
         assert_eq!(machines.apply(&mut left, 5, &off(1, 6)).expect_err("old").reason, Reason::WrongEpoch);
         assert_eq!(machines.apply(&mut left, 5, &off(2, 2)).expect_err("no later").reason, Reason::WrongEpoch);

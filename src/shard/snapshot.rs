@@ -59,7 +59,9 @@ impl Cutter for ShardCutter {
         }
         let sealed = |state: &State| state.sealed_for.is_some() && coming.epoch <= state.epoch;
         if machine::load(&*self.engine, self.shard)?.is_some_and(|state| sealed(&state)) {
-            return Ok(Err("this replica is sealed: it has all there is, and another is about to take it over".to_owned()));
+            return Ok(Err(
+                "this replica is sealed: it has all there is, and another is about to take it over".to_owned()
+            ));
         }
         let other = division::overlapping(&*self.engine, self.shard, &coming)?;
         Ok(match other {

@@ -74,6 +74,11 @@ impl Report {
         }
     }
 
+    /// How often something was counted so far.
+    pub fn counted(&self, what: &str) -> u64 {
+        self.state.lock().counts.get(what).copied().unwrap_or(0)
+    }
+
     /// Notes that something happened which must not; the first one counts.
     pub fn violation(&self, what: String) {
         self.event(format_args!("VIOLATION: {what}"));
@@ -208,10 +213,11 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
 fn note_size(history: &History, versions: &Versions, report: &Report) {
     let found: usize = versions.values().map(BTreeMap::len).sum();
     report.event(format_args!(
-        "judging {} writes, {} reads, {} scans by {found} versions",
+        "judging {} writes, {} reads, {} scans and {} walks by {found} versions",
         history.writes.len(),
         history.reads.len(),
-        history.scans.len()
+        history.scans.len(),
+        history.walks.len()
     ));
 }
 

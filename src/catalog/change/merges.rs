@@ -52,12 +52,8 @@ pub fn begin_merge(directory: &Directory, shard: ShardId) -> Result<(MergeIntent
         ReplicaDescriptor { id, ..*member }
     });
     let replicas = replicas.collect();
-    let right = ShardDescriptor {
-        replicas,
-        founded: true,
-        merging_into: Some(left.id),
-        ..ShardDescriptor::clone(right)
-    };
+    let right =
+        ShardDescriptor { replicas, founded: true, merging_into: Some(left.id), ..ShardDescriptor::clone(right) };
     let left = ShardDescriptor { founded: true, merge: Some(intent), ..ShardDescriptor::clone(left) };
     draft.put(&RowKey::Shard(left.table, left.id), &left);
     draft.put(&RowKey::Shard(right.table, right.id), &right);

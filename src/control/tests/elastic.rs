@@ -87,6 +87,15 @@ fn a_shard_of_one_replica_moves_and_its_leader_with_it() {
 }
 
 #[test]
+fn whoever_creates_a_table_learns_who_leads_it_from_nodes_that_it_never_asked_anything() {
+    let house = House::of(5);
+    let wish = NewTable { replication: Some(1), ..NewTable::hash("t", 5) };
+    let made = house.ask(4, async |control| control.create_table(wish).await).expect("a table");
+    let led: Vec<_> = made.shards.iter().filter_map(|shard| shard.leader).collect();
+    assert_eq!(led.len(), 5, "each of its shards has a leader, and on five nodes: {led:?}");
+}
+
+#[test]
 fn a_replica_moves_while_its_shard_is_split() {
     let mut house = House::of(4);
     house.create(1, "t", 1);

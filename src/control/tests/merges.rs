@@ -145,7 +145,8 @@ fn the_replicas_of_the_right_one_are_brought_beside_those_of_the_left() {
         house.settle(1);
     }
     want_merge(&mut house, 1, 3, left.id, right.id);
-    let refused = house.ask(3, async |control| control.move_shard(right.id, left.replicas[0].node, NodeId(off), false).await);
+    let refused =
+        house.ask(3, async |control| control.move_shard(right.id, left.replicas[0].node, NodeId(off), false).await);
     assert!(refused.is_err(), "it goes where the left one goes");
     let from = left.replicas[2].node;
     let moved = house.ask(3, async |control| control.move_shard(left.id, from, NodeId(off), false).await);
