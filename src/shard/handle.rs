@@ -1,7 +1,7 @@
 //! The handle by which a node uses one of its replicas: start and stop, writes, checksums, upkeep. Reads: `reads`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -76,6 +76,8 @@ pub struct Shard {
     pub(super) load: Load,
     pub(super) gate: mpsc::Sender<Waiting>,
     pub(super) proofs: Arc<Proofs>,
+    /// Set before its data may go.
+    ended: AtomicBool,
 }
 
 /// An answer of a replica, with what its header says.
@@ -148,6 +150,7 @@ impl Shard {
             load: Load::default(),
             gate,
             proofs,
+            ended: AtomicBool::new(false),
         }))
     }
 
@@ -243,6 +246,10 @@ impl Shard {
     pub async fn write(&self, epoch: Epoch, write: Write, deadline: Instant) -> Result<Served<Outcome>> {
         if !self.is_leader() {
             return Err(self.not_leader());
+        }
+        if self.state().sealed_for.is_some() {
+            // Its log would say so too, but may not be able to say anything any more.
+            return Err(self.wrong_epoch());
         }
         let mut write = write;
         if let Some(first) = write.operations.first() {
@@ -412,9 +419,16 @@ impl Shard {
         horizon_ms >= self.state().last_timestamp.millis() + HORIZON_STEP_MS
     }
 
-    /// Leaves the group. The replica's data stays.
+    /// Leaves the group. The replica's data stays; but what is read of it from now on is not answered, since whoever stops
+    /// a replica may remove that next.
     pub async fn stop(&self) {
+        self.ended.store(true, Ordering::SeqCst);
         self.group.stop().await;
+    }
+
+    /// Whether it was stopped. A reader asks this after it has read.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
     }
 
     pub(super) fn not_leader(&self) -> Error {

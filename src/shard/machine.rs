@@ -372,7 +372,7 @@ impl Machine for ShardMachine {
 
     fn install(&mut self, name: &str, summary: &Bytes, files: Vec<PathBuf>) -> storage::Result<()> {
         let coming = State::decode(summary.clone()).map_err(storage::Error::from)?;
-        if self.state.sealed_for.is_some() && coming.epoch <= self.state.epoch {
+        if !merging::may_replace(&*self.engine, &self.state, &coming)? {
             // It was sealed since the snapshot was looked at. Its range may be another's any moment.
             return Err(storage::Error::Io(format!("a snapshot of {} came when it was sealed", self.shard)));
         }

@@ -16,6 +16,7 @@
 //!   take over. A replica that does not must not guess: it stops.
 //! - If that cannot be had soon, for a member is away, the merge is abandoned ([`abandon`]): first in the log of the left
 //!   shard, whose epoch then forbids the second entry for ever, and only then in that of the right one, which goes on.
+//! - Two snapshots are never installed over one range at a time: one that ends other replicas is installed alone.
 //! - A replica that was sealed is destroyed only if no replica of the left shard lives beside it that may have yet to
 //!   absorb it.
 //! - A shard knows which others it has taken over ([`State::absorbed`]). A snapshot of it ends their replicas where it is
@@ -121,7 +122,7 @@ pub(super) fn abandon(shard: ShardId, state: &mut State, abandon: &Abandon, inde
 }
 
 /// The replicas here, with what they own, that a shard in this state, or one whose range it has got, has taken over.
-pub(super) fn superseded(engine: &dyn Reader, coming: &State) -> storage::Result<Vec<(Record, State)>> {
+pub fn superseded(engine: &dyn Reader, coming: &State) -> storage::Result<Vec<(Record, State)>> {
     let mut ended = Vec::new();
     for &shard in &coming.absorbed {
         let record = Record::load(engine, shard).map_err(storage::Error::from)?;
@@ -133,6 +134,18 @@ pub(super) fn superseded(engine: &dyn Reader, coming: &State) -> storage::Result
         }
     }
     Ok(ended)
+}
+
+/// Whether a snapshot with this state may be laid over a replica, as far as merges are concerned. Not over a sealed one that
+/// a replica of the left shard here may absorb at any moment: but that has nothing to learn, and if the group needs it to
+/// have more of the log, the merge will be abandoned.
+pub(super) fn may_replace(engine: &dyn Reader, ours: &State, coming: &State) -> storage::Result<bool> {
+    let Some(left) = ours.sealed_for.filter(|_| coming.epoch <= ours.epoch) else { return Ok(true) };
+    let record = Record::load(engine, left).map_err(storage::Error::from)?;
+    if record.is_none_or(|record| record.tombstone) {
+        return Ok(true);
+    }
+    Ok(machine::load(engine, left)?.is_some_and(|left| left.epoch >= ours.epoch))
 }
 
 /// The replicas that live here, without those that were taken over already by a snapshot whose installation a crash has cut
@@ -247,6 +260,9 @@ mod tests {
         // A request that took effect before is answered again, whichever of the two it was asked of.
         assert_eq!(machines.put(&mut left, 7, "b", 1), Ok(first));
         assert_eq!(machines.put(&mut left, 7, "x", 2), Ok(second));
+        // What has ended is not sent anything any more.
+        let late = State::fresh(TableId(1), encoded("m"), encoded("z"), Epoch(9));
+        assert!(right.cutter().may_install(&late.encode()).expect("reads").is_err());
     }
 
     #[test]
@@ -418,10 +434,14 @@ mod tests {
         assert_eq!(late.reason, Reason::WrongEpoch);
         // A replica that is sealed still may be sent what came after.
         let mut slept = Machines::new();
-        let (_, mut behind) = neighbours(&slept);
+        let (mut beside, mut behind) = neighbours(&slept);
         slept.apply(&mut behind, 5, &sealing(EPOCHS.1, 6, 5)).expect("sealed");
-        assert_eq!(behind.cutter().may_install(&state(&right).encode()).expect("reads"), Ok(()));
-        assert!(behind.cutter().may_install(&sealed.encode()).expect("reads").is_err());
+        let may = |machine: &ShardMachine, state: &State| machine.cutter().may_install(&state.encode()).expect("reads");
+        assert_eq!(may(&behind, &state(&right)), Ok(()));
+        // So may one be that is sealed no less, once the left one beside it cannot absorb it any more.
+        assert!(may(&behind, &sealed).is_err());
+        slept.apply(&mut beside, 5, &off(2, 6)).expect("off");
+        assert_eq!(may(&behind, &sealed), Ok(()));
         // And they are merged another time.
         machines.apply(&mut right, 5, &sealing(Epoch(7), 8, 5)).expect("sealed");
         machines.apply(&mut left, 5, &absorbing(Epoch(6), 8, "z", 5)).expect("absorbed");

@@ -58,7 +58,7 @@ pub use command::{Abandon, Absorb, ChildReplica, Seal, Split};
 pub use division::{Born, Home, NEWS_MAX, News};
 pub use handle::{Served, Shard, ShardOptions};
 pub use load::Load;
-pub use merging::survivors;
+pub use merging::{superseded, survivors};
 pub use reads::{PageRequest, ShardPage};
 pub use record::Record;
 pub use state::{State, requests_from};

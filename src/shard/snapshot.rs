@@ -13,6 +13,8 @@ use bytes::Bytes;
 
 use super::division;
 use super::machine;
+use super::merging;
+use super::record::Record;
 use super::state::State;
 use crate::keyspace::side;
 use crate::raft::{Cut, Cutter};
@@ -57,8 +59,13 @@ impl Cutter for ShardCutter {
         if coming.start >= coming.end {
             return Ok(Err("it does not say what range it is of; do the versions match?".to_owned()));
         }
-        let sealed = |state: &State| state.sealed_for.is_some() && coming.epoch <= state.epoch;
-        if machine::load(&*self.engine, self.shard)?.is_some_and(|state| sealed(&state)) {
+        if Record::load(&*self.engine, self.shard).map_err(storage::Error::from)?.is_some_and(|record| record.tombstone)
+        {
+            return Ok(Err("this replica has ended".to_owned()));
+        }
+        if let Some(ours) = machine::load(&*self.engine, self.shard)?
+            && !merging::may_replace(&*self.engine, &ours, &coming)?
+        {
             return Ok(Err(
                 "this replica is sealed: it has all there is, and another is about to take it over".to_owned()
             ));

@@ -169,7 +169,7 @@ fn a_node_drains_and_leaves_and_its_directory_does_not_come_back() {
     // Node 4 has little as yet, and would be given some while this looks at what a dry run changes.
     house.ask(3, async |control| control.set_balancing(true).await).expect("paused");
     until(&house, "what was begun is done", async |control| {
-        control.node.directory().shards().all(|shard| shard.replicas.len() == 3 && shard.split.is_none())
+        control.balance(None).await.is_ok_and(|report| report.moving.is_empty())
     });
     let before = house.shards();
     house.ask(3, async |control| control.set_standing(drained, Standing::Draining, true).await).expect("possible");
