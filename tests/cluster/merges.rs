@@ -165,3 +165,43 @@ async fn only_neighbours_are_merged_the_left_one_first() {
     assert!(said.contains("has taken over"), "{said}");
     assert_eq!(in_order(&cluster, "u").await.len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_split_unasked_is_merged_when_nobody_asks_for_it_any_more() {
+    let mut cluster = Cluster::unstarted(3);
+    for id in cluster.ids() {
+        cluster.node_mut(id).settings =
+            vec!["split.requests_per_second=100".to_owned(), "split.merge_after_ms=2000".to_owned()];
+        cluster.start(id);
+    }
+    cluster.healthy().await;
+    cluster.create_hash_table("busy", 1).await;
+    // This one was asked for as it is, and nobody asks it anything.
+    cluster.create_hash_table("quiet", 2).await;
+    let keys: Vec<String> = fill(&cluster, "busy").await.into_iter().collect();
+    let client = connect(&cluster).await;
+    let table = client.table("busy");
+    let read_all = async |until_shards: usize| {
+        let deadline = std::time::Instant::now() + Duration::from_secs(120);
+        loop {
+            let reads = keys.iter().map(|key| table.get(key.clone()).into_future());
+            for read in futures::future::join_all(reads).await {
+                assert!(read.expect("read").body.is_some());
+            }
+            if cluster.shards("busy").await.len() >= until_shards {
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "it is not split");
+        }
+    };
+    read_all(2).await;
+    let deadline = std::time::Instant::now() + Duration::from_secs(180);
+    while cluster.shards("busy").await.len() > 1 {
+        assert!(std::time::Instant::now() < deadline, "it is not merged: {:?}", cluster.shards("busy").await);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(cluster.shards("quiet").await.len(), 2);
+    cluster.healthy().await;
+    cluster.checksums_equal("busy").await;
+    read_all(1).await;
+}
