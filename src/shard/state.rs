@@ -48,7 +48,7 @@ pub struct State {
     /// The left neighbour that takes over the range, if the shard is sealed: then nothing but the mark changes any more.
     pub sealed_for: Option<ShardId>,
     /// The shards that this one has taken over, or whose range it got from one that had: the newest
-    /// [`ABSORBED_MAX`]. They are over, whatever a replica that slept thinks of them.
+    /// `ABSORBED_MAX`. They are over, whatever a replica that slept thinks of them.
     pub absorbed: Vec<ShardId>,
     /// Raft's position and membership, opaque here.
     pub mark: Option<Bytes>,
