@@ -371,6 +371,9 @@ mod tests {
             founders: vec![id],
             founded: false,
             split: None,
+            unasked: false,
+            merge: None,
+            merging_into: None,
         }
     }
 
