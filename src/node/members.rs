@@ -177,22 +177,11 @@ pub fn retire(node: &Arc<Node>, shard: &Arc<Shard>, descriptor: &Arc<ShardDescri
 
 async fn leave(node: &Arc<Node>, shard: &Arc<Shard>, descriptor: &ShardDescriptor) -> Result<()> {
     let question = MemberAsk { shard: shard.id(), replica: shard.replica() };
-    let mut last = Error::new(Reason::NoQuorum, "nobody was there to ask");
-    let mut left: Vec<NodeId> = descriptor.replicas.iter().map(|replica| replica.node).collect();
-    let mut hint = shard.leader().map(|(_, leader)| leader).filter(|leader| left.contains(leader));
-    while let Some(asked) = hint.take().or_else(|| left.pop()) {
-        left.retain(|&other| other != asked);
-        let answer: Result<MemberAnswer> = node.ask(asked, ask::MEMBER, &question).await;
-        match answer {
-            Ok(MemberAnswer { member: true, .. }) => return Ok(()),
-            Ok(MemberAnswer { members_at, .. }) => return reconcile::dissolve(node, shard, members_at).await,
-            Err(error) => {
-                hint = error.leader.filter(|leader| left.contains(leader));
-                last = error;
-            }
-        }
+    let answer: MemberAnswer = node.ask_shard_leader(descriptor, ask::MEMBER, &question).await?;
+    if answer.member {
+        return Ok(());
     }
-    Err(last)
+    reconcile::dissolve(node, shard, answer.members_at).await
 }
 
 /// Whether a replica takes part in a configuration later than the one set at `members_at`, by its own log.

@@ -41,6 +41,9 @@ const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long each member may take to say that it is sealed, while nobody answers for the range.
 const MEMBER_PATIENCE: Duration = Duration::from_secs(1);
 
+/// What the right shard's leader, or who is not that, says when it has not proposed to seal it.
+const NOTHING_DONE: [Reason; 4] = [Reason::Conflict, Reason::NotLeader, Reason::NoQuorum, Reason::ShardNotHere];
+
 /// The news that a shard has taken over its right neighbour, or never will.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct MergeNews {
@@ -119,7 +122,7 @@ async fn carry_out(
     let merged = shard.state().epoch > intent.sealed;
     if !merged {
         let question = ReleaseAsk { shard: right.id, sealed: intent.sealed };
-        ask_its_leader::<_, ()>(node, right, ask::RELEASE, &question).await?;
+        node.ask_shard_leader::<_, ()>(right, ask::RELEASE, &question).await?;
     }
     let news = MergeNews { shard: shard.id(), epoch: descriptor.epoch, merged };
     node.ask_system_leader(ask::MERGE_NEWS, &news).await
@@ -162,10 +165,10 @@ async fn merge(
         into: shard.id(),
         replicas: right.replicas.clone(),
     };
-    let index: u64 = match ask_its_leader(node, right, ask::SEAL, &question).await {
+    let index: u64 = match node.ask_shard_leader(right, ask::SEAL, &question).await {
         Ok(index) => index,
-        // It says that it did nothing.
-        Err(error) if error.reason == Reason::NotReady && !is_sealed() => return Ok(false),
+        // Whoever was asked says that it did nothing.
+        Err(error) if NOTHING_DONE.contains(&error.reason) && !is_sealed() => return Ok(false),
         Err(error) => return Err(error),
     };
     are_sealed(Some(index)).await?;
@@ -196,31 +199,6 @@ fn is_ready(wanted: &[ReplicaDescriptor], status: &Status) -> bool {
     settled && wanted.iter().all(caught_up)
 }
 
-/// Asks the leader of a shard, wherever it is among its nodes.
-async fn ask_its_leader<Q: serde::Serialize, A: serde::de::DeserializeOwned>(
-    node: &Node,
-    shard: &ShardDescriptor,
-    kind: &str,
-    question: &Q,
-) -> Result<A> {
-    let mut left: Vec<NodeId> = shard.replicas.iter().map(|replica| replica.node).collect();
-    let here = node.replicas().get(shard.id).and_then(|replica| replica.leader());
-    let mut hint = here.map(|(_, leader)| leader).filter(|leader| left.contains(leader));
-    let mut last = Error::new(Reason::NoQuorum, format!("{} has no leader right now", shard.id));
-    while let Some(asked) = hint.take().or_else(|| left.pop()) {
-        left.retain(|&other| other != asked);
-        match node.ask(asked, kind, question).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) if error.reason == Reason::NotLeader => {
-                hint = error.leader.filter(|leader| left.contains(leader));
-                last = error;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(last)
-}
-
 impl Node {
     /// As leader of the right shard: seals it, if it has these members. Returns the entry up to which a replica must have
     /// applied to be sealed.
@@ -233,7 +211,7 @@ impl Node {
         let status = shard.group().status();
         if shard.state().sealed_for != Some(question.into) {
             if !is_ready(&question.replicas, &status) {
-                return Err(Error::new(Reason::NotReady, format!("the members of {} are not there yet", shard.id())));
+                return Err(Error::new(Reason::Conflict, format!("the members of {} are not there yet", shard.id())));
             }
             let SealAsk { epoch, sealed, into, .. } = question;
             let seal = Seal { epoch, sealed, into, members_at: status.members_at };

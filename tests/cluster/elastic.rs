@@ -12,7 +12,10 @@ const EVEN_WITHIN: &str = "180s";
 /// Waits until nothing is left to move; returns the nodes' shares.
 fn even(cluster: &Cluster) -> Vec<serde_json::Value> {
     let report = cluster.trivet(&["cluster", "balance", "--wait", EVEN_WITHIN, "-o", "json"]).json();
-    assert_eq!(report["stuck"], serde_json::json!([]), "{report}");
+    // A few clients on a few keys may load one shard more than others, which it says and can do nothing about.
+    let stuck = report["stuck"].as_array().expect("notes");
+    let of_load = |note: &&serde_json::Value| note.as_str().is_some_and(|note| note.contains("fair share of requests"));
+    assert!(stuck.iter().all(|note| of_load(&note)), "{report}");
     report["nodes"].as_array().expect("nodes").clone()
 }
 

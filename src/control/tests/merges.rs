@@ -40,9 +40,29 @@ fn until_merged(house: &mut House, victim: u64, left: ShardId, right: ShardId, s
         if directory.shard(left).is_some_and(|left| left.merge.is_none()) && directory.shard(right).is_some() {
             want_merge(house, victim, victim % 3 + 1, left, right);
         }
-        assert!(Instant::now() < deadline, "{known} shards, and {right} is still on {still:?}");
+        if Instant::now() >= deadline {
+            panic!("{known} shards, and {right} is still on {still:?}:{}", standing(house, &[left, right]));
+        }
         std::thread::sleep(LOOK_EVERY);
     }
+}
+
+/// How the replicas of some shards stand, a line each.
+fn standing(house: &House, shards: &[ShardId]) -> String {
+    let mut text = String::new();
+    for &shard in shards {
+        for id in house.machines.keys().filter(|id| house.life(id.0).is_some()) {
+            let node = house.node(id.0);
+            let wanted = node.directory().shard(shard).cloned();
+            text += &format!("\n{id}, {shard}: wanted {wanted:?}");
+            if let Some(replica) = node.replicas().get(shard) {
+                let state = replica.state();
+                let state = (state.epoch, state.sealed_for, state.divided_at);
+                text += &format!("; is {:?}, epoch, sealed, divided {state:?}", replica.group().status());
+            }
+        }
+    }
+    text
 }
 
 fn split(house: &mut House, victim: u64, asked: u64, shard: ShardId) -> SplitReport {
