@@ -228,8 +228,8 @@ impl Node {
     }
 
     /// Asks the leader of a shard: first whom this node takes for it, then those that are to have a replica, and whomever
-    /// they name. It may be where none is wanted any more. An answer that is an error is the leader's if it is of another
-    /// kind than that someone else leads; else it is the last.
+    /// they name: it may be where none is wanted any more. `CONFLICT` is what a leader refuses with, and ends the search;
+    /// after any other error the next one is asked, and the last error is returned.
     pub(super) async fn ask_shard_leader<Q: Serialize, A: DeserializeOwned>(
         &self,
         shard: &ShardDescriptor,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::harness::{Cluster, eventually, rounds};
 use crate::load::{Load, connect};
-use crate::splits::fill;
+use crate::splits::{assert_all_there, fill};
 
 /// How long a cluster may take until nothing is left to move. Generous: the machine may be busy with other things.
 const EVEN_WITHIN: &str = "180s";
@@ -59,11 +59,7 @@ async fn three_nodes_become_five_and_two_leave_under_load() {
     load.finish().await.assert_flawless(300);
     cluster.healthy().await;
     cluster.checksums_equal("t").await;
-    let client = connect(&cluster).await;
-    for key in &keys {
-        let found = client.table("t").get(key.clone()).await.expect("read").body;
-        assert!(found.is_some(), "{key} is lost");
-    }
+    assert_all_there(&cluster, "t", &keys).await;
     // Its directory does not come back.
     let refused = cluster.node(1).start_refused();
     assert!(refused.said().contains("was decommissioned"), "{}", refused.said());

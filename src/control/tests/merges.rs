@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{House, LOOK_EVERY, NO_END, PATIENCE, replicas_on};
+use super::{House, LOOK_EVERY, NO_END, PATIENCE};
 use crate::types::{NodeId, Reason, ShardId, Slot};
 use crate::wire::admin::{SplitPoint, SplitReport};
 
@@ -89,16 +89,12 @@ fn a_crash_while_two_shards_are_merged_only_delays_it() {
     house.create(1, "t", 1);
     house.settle(1);
     let left = house.shards()[0].id;
-    for key in KEYS {
-        house.write_and_read(key).expect("it serves");
-    }
+    house.serves(&KEYS);
     // Who leads the left one, who leads the right one, who follows: each is hit at each of its steps by one of these.
     for (round, writes) in [0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 0, 1, 2, 3, 4, 5, 7].into_iter().enumerate() {
         let right = split(&mut house, 1, 1 + round as u64 % 3, left).right.id;
         house.settle(1);
-        for key in KEYS {
-            house.write_and_read(key).expect("both parts serve");
-        }
+        house.serves(&KEYS);
         let (leads, follows) = (house.leader_of(left), house.leader_of(right) % 3 + 1);
         let victim = [leads, follows, house.leader_of(right)][round % 3];
         house.limit(victim, writes);
@@ -106,17 +102,9 @@ fn a_crash_while_two_shards_are_merged_only_delays_it() {
         until_merged(&mut house, victim, left, right, 1);
         house.limit(victim, NO_END);
         house.settle(victim);
-        for key in KEYS {
-            house.write_and_read(key).expect("the one that is left serves");
-        }
+        house.serves(&KEYS);
         house.assert_equal();
-        // All that was done is done again at a restart, and changes nothing.
-        let before = replicas_on(&house, victim);
-        house.crash(victim);
-        house.start(victim, NO_END);
-        house.settle(victim);
-        assert_eq!(replicas_on(&house, victim), before, "{writes} writes");
-        house.assert_equal();
+        house.restart_changes_nothing(victim);
     }
 }
 
@@ -127,9 +115,7 @@ fn a_node_that_sleeps_through_a_merge_finds_its_way() {
     house.settle(1);
     let shards = house.shards();
     let (left, right) = (shards[0].id, shards[1].id);
-    for key in KEYS {
-        house.write_and_read(key).expect("it serves");
-    }
+    house.serves(&KEYS);
     let victim = if house.leader_of(left) == 1 { 2 } else { 1 };
     // All are asked to be there before anything is sealed; so the merge waits for a node that is away.
     house.crash(victim);
@@ -146,9 +132,7 @@ fn a_node_that_sleeps_through_a_merge_finds_its_way() {
     want_merge(&mut house, victim, 3, left, right);
     until_merged(&mut house, victim, left, right, 1);
     house.settle(victim);
-    for key in KEYS {
-        house.write_and_read(key).expect("it serves");
-    }
+    house.serves(&KEYS);
     house.assert_equal();
 }
 
@@ -158,9 +142,7 @@ fn the_replicas_of_the_right_one_are_brought_beside_those_of_the_left() {
     house.ask(3, async |control| control.set_balancing(true).await).expect("paused");
     house.create(1, "t", 2);
     house.settle(1);
-    for key in KEYS {
-        house.write_and_read(key).expect("it serves");
-    }
+    house.serves(&KEYS);
     let shards = house.shards();
     let (left, right) = (&shards[0], &shards[1]);
     // Two of the three lie elsewhere, if they do not already; and one moves away from under the merge.
@@ -180,9 +162,7 @@ fn the_replicas_of_the_right_one_are_brought_beside_those_of_the_left() {
     drop(moved);
     until_merged(&mut house, 1, left.id, right.id, 1);
     house.settle(1);
-    for key in KEYS {
-        house.write_and_read(key).expect("it serves");
-    }
+    house.serves(&KEYS);
     house.assert_equal();
 }
 
