@@ -97,7 +97,10 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
                 members::align(node, shard, descriptor, &status);
                 splits::further(node, shard, descriptor);
                 merges::further(node, shard, descriptor);
-            } else if descriptor.replicas.iter().all(|replica| replica.id != shard.replica()) {
+            }
+            // Also one that takes itself for the leader: once it has begun to hand over it says nothing any more, and if
+            // the others have elected another and removed it meanwhile, nobody says anything to it.
+            if descriptor.replicas.iter().all(|replica| replica.id != shard.replica()) {
                 members::retire(node, shard, descriptor);
             }
         } else if is_gone(&directory, shard)
