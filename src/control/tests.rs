@@ -633,6 +633,11 @@ fn a_shard_whose_first_founder_is_wiped_before_it_was_founded_is_founded_by_the_
 fn a_table_created_while_a_node_is_away_has_its_copies_when_the_node_is_back() {
     let mut house = House::founded();
     house.crash(2);
+    let deadline = Instant::now() + PATIENCE;
+    while [1, 3].iter().any(|&id| house.node(id).hears(NodeId(2))) {
+        assert!(Instant::now() < deadline, "it is not missed");
+        std::thread::sleep(LOOK_EVERY);
+    }
     house.create(2, "t", 4);
     for shard in house.shards() {
         assert_eq!(shard.replicas.len(), 3, "{shard:?}");

@@ -19,9 +19,9 @@ use super::metrics;
 use crate::catalog::TableEntry;
 use crate::raft::Status;
 use crate::runtime::planted::{self, Bug};
-use crate::runtime::{random_u64, sleep, timeout, timeout_at};
+use crate::runtime::{random_u64, timeout, timeout_at};
 use crate::shard::{Served, Shard};
-use crate::types::{Error, Kind, NodeId, ReadLevel, Reason, Request, Response, Result, ShardDescriptor};
+use crate::types::{Error, Kind, NodeId, ReadLevel, Reason, ReplicaId, Request, Response, Result, ShardDescriptor};
 
 /// Between attempts of which nothing better is known: an election takes about a second, so asking again sooner than this only
 /// makes noise. A hand-over, the first election of a new shard, or one that follows the end of a process take a few
@@ -106,21 +106,19 @@ impl Node {
         let mut failed: Option<NodeId> = None;
         let mut attempts = Attempts::default();
         let mut copies = copies;
-        let mut asked_at: Option<NodeId> = None;
         loop {
             let descriptor = entry.shards.locate(anchor).clone();
+            let believed = self.replicas().get(descriptor.id).and_then(|shard| shard.leader());
             let error = match self.place(&descriptor, copies, hint.take(), failed.take(), context.forwarded) {
                 Place::Here(shard) => match local(shard, descriptor.clone()).await {
                     Ok(served) => return Ok(Routed::Here(served, descriptor)),
                     Err(error) => {
-                        asked_at = Some(self.id());
                         copies &= error.kind() != Kind::Redirect;
                         error
                     }
                 },
                 Place::There(node) => {
                     ::metrics::counter!(metrics::FORWARDED).increment(1);
-                    asked_at = Some(node);
                     let now = self.clock().now();
                     let patience = if repeatable { ATTEMPT_TIMEOUT } else { context.deadline.duration_since(now) };
                     let deadline = context.deadline.min(now + patience);
@@ -163,12 +161,13 @@ impl Node {
             }
             attempts.note(&error);
             hint = redirect;
-            if error.reason == Reason::WrongEpoch {
-                self.range_news(&entry, anchor, &descriptor, wait).await;
-            } else if let Some(hosted) = self.replicas().get(descriptor.id) {
-                timeout(wait, another_leads(hosted.group().watch(), asked_at)).await;
-            } else {
-                sleep(wait).await;
+            match self.replicas().get(descriptor.id) {
+                Some(hosted) if error.reason != Reason::WrongEpoch => {
+                    timeout(wait, another_leads(hosted.group().watch(), believed)).await;
+                }
+                // Without a replica here, because its left neighbour's has just taken it over or as ever, only the catalog
+                // has news.
+                _ => self.range_news(&entry, anchor, &descriptor, wait).await,
             }
             // The range may have moved on meanwhile.
             if let Some(newer) = self.directory().table(entry.descriptor.id) {
@@ -234,10 +233,11 @@ impl Node {
     }
 }
 
-/// Waits until a replica here knows a leader elsewhere than at the node that was just asked in vain.
-async fn another_leads(mut status: watch::Receiver<Status>, asked: Option<NodeId>) {
-    let other = |status: &Status| status.leader.is_some_and(|(_, node)| Some(node) != asked);
-    if status.wait_for(other).await.is_err() {
+/// Waits until a replica here knows of another leader than it `believed` in before the attempt that failed. (Not: than the
+/// one that was asked. That may have been named by the leader believed in, and the two would be asked in turn without a
+/// pause.)
+async fn another_leads(mut status: watch::Receiver<Status>, believed: Option<(ReplicaId, NodeId)>) {
+    if status.wait_for(|status| status.leader.is_some() && status.leader != believed).await.is_err() {
         // The replica stops: whoever waits does so until the end of its patience.
         std::future::pending::<()>().await;
     }
@@ -247,7 +247,6 @@ async fn another_leads(mut status: watch::Receiver<Status>, asked: Option<NodeId
 mod tests {
     use super::*;
     use crate::node::members::tests::real;
-    use crate::types::ReplicaId;
 
     fn last_word(reasons: &[Reason]) -> Reason {
         let mut attempts = Attempts::default();
@@ -278,12 +277,14 @@ mod tests {
         let unled = Status { leader: None, ..at(1) };
         let (sender, status) = watch::channel(at(1));
         let patience = Duration::from_secs(1);
-        let asked = |node: Option<u64>| timeout(patience, another_leads(status.clone(), node.map(NodeId)));
-        assert_eq!(asked(Some(2)).await, Some(()), "that is news");
-        assert_eq!(asked(None).await, Some(()), "nobody was asked yet");
-        assert_eq!(asked(Some(1)).await, None, "it is still the one that refused");
-        let waits = asked(Some(1));
-        let (told, ()) = tokio::join!(waits, async {
+        let waits = |believed: Option<u64>| {
+            let believed = believed.map(|node| (ReplicaId(node), NodeId(node)));
+            timeout(patience, another_leads(status.clone(), believed))
+        };
+        assert_eq!(waits(Some(2)).await, Some(()), "that is news");
+        assert_eq!(waits(None).await, Some(()), "a shard that was just born had no leader");
+        assert_eq!(waits(Some(1)).await, None, "it is still the one that refused, or named one that did");
+        let (told, ()) = tokio::join!(waits(Some(1)), async {
             sender.send_replace(unled.clone());
             tokio::task::yield_now().await;
             sender.send_replace(at(3));
@@ -291,7 +292,7 @@ mod tests {
         assert_eq!(told, Some(()));
         sender.send_replace(unled);
         drop(sender);
-        assert_eq!(asked(Some(1)).await, None, "a replica that stops is no news of a leader");
+        assert_eq!(waits(Some(1)).await, None, "a replica that stops is no news of a leader");
     }
 
     #[test]
