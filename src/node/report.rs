@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::host::Node;
-use crate::types::{NodeId, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp};
+use crate::types::{Epoch, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp};
 
 /// One replica's report.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -35,6 +35,12 @@ pub struct ShardReport {
     /// Bytes stored of it, roughly; the leader knows.
     #[serde(default)]
     pub bytes: u64,
+    /// The epoch it has applied.
+    #[serde(default)]
+    pub epoch: Epoch,
+    /// It has applied the split that the catalog wants of it.
+    #[serde(default)]
+    pub split_done: bool,
     /// Why it stopped, if it failed.
     pub failure: Option<String>,
 }
@@ -75,6 +81,8 @@ impl Node {
         let replicas = self.replicas().all();
         let shards = replicas.iter().map(|shard| {
             let status = shard.group().status();
+            let state = shard.state();
+            let split = directory.shard(shard.id()).and_then(|wanted| wanted.split.as_ref());
             ShardReport {
                 shard: shard.id(),
                 replica: shard.replica(),
@@ -88,6 +96,8 @@ impl Node {
                 joint: status.joint,
                 requests: shard.load().requests(),
                 bytes: shard.load().bytes(),
+                epoch: state.epoch,
+                split_done: split.is_some_and(|split| split.at == state.end[..]),
                 failure: status.failure,
             }
         });

@@ -99,9 +99,13 @@ async fn carry_out(
     descriptor: &ShardDescriptor,
     intent: &SplitIntent,
 ) -> Result<()> {
-    if shard.state().epoch == descriptor.epoch {
+    let state = shard.state();
+    if state.epoch == descriptor.epoch {
         let Some(split) = proposal(descriptor, intent, &shard.group().status()) else { return Ok(()) };
         shard.split(&split, node.clock().now() + SPLIT_TIMEOUT).await?;
+    } else if state.end != intent.at {
+        // Another change has begun an epoch: the catalog will hear of it, and then there is no such split any more.
+        return Ok(());
     }
     let news = SplitNews { shard: shard.id(), epoch: descriptor.epoch };
     node.ask_system_leader(ask::SPLIT_NEWS, &news).await

@@ -28,7 +28,8 @@
 //! travels file by file on a connection of its own. `keeper` starts both when the log has grown by a number of bytes.
 //!
 //! A group comes to be in one of two ways: founded empty by its first members ([`Group::found`]), or born with a state
-//! beside the members of another ([`Birth`]), when a shard is split.
+//! beside the members of another ([`Birth`]), when a shard is split. One whose quorum is lost for good goes on from a single
+//! replica, made its only member while it was stopped ([`Remains`]).
 //!
 //! Left out here: what proposals mean (shard), where replicas are and who decides it (catalog, control), how frames
 //! travel (node).
@@ -49,6 +50,7 @@ pub mod metrics;
 mod network;
 mod options;
 mod receive;
+mod recovery;
 mod runtime;
 mod staged;
 mod status;
@@ -64,6 +66,7 @@ pub use group::Group;
 pub use machine::{Cut, Cutter, Entry, Machine};
 pub use options::{LogBounds, Options, Timers};
 pub use receive::carries_entries;
+pub use recovery::{Position, Remains};
 pub use staged::Staged;
 pub use status::{Part, Status};
 pub use transport::{Kind, Outgoing, Transport, TransportError};

@@ -99,6 +99,8 @@ pub struct Proposal {
     pub versions_carry_outcomes: bool,
     /// Give the right part of the range away.
     pub split: Option<Split>,
+    /// The shard lost its quorum and goes on from the one replica that wrote this: the next epoch begins.
+    pub recovered: bool,
 }
 
 /// A split as it stands in the log.
@@ -166,7 +168,6 @@ impl Split {
 
 impl Proposal {
     /// The payload of a log entry.
-    #[cfg(any(test, feature = "fuzzing"))]
     pub fn encode(&self) -> Bytes {
         encode(log::Proposal {
             stamped: self.stamped.0,
@@ -176,6 +177,7 @@ impl Proposal {
             passed: self.passed.map(|timestamp| timestamp.0),
             versions_carry_outcomes: self.versions_carry_outcomes,
             split: self.split.as_ref().map(Split::to_log),
+            recovered: self.recovered,
         })
     }
 
@@ -191,6 +193,7 @@ impl Proposal {
             passed: proposal.passed.map(Timestamp),
             versions_carry_outcomes: proposal.versions_carry_outcomes,
             split: proposal.split.map(Split::from_log),
+            recovered: proposal.recovered,
         })
     }
 }
@@ -297,6 +300,7 @@ mod tests {
             passed: Some(Timestamp(6)),
             versions_carry_outcomes: true,
             split: Some(split()),
+            recovered: true,
         };
         assert_eq!(Proposal::decode(proposal.encode()).unwrap(), proposal);
     }
@@ -310,6 +314,10 @@ mod tests {
         let proposal = Proposal { stamped: Timestamp(77), split: Some(split()), ..Proposal::default() }.encode();
         let hex: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, include_str!("testdata/split.hex").trim());
+        let passed = Some(Timestamp(78));
+        let proposal = Proposal { stamped: Timestamp(77), passed, recovered: true, ..Proposal::default() }.encode();
+        let hex: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "094d00000000000000294e000000000000004001");
     }
 
     #[test]

@@ -48,6 +48,7 @@ mod reads;
 mod record;
 mod snapshot;
 mod state;
+mod survivor;
 #[cfg(test)]
 mod tests;
 
@@ -59,3 +60,4 @@ pub use load::Load;
 pub use reads::{PageRequest, ShardPage};
 pub use record::Record;
 pub use state::{State, requests_from};
+pub use survivor::Survivor;

@@ -116,10 +116,16 @@ impl Record {
 
     /// Removes everything a stopped replica stored, leaving a tombstone. `start` and `end` are the range it owned last.
     pub fn destroy(&self, engine: &dyn Engine, start: &Bytes, end: &Bytes) -> storage::Result<()> {
-        let mut tombstone = self.clone();
-        tombstone.tombstone = true;
         let mut batch = Batch::new();
-        batch.put(Family::Raft, log_keys::replica(self.shard), tombstone.encode());
+        self.erase(start, end, &mut batch);
+        let tombstone = Record { tombstone: true, ..self.clone() };
+        tombstone.put(&mut batch);
+        engine.write(batch)?;
+        engine.sync()
+    }
+
+    /// Adds to a batch the removal of everything a replica stored but its record.
+    pub(super) fn erase(&self, start: &Bytes, end: &Bytes, batch: &mut Batch) {
         for (start, end) in [(start.clone(), end.clone()), side::outcome_range(start, end)] {
             batch.delete_range(Family::Data, start, end);
         }
@@ -129,7 +135,5 @@ impl Record {
         for key in [log_keys::vote(self.shard), log_keys::committed(self.shard), log_keys::purged(self.shard)] {
             batch.delete(Family::Raft, key);
         }
-        engine.write(batch)?;
-        engine.sync()
     }
 }

@@ -1,0 +1,156 @@
+//! What one stopped node holds, as a small file.
+
+use bytes::Bytes;
+
+use crate::catalog::{Directory, RecoveryRow};
+use crate::keyspace::Layout;
+use crate::node::{Identity, recovery};
+use crate::raft::Remains;
+use crate::shard::Survivor;
+use crate::storage::{Reader, mvcc};
+use crate::types::{
+    ClusterId, Epoch, Error, Incarnation, NodeId, Reason, ReplicaId, Result, ShardId, TableId, Timestamp,
+};
+
+/// What the file says it is; another version of it is refused.
+const FORMAT: &str = "trivet survivor 1";
+/// Rows and bytes of the catalog read at once.
+const PAGE_ROWS: usize = 1_024;
+const PAGE_BYTES: usize = 4 << 20;
+
+/// What one stopped node holds.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Collected {
+    format: String,
+    /// The cluster it is a member of.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+    /// Its data directory.
+    pub incarnation: Incarnation,
+    /// The last recovery it took part in.
+    pub recovery: Option<RecoveryRow>,
+    /// How far its copy of the catalog has come.
+    pub revision: Timestamp,
+    /// The rows of its copy: key, version, value.
+    pub catalog: Vec<(String, Timestamp, String)>,
+    /// Its replicas, in order of their shards.
+    pub replicas: Vec<Replica>,
+}
+
+/// One replica on a stopped node.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Replica {
+    /// The shard.
+    pub shard: ShardId,
+    /// The member.
+    pub replica: ReplicaId,
+    /// The table.
+    pub table: TableId,
+    /// The epoch it has applied.
+    pub epoch: Epoch,
+    /// The newest version it has applied.
+    pub newest: Timestamp,
+    /// What it holds of its group.
+    pub log: Remains,
+}
+
+impl Collected {
+    /// Reads a store. The same store gives the same answer until the node is started again.
+    pub fn from_store(reader: &dyn Reader) -> Result<Collected> {
+        let identity = Identity::load(reader)?.ok_or_else(|| {
+            Error::invalid("this data directory belongs to no cluster: its node never joined one, and it holds nothing")
+        })?;
+        let survivors = Survivor::load_all(reader)?;
+        let system = survivors.iter().find(|survivor| survivor.record.shard == ShardId::SYSTEM);
+        let revision = system.map_or(Timestamp::ZERO, Survivor::newest);
+        let replicas = survivors.iter().map(|survivor| Replica {
+            shard: survivor.record.shard,
+            replica: survivor.record.replica,
+            table: survivor.record.table,
+            epoch: survivor.epoch(),
+            newest: survivor.newest(),
+            log: survivor.log.clone(),
+        });
+        Ok(Collected {
+            format: FORMAT.to_owned(),
+            cluster: identity.cluster,
+            node: identity.node,
+            incarnation: identity.incarnation,
+            recovery: recovery::load(reader)?,
+            revision,
+            catalog: catalog_rows(reader, revision)?,
+            replicas: replicas.collect(),
+        })
+    }
+
+    /// Reads the file.
+    pub fn from_json(text: &str) -> Result<Collected> {
+        let collected: Collected = serde_json::from_str(text)
+            .map_err(|error| Error::invalid(format!("this is no file of `trivet debug recover collect`: {error}")))?;
+        if collected.format != FORMAT {
+            return Err(Error::invalid(format!(
+                "the file is of the format {:?}, this build knows {FORMAT:?}: collect and plan with one version",
+                collected.format
+            )));
+        }
+        Ok(collected)
+    }
+
+    /// The file.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("plain data")
+    }
+
+    /// A number that another store, or this one after it was started again, has only by one chance in four billion.
+    pub fn digest(&self) -> u32 {
+        crc32fast::hash(self.to_json().as_bytes())
+    }
+
+    /// The replica of a shard.
+    pub fn replica(&self, shard: ShardId) -> Option<&Replica> {
+        self.replicas.iter().find(|replica| replica.shard == shard)
+    }
+
+    /// The catalog as this node has applied it.
+    pub fn directory(&self) -> Result<Directory> {
+        let bytes = |text: &String| Bytes::copy_from_slice(text.as_bytes());
+        let rows = self.catalog.iter().map(|(key, version, value)| (bytes(key), *version, bytes(value)));
+        Directory::from_rows(self.revision, rows)
+    }
+}
+
+/// The rows of the system table as of a revision.
+fn catalog_rows(reader: &dyn Reader, revision: Timestamp) -> Result<Vec<(String, Timestamp, String)>> {
+    let layout = Layout::system();
+    let (mut start, end) = layout.table_range();
+    let mut rows = Vec::new();
+    loop {
+        let limits = mvcc::ScanLimits { rows_max: PAGE_ROWS, bytes_max: PAGE_BYTES, count_only: false };
+        let page = mvcc::scan(reader, &start, &end, revision, 0, false, limits)?;
+        for (encoded, version) in page.rows {
+            let Some(value) = version.value else { continue };
+            // Rows of kinds that this version does not know need not be text, and are of no use to it.
+            let key = String::from_utf8(layout.decode(&encoded)?.to_vec());
+            if let (Ok(key), Ok(value)) = (key, String::from_utf8(value.to_vec())) {
+                rows.push((key, version.timestamp, value));
+            }
+        }
+        match page.next {
+            Some(next) => start = next,
+            None => return Ok(rows),
+        }
+    }
+}
+
+impl Replica {
+    /// Whether it holds enough to go on from: a log and a configuration.
+    pub fn holds_something(&self) -> bool {
+        self.log.last.is_some() && !self.log.quorums.is_empty()
+    }
+}
+
+/// Damage and the like, named for the operator.
+pub(super) fn refused(why: impl Into<String>) -> Error {
+    Error::new(Reason::InvalidRequest, why)
+}
