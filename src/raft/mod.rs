@@ -59,6 +59,8 @@ mod types;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use recovery::testing;
 
 pub use birth::Birth;
 pub use error::{ChangeError, GroupError, LeaderHint, ProposeError, ReadError, SnapshotError, TransferError};

@@ -140,3 +140,16 @@ impl Remains {
         batch.put(Family::Raft, log_keys::vote(group), codec::encode_vote(&Vote::new(term, heir.0)));
     }
 }
+
+/// Logs written by hand, for the tests of those who read stopped stores.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// Adds an entry that asks for nothing to a group's log.
+    pub fn blank(group: ShardId, at: Position, batch: &mut Batch) {
+        let id = LogId::new(LeaderId { term: at.term, node_id: at.leader.0 }, at.index);
+        let entry = LogEntry { id, payload: Payload::Blank, encoded: None };
+        batch.put(Family::Log, log_keys::entry(group, at.index), codec::encode_entry(&entry));
+    }
+}

@@ -151,6 +151,7 @@ fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock, versions_carry_outcome
         passed: passed.map(|timestamp: Timestamp| timestamp.0),
         versions_carry_outcomes,
         split,
+        recovered: false,
     };
     (command::encode(proposal), answers)
 }

@@ -436,6 +436,7 @@ fn any_proposal() -> impl Strategy<Value = Proposal> {
             passed: passed.map(|ahead| Timestamp::from_millis(NOW_MS + ahead)),
             versions_carry_outcomes,
             split: None,
+            recovered: false,
         },
     )
 }

@@ -20,6 +20,7 @@ mod harness;
 mod histories;
 mod limits;
 mod load;
+mod recovery;
 mod rejoining;
 mod repeats;
 mod scans;

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod data;
+mod recovery;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table as Grid};
@@ -14,6 +15,7 @@ pub use cluster::{
     balance, balance_json, checksum, checksum_json, node_json, nodes, owned, shard, shard_json, shards, status,
     status_json, table, table_json, tables,
 };
+pub use recovery::{recovery_applied, recovery_plan};
 pub use data::{get_json, history_table, not_applied, outcome_json, row_json, scan_table};
 
 /// Rows under a header, the columns as wide as their widest cell.

@@ -1,0 +1,133 @@
+//! A plan to recover from a lost quorum, as a person should read it before agreeing: the losses first.
+
+use trivet::recover::{Applied, Fate, Plan, PlannedShard};
+use trivet::types::{NodeId, ShardId};
+
+use super::Table;
+use crate::cli::time::show_time_ms;
+
+/// "node 3", "nodes 3 and 4", "nodes 3, 4 and 5".
+fn nodes(ids: impl IntoIterator<Item = u64>) -> String {
+    let ids: Vec<String> = ids.into_iter().map(|id| id.to_string()).collect();
+    match ids.split_last() {
+        None => "no node".to_owned(),
+        Some((only, [])) => format!("node {only}"),
+        Some((last, rest)) => format!("nodes {} and {last}", rest.join(", ")),
+    }
+}
+
+fn shards(count: usize) -> String {
+    if count == 1 { "1 shard".to_owned() } else { format!("{count} shards") }
+}
+
+/// The report of a plan.
+pub fn recovery_plan(plan: &Plan) -> String {
+    let of = |fate: Fate| plan.shards.iter().filter(move |shard| shard.fate == fate).collect::<Vec<_>>();
+    let (healthy, recovered, gone) = (of(Fate::Healthy), of(Fate::Recovered), of(Fate::Gone));
+    let lost = nodes(plan.recovery.lost.iter().map(|lost| lost.node.0));
+    let here = nodes(plan.nodes.iter().map(|node| node.node.0));
+    let mut text = format!("cluster {}: {here} survive, {lost} lost for good\n\n", plan.cluster);
+    if !gone.is_empty() {
+        text += &format!("GONE: nothing is left of {}. Their data is lost, and this does not bring them back:\n\n", shards(gone.len()));
+        let mut table = Table::new(&["shard", "table", "was on"]);
+        for shard in &gone {
+            let was = nodes(shard.lost.iter().map(|node| node.0));
+            table.row(vec![shard.shard.0.to_string(), shard.table.clone(), was]);
+        }
+        text += &table.render();
+        text.push('\n');
+    }
+    text += &format!(
+        "{} lost {} majority and would go on from one replica. Lost is what only the lost replicas hold: up to all that was\n\
+         acknowledged after the newest write below. Entries not known to be committed take effect.\n\n",
+        shards(recovered.len()),
+        if recovered.len() == 1 { "its" } else { "their" },
+    );
+    let mut table =
+        Table::new(&["shard", "table", "goes on from", "log end", "term", "uncertain", "newest write", "also left, behind"]);
+    for shard in &recovered {
+        table.row(recovered_row(shard));
+    }
+    text += &table.render();
+    text.push('\n');
+    if recovered.iter().any(|shard| shard.shard == ShardId::SYSTEM) {
+        text += "Shard 0 is the catalog: tables, splits and moves after its newest write are forgotten.\n";
+    }
+    if !plan.unknown.is_empty() {
+        let ids = plan.unknown.iter().map(|shard| shard.0.to_string()).collect::<Vec<_>>().join(", ");
+        text += &format!("REMOVED: shards {ids}, whose tables were made after that and are forgotten with it.\n");
+    }
+    text += &format!(
+        "{} {} a majority and {} left alone.\n",
+        shards(healthy.len()),
+        if healthy.len() == 1 { "has" } else { "have" },
+        if healthy.len() == 1 { "is" } else { "are" },
+    );
+    text += &format!("\nNothing has been changed. To go on, apply the plan on {here}, then start them.\n");
+    text += &format!("The data of {lost} must be destroyed and never be served again.\n");
+    text
+}
+
+fn recovered_row(shard: &PlannedShard) -> Vec<String> {
+    let first = &shard.rests[0];
+    let end = first.last.map_or(0, |last| last.index);
+    let others: Vec<String> = shard.rests[1..]
+        .iter()
+        .map(|rest| format!("n{} {}", rest.node.0, end.saturating_sub(rest.last.map_or(0, |last| last.index))))
+        .collect();
+    vec![
+        shard.shard.0.to_string(),
+        shard.table.clone(),
+        format!("n{}", first.node.0),
+        end.to_string(),
+        first.last.map_or(0, |last| last.term).to_string(),
+        first.unapplied.to_string(),
+        if first.newest.0 == 0 { "-".to_owned() } else { show_time_ms(first.newest.millis()) },
+        if others.is_empty() { "-".to_owned() } else { others.join(", ") },
+    ]
+}
+
+/// What became of one node.
+pub fn recovery_applied(node: NodeId, applied: &Applied, dry_run: bool) -> String {
+    let Applied::Now(changes) = applied else {
+        return format!("the plan has been carried out on node {} before\n", node.0);
+    };
+    let mut text = String::new();
+    for change in changes {
+        let what = if change.heir { "is its only replica now" } else { "begins empty and will be sent everything" };
+        text += &format!("  shard {}: {}, formerly {}, {what}\n", change.shard.0, change.to, change.from);
+    }
+    if dry_run {
+        format!("would be done on node {}:\n{text}  the recovery is noted\nnothing has been changed\n", node.0)
+    } else {
+        format!("done on node {}:\n{text}  the recovery is noted\nstart the node when all others are done\n", node.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trivet::recover::{Change, Plan};
+    use trivet::types::ReplicaId;
+
+    use super::*;
+    use crate::cli::golden;
+
+    #[test]
+    fn the_report_says_what_is_lost() {
+        let plan = Plan::from_json(include_str!("../../recover/testdata/plan.json")).expect("a plan");
+        let change = |shard: u64, from: u64, to: u64, heir: bool| Change {
+            shard: ShardId(shard),
+            from: ReplicaId(from),
+            to: ReplicaId(to),
+            heir,
+        };
+        let applied = Applied::Now(vec![change(0, 2, 1_032, false), change(3, 8, 1_033, true)]);
+        let text = [
+            recovery_plan(&plan),
+            recovery_applied(NodeId(2), &applied, true),
+            recovery_applied(NodeId(2), &applied, false),
+            recovery_applied(NodeId(2), &Applied::Before, false),
+        ];
+        golden::check("recovery", &text.join("----\n"));
+    }
+}
