@@ -36,6 +36,6 @@ mod rows;
 
 pub use directory::{Directory, Load, TableEntry};
 pub use rows::{
-    BalancingRow, ClusterRow, Counter, LeftRow, LostNode, NextIds, NodeRow, RecoveredReplica, RecoveredShard, RecoveryRow,
-    RowKey, Standing, decode_row, encode_row,
+    BalancingRow, ClusterRow, Counter, LeftRow, LostNode, NextIds, NodeRow, RecoveredReplica, RecoveredShard,
+    RecoveryRow, RowKey, Standing, decode_row, encode_row,
 };

@@ -117,8 +117,7 @@ fn plan(args: &Planned, global: &Global) -> Ended {
     let lost: BTreeSet<NodeId> = args.lost.iter().copied().map(NodeId).collect();
     let plan = Plan::make(&survivors, &lost, Clock::system().wall_ms(), random_u64())?;
     if let Some(path) = &args.save {
-        std::fs::write(path, plan.to_json())
-            .map_err(|error| Stop::error(error.to_string()).about(path.display()))?;
+        std::fs::write(path, plan.to_json()).map_err(|error| Stop::error(error.to_string()).about(path.display()))?;
     }
     if global.json() {
         say!("{}", plan.to_json());

@@ -45,7 +45,9 @@ async fn adopt(control: &Control, row: &RecoveryRow) -> Result<()> {
         let report = reports[&heir.node].iter().flat_map(|report| &report.shards);
         let leads = report.filter(|report| report.shard == recovered.shard && report.replica == heir.id);
         // A split that has happened is noted first, by what notes every split.
-        let Some(led) = leads.into_iter().find(|report| report.part == "leader" && !report.split_done) else { continue };
+        let Some(led) = leads.into_iter().find(|report| report.part == "leader" && !report.split_done) else {
+            continue;
+        };
         let adopted = control
             .change(|directory| {
                 Ok(change::adopt_survivor(directory, recovered.shard, led.epoch)?.map(|write| ((), write)))
@@ -69,9 +71,7 @@ async fn dismiss(control: &Control, directory: &Directory, row: &RecoveryRow) ->
         let now_ms = control.node.clock().wall_ms();
         let hears = |node| control.node.hears(node);
         control
-            .change(|directory| {
-                Ok(change::remove_node(directory, lost.node, now_ms, hears)?.map(|write| ((), write)))
-            })
+            .change(|directory| Ok(change::remove_node(directory, lost.node, now_ms, hears)?.map(|write| ((), write))))
             .await?;
         tracing::info!(node = %lost.node, "a lost node was let go");
     }

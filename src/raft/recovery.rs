@@ -123,11 +123,7 @@ impl Remains {
             let leader = LeaderId { term: applied.term, node_id: applied.leader.0 };
             let (start, end) = log_keys::entries_range(group, 0, u64::MAX);
             batch.delete_range(Family::Log, start, end);
-            batch.put(
-                Family::Raft,
-                log_keys::purged(group),
-                codec::encode_log_id(&LogId::new(leader, applied.index)),
-            );
+            batch.put(Family::Raft, log_keys::purged(group), codec::encode_log_id(&LogId::new(leader, applied.index)));
         }
         let term = self.voted_in.max(last.term) + 1;
         let leader = LeaderId { term, node_id: heir.0 };

@@ -54,7 +54,10 @@ pub fn open(data: &Path) -> Result<Arc<Rocks>> {
     if !store.join("FORMAT").is_file() {
         return Err(Error::new(
             Reason::InvalidRequest,
-            format!("{} is not the data directory of a node: give the directory that it is served from", data.display()),
+            format!(
+                "{} is not the data directory of a node: give the directory that it is served from",
+                data.display()
+            ),
         ));
     }
     Rocks::open(&Options::new(store)).map_err(|error| Error::new(Reason::Conflict, error.to_string()))

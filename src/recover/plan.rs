@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::collect::{Collected, Replica, refused};
-use crate::catalog::{
-    Counter, Directory, LostNode, NextIds, RecoveredReplica, RecoveredShard, RecoveryRow,
-};
+use crate::catalog::{Counter, Directory, LostNode, NextIds, RecoveredReplica, RecoveredShard, RecoveryRow};
 use crate::raft::Position;
 use crate::types::{
     ClusterId, Incarnation, NodeId, ReplicaId, Result, ShardDescriptor, ShardId, TableState, Timestamp,
@@ -117,7 +115,8 @@ impl Plan {
         if !hopeless {
             let gone = shards.iter().filter(|shard| shard.fate == Fate::Gone).count();
             return Err(refused(if gone == 0 {
-                "every shard has a majority of its replicas on these nodes: start them, there is nothing to recover".to_owned()
+                "every shard has a majority of its replicas on these nodes: start them, there is nothing to recover"
+                    .to_owned()
             } else {
                 format!(
                     "no shard can be recovered: nothing is left of {gone} of them, and every other has a majority of its \

@@ -185,7 +185,10 @@ fn make(stores: &[&Store], nodes: &[u64]) -> crate::types::Result<Plan> {
 fn two_of_five() -> (Store, Store) {
     let shards = [shard(1, &[1, 2, 3]), shard(2, &[1, 3, 4]), shard(3, &[5, 2, 1, 3, 4]), shard(4, &[3, 4, 5])];
     let (one, two) = (Store::new(1), Store::new(2));
-    one.add(&shards[0], &[1, 1]).add(&shards[1], &[1, 2, 2]).add(&shards[2], &[1, 1, 1, 1]).catalog(&shards, &[1, 1, 2]);
+    one.add(&shards[0], &[1, 1])
+        .add(&shards[1], &[1, 2, 2])
+        .add(&shards[2], &[1, 1, 1, 1])
+        .catalog(&shards, &[1, 1, 2]);
     two.add(&shards[0], &[1]).add(&shards[2], &[1, 2]).catalog(&shards, &[1, 1, 2, 2]);
     (one, two)
 }
@@ -218,9 +221,12 @@ fn every_shard_gets_its_fate_and_the_most_advanced_survivor() {
     );
     let system = &plan.recovery.shards[0];
     assert_eq!((system.heir.node, system.others.len(), system.others[0].node), (NodeId(2), 1, NodeId(1)));
-    let ids: BTreeSet<ReplicaId> = plan.recovery.shards.iter().flat_map(|shard| {
-        shard.others.iter().map(|other| other.id).chain([shard.heir.id])
-    }).collect();
+    let ids: BTreeSet<ReplicaId> = plan
+        .recovery
+        .shards
+        .iter()
+        .flat_map(|shard| shard.others.iter().map(|other| other.id).chain([shard.heir.id]))
+        .collect();
     assert!(ids.len() == 4 && ids.iter().all(|id| id.0 >= 1_100), "new ids: {ids:?}");
     assert!(ids.iter().all(|id| id.0 < plan.recovery.next_ids.replica));
     assert_eq!(plan.recovery.lost.iter().map(|lost| lost.node.0).collect::<Vec<_>>(), [3, 4, 5]);
@@ -285,7 +291,11 @@ fn what_the_surviving_catalog_has_not_heard_of_is_not_guessed() {
     one.add(&listed[0], &[1]).add(&made, &[1]).catalog(&listed, &[1]);
     let plan = make(&[&one], &[2, 3, 4, 5]).expect("a plan");
     assert_eq!(plan.unknown, [ShardId(12)]);
-    assert_eq!((plan.recovery.next_ids.shard, plan.recovery.next_ids.table), (13, 3), "the ids are not given out again");
+    assert_eq!(
+        (plan.recovery.next_ids.shard, plan.recovery.next_ids.table),
+        (13, 3),
+        "the ids are not given out again"
+    );
 }
 
 #[test]
@@ -300,11 +310,16 @@ fn a_plan_is_carried_out_wholly_or_not_at_all_and_only_once() {
     assert_eq!(two.collected(), before, "a dry run changes nothing");
 
     let ids = |shard: u64| plan.recovery.shards.iter().find(|known| known.shard.0 == shard).expect("recovered");
-    let heir = |shard: u64, from: u64| Change { shard: ShardId(shard), from: ReplicaId(from), to: ids(shard).heir.id, heir: true };
+    let heir = |shard: u64, from: u64| Change {
+        shard: ShardId(shard),
+        from: ReplicaId(from),
+        to: ids(shard).heir.id,
+        heir: true,
+    };
     let expected = Applied::Now(vec![heir(0, 2), heir(3, 32)]);
     assert_eq!(would, expected);
 
-    // A crash before the batch is durable leaves nothing of it; one after it leaves all.
+    // A store of which a crash left nothing of it is as it was, and takes it again.
     assert_eq!(two.memory.unsynced(), 0);
     let undone = Store { node: 2, memory: two.memory.survivor(0).expect("a copy") };
     assert_eq!(apply(&*two.memory, &plan, false).expect("applied"), expected);
@@ -330,7 +345,10 @@ fn a_plan_is_carried_out_wholly_or_not_at_all_and_only_once() {
     assert!(row.has_lost(NodeId(4), incarnation(4)) && !row.has_lost(NodeId(4), incarnation(1)));
 
     // The other node: an empty replica of the catalog, its other replicas as they were.
-    let began = Applied::Now(vec![Change { shard: ShardId(0), from: ReplicaId(1), to: ids(0).others[0].id, heir: false }, heir(2, 21)]);
+    let began = Applied::Now(vec![
+        Change { shard: ShardId(0), from: ReplicaId(1), to: ids(0).others[0].id, heir: false },
+        heir(2, 21),
+    ]);
     assert_eq!(apply(&*one.memory, &plan, false).expect("applied"), began);
     let collected = one.collected();
     let system = Survivor::load_all(&*one.memory).expect("they can be read").remove(0);
@@ -394,7 +412,13 @@ fn the_catalog_hears_of_it() {
     let system = after(&adopted, &write).shard(ShardId::SYSTEM).expect("there").clone();
     assert_eq!(system.replicas.iter().map(|replica| replica.node.0).collect::<Vec<_>>(), [2, 1]);
     // A second recovery keeps refusing whom the first gave up.
-    let second = crate::catalog::RecoveryRow { id: 7, made_ms: PLANNED_MS + 1, lost: vec![], shards: vec![], ..plan.recovery.clone() };
+    let second = crate::catalog::RecoveryRow {
+        id: 7,
+        made_ms: PLANNED_MS + 1,
+        lost: vec![],
+        shards: vec![],
+        ..plan.recovery.clone()
+    };
     let write = change::note_recovery(&adopted, &second).expect("it can be noted").expect("it is news");
     let row = after(&adopted, &write).recovery().expect("noted").clone();
     assert!(row.id == 7 && row.has_lost(NodeId(3), incarnation(3)) && row.shards.len() == 2, "{row:?}");

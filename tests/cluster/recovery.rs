@@ -85,7 +85,8 @@ async fn a_cluster_goes_on_from_what_a_lost_quorum_left() {
     for number in 0..ROWS {
         let key = if number < 200 { format!("row-{number:06}") } else { format!("{{tag-200}}row-{number:06}") };
         let kv = cluster.kv(survivors[number as usize % 2]);
-        let answer = eventually("a row that survived is served", || async { kv.clone().get(get("t", &key)).await }).await;
+        let answer =
+            eventually("a row that survived is served", || async { kv.clone().get(get("t", &key)).await }).await;
         assert_eq!(answer.into_inner().found.expect("the row is there").value.len(), 1_024, "{key}");
     }
     let kv = cluster.kv(survivors[0]);

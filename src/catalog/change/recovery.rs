@@ -81,19 +81,16 @@ fn around_heir(draft: &mut Draft<'_>, replicas: &mut Vec<ReplicaDescriptor>, hei
             replica.incarnation = directory.node(replica.node).map_or(replica.incarnation, |row| row.incarnation);
         }
     }
-    let heir = ReplicaDescriptor {
-        id: heir.id,
-        node: heir.node,
-        incarnation: heir.incarnation,
-        role: ReplicaRole::Voter,
-    };
+    let heir =
+        ReplicaDescriptor { id: heir.id, node: heir.node, incarnation: heir.incarnation, role: ReplicaRole::Voter };
     match place {
         Some(at) => replicas[at] = heir,
         None => replicas.push(heir),
     }
     // A learner that became the heir leaves its part to a voter, so that there are as many of each as before.
     if former == Some(ReplicaRole::Learner)
-        && let Some(voter) = replicas.iter_mut().find(|replica| replica.id != heir.id && replica.role == ReplicaRole::Voter)
+        && let Some(voter) =
+            replicas.iter_mut().find(|replica| replica.id != heir.id && replica.role == ReplicaRole::Voter)
     {
         voter.role = ReplicaRole::Learner;
     }

@@ -28,7 +28,10 @@ pub fn recovery_plan(plan: &Plan) -> String {
     let here = nodes(plan.nodes.iter().map(|node| node.node.0));
     let mut text = format!("cluster {}: {here} survive, {lost} lost for good\n\n", plan.cluster);
     if !gone.is_empty() {
-        text += &format!("GONE: nothing is left of {}. Their data is lost, and this does not bring them back:\n\n", shards(gone.len()));
+        text += &format!(
+            "GONE: nothing is left of {}. Their data is lost, and this does not bring them back:\n\n",
+            shards(gone.len())
+        );
         let mut table = Table::new(&["shard", "table", "was on"]);
         for shard in &gone {
             let was = nodes(shard.lost.iter().map(|node| node.0));
@@ -43,8 +46,16 @@ pub fn recovery_plan(plan: &Plan) -> String {
         shards(recovered.len()),
         if recovered.len() == 1 { "its" } else { "their" },
     );
-    let mut table =
-        Table::new(&["shard", "table", "goes on from", "log end", "term", "uncertain", "newest write", "also left, behind"]);
+    let mut table = Table::new(&[
+        "shard",
+        "table",
+        "goes on from",
+        "log end",
+        "term",
+        "uncertain",
+        "newest write",
+        "also left, behind",
+    ]);
     for shard in &recovered {
         table.row(recovered_row(shard));
     }
