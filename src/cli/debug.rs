@@ -136,8 +136,8 @@ fn apply(args: &Apply, global: &Global) -> Ended {
     let node = Collected::from_store(&*engine)?.node;
     let applied = recover::apply(&*engine, &plan, !args.accepted)?;
     if global.json() {
-        let changes = match &applied {
-            Applied::Before => &[][..],
+        let changes: &[recover::Change] = match &applied {
+            Applied::Before => &[],
             Applied::Now(changes) => changes,
         };
         let changes: Vec<_> = changes

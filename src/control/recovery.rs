@@ -6,7 +6,7 @@
 //!
 //! Each step is one write of the catalog that strikes itself off the list, so another leader goes on where this one stopped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Control;
 use crate::catalog::{Directory, RecoveryRow, change};
@@ -36,16 +36,18 @@ pub(super) async fn look(control: &Control) -> Result<()> {
 
 /// Has the rows of recovered shards say so whose heirs lead.
 async fn adopt(control: &Control, row: &RecoveryRow) -> Result<()> {
-    let mut reports: BTreeMap<NodeId, Option<NodeReport>> = BTreeMap::new();
+    let mut reports: BTreeMap<NodeId, NodeReport> = BTreeMap::new();
+    for node in row.shards.iter().map(|recovered| recovered.heir.node).collect::<BTreeSet<_>>() {
+        if let Some(report) = control.report_of(node).await {
+            reports.insert(node, report);
+        }
+    }
     for recovered in &row.shards {
         let heir = recovered.heir;
-        if let std::collections::btree_map::Entry::Vacant(vacant) = reports.entry(heir.node) {
-            vacant.insert(control.report_of(heir.node).await);
-        }
-        let report = reports[&heir.node].iter().flat_map(|report| &report.shards);
-        let leads = report.filter(|report| report.shard == recovered.shard && report.replica == heir.id);
+        let report = reports.get(&heir.node).into_iter().flat_map(|report| &report.shards);
+        let mut leads = report.filter(|report| report.shard == recovered.shard && report.replica == heir.id);
         // A split that has happened is noted first, by what notes every split.
-        let Some(led) = leads.into_iter().find(|report| report.part == "leader" && !report.split_done) else {
+        let Some(led) = leads.find(|report| report.part == "leader" && !report.split_done) else {
             continue;
         };
         let adopted = control

@@ -117,7 +117,7 @@ pub fn recovery_applied(node: NodeId, applied: &Applied, dry_run: bool) -> Strin
 
 #[cfg(test)]
 mod tests {
-    use trivet::recover::{Change, Plan};
+    use trivet::recover::Change;
     use trivet::types::ReplicaId;
 
     use super::*;
