@@ -379,6 +379,9 @@ mod tests {
             founders: vec![id],
             founded: false,
             split: None,
+            unasked: false,
+            merge: None,
+            merging_into: None,
         }
     }
 

@@ -37,13 +37,21 @@ pub struct Balance {
 ///
 /// Moves that were begun are finished. Nothing is moved from draining and lost nodes either.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Example:\n  trivet cluster pause")]
-pub struct Pause {}
+#[command(after_help = "Examples:\n  trivet cluster pause\n  trivet cluster pause --dry-run")]
+pub struct Pause {
+    /// Say what would change and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
 
 /// Lets replicas and leaderships be moved about again.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Example:\n  trivet cluster resume")]
-pub struct Resume {}
+#[command(after_help = "Examples:\n  trivet cluster resume --dry-run\n  trivet cluster resume")]
+pub struct Resume {
+    /// Say what would be moved first and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
 
 /// Shows nodes, tables and what is wrong, if anything. Exits with 5 if the cluster is not healthy.
 #[derive(Clone, Debug, clap::Args)]
@@ -59,8 +67,8 @@ pub async fn run(verb: Verb, global: &Global) -> Ended {
     match verb {
         Verb::Status(args) => status(&args, global).await,
         Verb::Balance(args) => balance(&args, global).await,
-        Verb::Pause(Pause {}) => set_balancing(true, global).await,
-        Verb::Resume(Resume {}) => set_balancing(false, global).await,
+        Verb::Pause(args) => set_balancing(true, args.dry_run, global).await,
+        Verb::Resume(args) => set_balancing(false, args.dry_run, global).await,
     }
 }
 
@@ -83,16 +91,16 @@ async fn balance(args: &Balance, global: &Global) -> Ended {
     Ok(if args.wait.is_some() && !seen.settled { Exit::Unhealthy } else { Exit::Ok })
 }
 
-async fn set_balancing(paused: bool, global: &Global) -> Ended {
-    global.connect().await?.admin().set_balancing(paused).await?;
+async fn set_balancing(paused: bool, dry_run: bool, global: &Global) -> Ended {
+    let client = global.connect().await?;
+    let seen = if dry_run { Some(client.admin().balance().await?) } else { None };
+    if !dry_run {
+        client.admin().set_balancing(paused).await?;
+    }
     if global.json() {
-        say!("{}", serde_json::json!({"paused": paused}));
-    } else if paused {
-        say!(
-            "nothing is moved about any more, not even from draining and lost nodes; `trivet cluster resume` ends that"
-        );
+        say!("{}", render::balancing_json(paused, seen.as_ref()));
     } else {
-        say!("replicas and leaderships are moved about again; `trivet cluster balance` shows it");
+        say_text!("{}", render::balancing(paused, seen.as_ref()));
     }
     Ok(Exit::Ok)
 }

@@ -5,20 +5,23 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use trivet::client::ReadFrom;
-use trivet::types::{Action, Condition, Operation, ReadLevel, Test, Timestamp, Write as Batch};
+use trivet::client::{ReadFrom, Table};
+use trivet::types::{Action, Condition, Operation, ReadLevel, Test, Timestamp, Token, Write as Batch};
 
 use super::exit::{Ended, Exit, Stop};
 use super::{Global, render, text, time};
 
-/// How fresh a read must be, as typed: `linearizable`, `any` or `max-age=2s`.
+/// How fresh a read must be, as typed: `linearizable`, `any`, `max-age=2s` or `at-least=VERSION`.
 pub fn parse_level(text: &str) -> Result<ReadLevel, String> {
     match text {
         "linearizable" => Ok(ReadLevel::Linearizable),
         "any" => Ok(ReadLevel::Any),
-        _ => match text.strip_prefix("max-age=") {
-            Some(age) => time::parse_duration(age).map(ReadLevel::MaxAge),
-            None => Err(format!("'{text}' is no level: write linearizable, any or max-age=2s")),
+        _ => match text.split_once('=') {
+            Some(("max-age", age)) => time::parse_duration(age).map(ReadLevel::MaxAge),
+            Some(("at-least", version)) => {
+                time::parse_version(version).map(|timestamp| ReadLevel::AtLeast(Token { timestamp }))
+            }
+            _ => Err(format!("'{text}' is no level: write linearizable, any, max-age=2s or at-least=VERSION")),
         },
     }
 }
@@ -51,24 +54,46 @@ pub fn show_level(level: ReadLevel) -> String {
     }
 }
 
+/// How fresh an answer must be, and which replica gives it.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Reading {
+    /// The state at a version or a time, within the table's history
+    #[arg(long, value_name = "VERSION|TIME", value_parser = time::parse_version_or_time, conflicts_with = "level")]
+    as_of: Option<Timestamp>,
+    /// How fresh: linearizable, any, max-age=DURATION or at-least=VERSION (of an earlier answer's header)
+    #[arg(long, value_name = "LEVEL", default_value = "linearizable", value_parser = parse_level)]
+    level: ReadLevel,
+    /// Which replica answers if it can: leader, nearest or least-loaded
+    #[arg(long, value_name = "REPLICA", default_value = "leader", value_parser = parse_read_from)]
+    read_from: ReadFrom,
+}
+
+impl Reading {
+    /// The table, as it is to be read.
+    pub fn of(&self, table: &Table) -> Table {
+        table.at(self.level()).read_from(self.read_from)
+    }
+
+    /// How fresh an answer must be.
+    pub fn level(&self) -> ReadLevel {
+        self.as_of.map_or(self.level, ReadLevel::AsOf)
+    }
+}
+
 /// Reads the value of a key.
 ///
 /// Prints the value alone; -o json adds version, time and which replica answered. Exits with 3 if the key is absent.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  trivet get orders o-1\n  trivet get orders o-1 --as-of 2026-01-31T12:00:00Z\n  trivet get orders o-1 --level max-age=2s -o json"
+    after_help = "Examples:\n  trivet get orders o-1\n  trivet get orders o-1 --as-of 2026-01-31T12:00:00Z\n  trivet get orders o-1 --level max-age=2s --read-from nearest -o json"
 )]
 pub struct Get {
     /// The table
     table: String,
     /// The key
     key: String,
-    /// The state at a version or a time, within the table's history
-    #[arg(long, value_name = "VERSION|TIME", value_parser = time::parse_version_or_time, conflicts_with = "level")]
-    as_of: Option<Timestamp>,
-    /// How fresh: linearizable, any or max-age=DURATION
-    #[arg(long, value_name = "LEVEL", default_value = "linearizable", value_parser = parse_level)]
-    level: ReadLevel,
+    #[command(flatten)]
+    reading: Reading,
     /// The key is hex digits
     #[arg(long)]
     hex: bool,
@@ -80,8 +105,8 @@ pub struct Get {
 /// Runs `get`.
 pub async fn get(args: Get, global: &Global) -> Ended {
     let key = text::argument(&args.key, args.hex).map_err(Stop::usage)?;
-    let level = args.as_of.map_or(args.level, ReadLevel::AsOf);
-    let answer = global.connect().await?.table(&*args.table).at(level).get(key.clone()).await?;
+    let table = global.connect().await?.table(&*args.table);
+    let answer = args.reading.of(&table).get(key.clone()).await?;
     if global.json() {
         say!("{}", render::get_json(&key, &answer));
     }
@@ -259,10 +284,12 @@ mod tests {
 
     #[test]
     fn levels_are_typed_as_they_are_shown() {
-        for text in ["linearizable", "any", "max-age=2s", "max-age=1h30m"] {
+        for text in ["linearizable", "any", "max-age=2s", "max-age=1h30m", "at-least=117637120008060935"] {
             assert_eq!(parse_level(text).map(show_level).as_deref(), Ok(text));
         }
-        for wrong in ["", "strong", "max-age", "max-age=", "max-age=5"] {
+        for wrong in
+            ["", "strong", "max-age", "max-age=", "max-age=5", "at-least", "at-least=", "at-least=2s", "as-of=5"]
+        {
             assert!(parse_level(wrong).is_err(), "{wrong}");
         }
     }

@@ -38,6 +38,7 @@ mod export;
 #[cfg(test)]
 mod golden;
 mod import;
+mod merge;
 mod node;
 mod render;
 mod scan;

@@ -100,15 +100,28 @@ pub async fn run(verb: Verb, global: &Global) -> Ended {
             Ok(Exit::Ok)
         }
         Verb::Drain(args) => {
-            let exit = want(&client, args.id, "draining", args.dry_run, global).await?;
-            let Some(patience) = args.wait else { return Ok(exit) };
+            let Some(patience) = args.wait else {
+                return want(&client, args.id, "draining", args.dry_run, global).await;
+            };
+            if global.json() {
+                client.admin().set_standing(NodeId(args.id), "draining", false).await?;
+            } else {
+                want(&client, args.id, "draining", false, global).await?;
+            }
             let empty = until_empty(&client, args.id, patience, global).await;
-            if !global.json() {
-                if empty {
-                    say!("node {} holds nothing any more", args.id);
-                } else {
-                    say!("node {} is not empty yet; `trivet cluster status` shows how far it is", args.id);
-                }
+            if global.json() {
+                // One document, of how things are in the end.
+                let report = render::balance_json(&client.admin().balance().await?);
+                say!(
+                    "{}",
+                    serde_json::json!({
+                        "node": args.id, "standing": "draining", "dry_run": false, "empty": empty, "balance": report,
+                    })
+                );
+            } else if empty {
+                say!("node {} holds nothing any more", args.id);
+            } else {
+                say!("{}", not_empty(args.id));
             }
             Ok(if empty { Exit::Ok } else { Exit::Unavailable })
         }
@@ -158,20 +171,26 @@ async fn until_empty(client: &Client, id: u64, patience: Duration, global: &Glob
     }
 }
 
+fn not_empty(id: u64) -> String {
+    format!("node {id} is not empty yet; `trivet cluster status` shows how far it is")
+}
+
 async fn decommission(client: &Client, args: &Decommission, global: &Global) -> Ended {
     let node = NodeId(args.id);
     if let Some(patience) = args.wait {
         client.admin().set_standing(node, "draining", false).await?;
         if !until_empty(client, args.id, patience, global).await {
-            if !global.json() {
-                say!("node {} is not empty yet; `trivet cluster status` shows how far it is", args.id);
+            if global.json() {
+                say!("{}", serde_json::json!({"node": args.id, "dry_run": false, "left": false}));
+            } else {
+                say!("{}", not_empty(args.id));
             }
             return Ok(Exit::Unavailable);
         }
     }
     client.admin().decommission(node, args.dry_run).await?;
     if global.json() {
-        say!("{}", serde_json::json!({"node": args.id, "dry_run": args.dry_run}));
+        say!("{}", serde_json::json!({"node": args.id, "dry_run": args.dry_run, "left": !args.dry_run}));
     } else if args.dry_run {
         say!("node {} could leave now", args.id);
     } else {

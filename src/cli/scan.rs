@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use bytes::Bytes;
 use trivet::types::{ReadLevel, Row, ScanBounds, ScanRequest, Timestamp};
 
-use super::data::parse_level;
+use super::data::Reading;
 use super::exit::{Ended, Exit, Stop};
 use super::{Global, render, text, time};
 
@@ -20,7 +20,7 @@ const VALUE_WIDTH: usize = 80;
 /// user:42; over the whole table it goes shard by shard.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  trivet scan orders --limit 10\n  trivet scan orders --count\n  trivet scan users --tag user:42 -o json\n  trivet scan names --from m --to n --reverse"
+    after_help = "Examples:\n  trivet scan orders --limit 10\n  trivet scan orders --count --level max-age=5s --read-from least-loaded\n  trivet scan users --tag user:42 -o json\n  trivet scan names --from m --to n --reverse"
 )]
 pub struct Scan {
     /// The table
@@ -46,12 +46,8 @@ pub struct Scan {
     /// Print how many rows there are instead of the rows
     #[arg(long)]
     count: bool,
-    /// The state at a version or a time
-    #[arg(long, value_name = "VERSION|TIME", value_parser = time::parse_version_or_time, conflicts_with = "level")]
-    as_of: Option<Timestamp>,
-    /// How fresh: linearizable, any or max-age=DURATION
-    #[arg(long, value_name = "LEVEL", default_value = "linearizable", value_parser = parse_level)]
-    level: ReadLevel,
+    #[command(flatten)]
+    reading: Reading,
     /// Tag, prefix and keys are hex digits
     #[arg(long)]
     hex: bool,
@@ -105,8 +101,8 @@ impl Printer {
 /// Runs `scan`.
 pub async fn scan(args: Scan, global: &Global) -> Ended {
     let bounds = args.bounds().map_err(Stop::usage)?;
-    let level = args.as_of.map_or(args.level, ReadLevel::AsOf);
-    let table = global.connect().await?.table(&*args.table);
+    let level = args.reading.level();
+    let table = args.reading.of(&global.connect().await?.table(&*args.table));
     let mut printer = Printer::new(global, args.full, render::scan_table);
     // Counting pages are as long as the server likes; a limit needs rows to count up to.
     let count_only = args.count && args.limit.is_none();

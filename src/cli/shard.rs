@@ -9,12 +9,12 @@ use trivet::types::{NodeId, ShardId, Slot, TableDescriptor};
 use trivet::wire::admin::{SplitPoint, SplitReport, TableDetails};
 
 use super::exit::{Ended, Exit, Stop};
-use super::{Global, render, text, time};
+use super::{Global, merge, render, text, time};
 
 /// Time between two looks while a verb waits.
-const WAIT_STEP: Duration = Duration::from_millis(100);
+pub const WAIT_STEP: Duration = Duration::from_millis(100);
 
-/// List, describe, check, split and move shards and their leaderships.
+/// List, describe, check, split, merge and move shards and their leaderships.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Verb {
     List(List),
@@ -22,6 +22,7 @@ pub enum Verb {
     Checksum(Checksum),
     Transfer(Transfer),
     Split(Split),
+    Merge(merge::Merge),
     Move(Relocate),
 }
 
@@ -151,6 +152,7 @@ pub async fn run(verb: Verb, global: &Global) -> Ended {
         }
         Verb::Checksum(args) => return checksum(&args, &client, global).await,
         Verb::Split(args) => return split(&args, &client, global).await,
+        Verb::Merge(args) => return merge::run(&args, &client, global).await,
         Verb::Move(args) => return relocate(&args, &client, global).await,
         Verb::Transfer(args) => {
             let (shard, to) = (ShardId(args.id), NodeId(args.to));
@@ -232,7 +234,8 @@ async fn relocate(args: &Relocate, client: &Client, global: &Global) -> Ended {
     Ok(if args.wait.is_some() && !settled { Exit::Unavailable } else { Exit::Ok })
 }
 
-async fn table_of(client: &Client, id: &trivet::types::TableId) -> Ended<Option<TableDescriptor>> {
+/// The table with this id, if it serves.
+pub async fn table_of(client: &Client, id: &trivet::types::TableId) -> Ended<Option<TableDescriptor>> {
     let tables = client.admin().tables().await?;
     Ok(tables.into_iter().map(|details| details.table).find(|table| table.id == *id))
 }

@@ -114,6 +114,11 @@ impl Admin {
         .await
     }
 
+    /// Wants shard `left` to take over its right neighbour; it is done when `right` is unknown to [`Admin::shard`].
+    pub async fn merge_shards(&self, left: ShardId, right: ShardId, dry_run: bool) -> Result<ShardDetails> {
+        self.ask(None, |node, until| async move { node.merge_shards(left, right, dry_run, until).await }).await
+    }
+
     /// Wants a shard's replica on node `from` to be on node `to`; [`Admin::shard`] tells when it is settled there.
     pub async fn move_shard(&self, shard: ShardId, from: NodeId, to: NodeId, dry_run: bool) -> Result<ShardDetails> {
         self.ask(None, |node, until| async move { node.move_shard(shard, from, to, dry_run, until).await }).await

@@ -23,7 +23,7 @@ use crate::wire::admin::{BalanceReport, NodeShare};
 /// Between looks while something is to be done, and while nothing is.
 const LOOK_WAIT: Duration = Duration::from_secs(1);
 const REST_WAIT: Duration = Duration::from_secs(3);
-/// How much of the rate known so far remains after one look: about ten looks decide.
+/// How much of the rate known so far remains after one second: about ten seconds decide.
 const RATE_KEPT: f64 = 0.9;
 /// How long the leader may take to say how it is.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -203,7 +203,9 @@ impl Control {
         let nodes = nodes.collect();
         let serves = |shard: &&Arc<ShardDescriptor>| {
             let table = directory.descriptor(shard.table);
-            shard.id != ShardId::SYSTEM && table.is_some_and(|table| table.state == TableState::Ready)
+            // One that is being merged goes where its left neighbour goes.
+            let free = shard.id != ShardId::SYSTEM && shard.merging_into.is_none();
+            free && table.is_some_and(|table| table.state == TableState::Ready)
         };
         let shards: Vec<ShardPicture> = directory
             .shards()
@@ -253,7 +255,8 @@ impl Memory {
             *rate = fresh(rate.per_second);
         } else if passed >= 0.5 {
             let seen = (report.requests - rate.requests) as f64 / passed;
-            *rate = fresh(RATE_KEPT * rate.per_second + (1.0 - RATE_KEPT) * seen);
+            let kept = RATE_KEPT.powf(passed);
+            *rate = fresh(kept * rate.per_second + (1.0 - kept) * seen);
         }
         rate.per_second
     }

@@ -6,17 +6,19 @@
 //!
 //! - `tables`: create and drop tables, with placement.
 //! - `members`: nodes that join, come back with new addresses, or come back wiped; `standing`: what is wanted of them.
-//! - `shards`: leaders, checksums, descriptions of shards; `splits` and `moves`: what is wanted of them by hand.
+//! - `shards`: leaders, checksums, descriptions of shards; `splits`, `merges` and `moves`: what is wanted of them by hand.
 //! - `status`: what the nodes report, and what is wrong with it.
 //! - `recovery`: what a recovery from a lost quorum leaves to be done.
 //! - `duties`: what the leader of shard 0 does unasked: writes a new cluster's first rows, mends, finishes drops;
-//!   `balance`: moves replicas and leaderships where they should be; `sizes`: splits what holds or serves too much.
+//!   `balance`: moves replicas and leaderships where they should be; `sizes`: splits what holds or serves too much, and merges
+//!   it again.
 //!
 //! Left out: carrying it out (node reconciles), what should be moved (placement).
 
 mod balance;
 mod duties;
 mod members;
+mod merges;
 mod moves;
 mod recovery;
 mod shards;
@@ -50,6 +52,7 @@ const VERB_TIMEOUT: Duration = Duration::from_secs(20);
 const CREATE_TABLE: &str = "create_table";
 const DROP_TABLE: &str = "drop_table";
 const SPLIT: &str = "split";
+const MERGE: &str = "merge";
 const MOVE: &str = "move";
 const STANDING: &str = "standing";
 const DECOMMISSION: &str = "decommission";
@@ -170,6 +173,10 @@ impl AskHandler for Control {
                     self.must_lead()?;
                     Ok(ask::encode(&self.split_here(ask::decode(&body)?).await?))
                 }
+                MERGE => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.merge_here(ask::decode(&body)?).await?))
+                }
                 MOVE => {
                     self.must_lead()?;
                     Ok(ask::encode(&self.move_here(ask::decode(&body)?).await?))
@@ -193,6 +200,10 @@ impl AskHandler for Control {
                 ask::SPLIT_NEWS => {
                     self.must_lead()?;
                     Ok(ask::encode(&self.note_split(ask::decode(&body)?).await?))
+                }
+                ask::MERGE_NEWS => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.note_merge(ask::decode(&body)?).await?))
                 }
                 _ => Err(Error::invalid(format!("the question '{kind}' is unknown to this version"))),
             }

@@ -1,7 +1,8 @@
-//! Shards that are split unasked, because they hold or serve too much. `placement::sizing` decides; here it is asked, with
-//! what the shards' leaders report.
+//! Shards that are split unasked, because they hold or serve too much, and merged again when that is long over.
+//! `placement::sizing` decides; here it is asked, with what the shards' leaders report.
 //!
-//! One split is begun at a time, and none while balancing is paused. Left out: merging what has become small.
+//! One split or merge is begun at a time, and none while balancing is paused. What somebody asked for, by creating a table
+//! with so many shards or by a split, is not merged.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,10 +10,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Control;
+use super::merges::MergeAsk;
 use crate::catalog::{Directory, change};
 use crate::node::{ShardAsk, ask};
 use crate::placement::balance::{Picture, ShardPicture};
-use crate::placement::sizing::{self, HotFor, Observed, Split};
+use crate::placement::sizing::{self, HotFor, Neighbours, Observed, Split};
+use crate::runtime::Instant;
 use crate::types::{NodeId, Result, ShardDescriptor, ShardId};
 
 /// What is remembered of shards between looks.
@@ -20,6 +23,8 @@ use crate::types::{NodeId, Result, ShardDescriptor, ShardId};
 pub(super) struct Memory {
     /// How long each has been hot.
     hot: HashMap<ShardId, HotFor>,
+    /// Since when a shard and its right neighbour have been small and cold.
+    small: HashMap<(ShardId, ShardId), Instant>,
     /// What is served too much and cannot be divided: a sentence each.
     hot_keys: BTreeMap<ShardId, String>,
 }
@@ -55,7 +60,50 @@ impl Control {
         for shard in due {
             let (Some(leader), Some(descriptor)) = (shard.leader, directory.shard(shard.shard)) else { continue };
             if self.mind_one(directory, &shard, leader, descriptor).await? {
-                break;
+                return Ok(());
+            }
+        }
+        self.mind_neighbours(directory, picture).await
+    }
+
+    /// Has two neighbours merged that have been small for long, if there are such.
+    async fn mind_neighbours(&self, directory: &Directory, picture: &Picture) -> Result<()> {
+        let sizes = self.node.options().sizes;
+        let now = self.node.clock().now();
+        let free = |shard: ShardId| {
+            let known = picture.shards.iter().find(|known| known.shard == shard)?;
+            (!known.is_busy() && known.leader.is_some()).then_some(known)
+        };
+        let due: Vec<(ShardId, ShardId)> = {
+            let mut memory = self.balancing.lock();
+            let mut small = HashMap::new();
+            let mut due = Vec::new();
+            for table in directory.tables() {
+                for pair in table.shards.iter().as_slice().windows(2) {
+                    let [left, right] = pair else { continue };
+                    let (Some(one), Some(other)) = (free(left.id), free(right.id)) else { continue };
+                    let since = memory.sizes.small.get(&(left.id, right.id)).copied().unwrap_or(now);
+                    let neighbours = Neighbours {
+                        bytes: one.bytes + other.bytes,
+                        load: one.load + other.load,
+                        small_for: now.saturating_duration_since(since),
+                        unasked: right.unasked,
+                    };
+                    if neighbours.are_small(&sizes) {
+                        small.insert((left.id, right.id), since);
+                    }
+                    if sizing::merge_wanted(&neighbours, &sizes) {
+                        due.push((left.id, right.id));
+                    }
+                }
+            }
+            memory.sizes.small = small;
+            due
+        };
+        for (left, right) in due {
+            match self.merge_here(MergeAsk { left, right }).await {
+                Ok(_) => return Ok(()),
+                Err(error) => tracing::debug!(%left, %right, %error, "neighbours that are small cannot be merged now"),
             }
         }
         Ok(())
@@ -106,7 +154,7 @@ impl Control {
         };
         let begun = self
             .change(|directory| {
-                let (intent, write) = change::begin_split(directory, shard.shard, &at)?;
+                let (intent, write) = change::begin_split(directory, shard.shard, &at, true)?;
                 Ok(write.map(|write| (intent, write)))
             })
             .await?;

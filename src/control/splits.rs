@@ -45,7 +45,7 @@ impl Control {
         }
         if dry_run {
             // Refusals are those of the real thing.
-            change::begin_split(&directory, shard, &at)?;
+            change::begin_split(&directory, shard, &at, false)?;
             let epoch = Epoch(descriptor.epoch.0 + 1);
             let left = ShardDescriptor { end: at.to_vec(), epoch, ..ShardDescriptor::clone(&descriptor) };
             let id = ShardId(0);
@@ -104,7 +104,7 @@ impl Control {
         let at = Bytes::from(wish.at);
         let begun = self
             .change(|directory| {
-                let (intent, write) = change::begin_split(directory, wish.shard, &at)?;
+                let (intent, write) = change::begin_split(directory, wish.shard, &at, false)?;
                 Ok(write.map(|write| (intent, write)))
             })
             .await?;

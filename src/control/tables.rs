@@ -23,6 +23,8 @@ const REPLICATION_DEFAULT: u32 = 3;
 const IMBALANCE: f64 = 0.0;
 /// How long the creator of a table waits for its shards to elect leaders.
 const LEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a node is waited for that was not heard lately: it may be gone.
+const UNHEARD_TIMEOUT: Duration = Duration::from_millis(300);
 /// Between looks.
 const LOOK_WAIT: Duration = Duration::from_millis(50);
 
@@ -123,9 +125,13 @@ impl Control {
         self.node.wait_for_revision(revision).await;
         let mut missing: BTreeSet<ShardId> = shards.iter().map(|shard| shard.id).collect();
         loop {
-            let nodes: Vec<NodeId> =
-                self.node.directory().nodes().map(|row| row.id).filter(|&node| self.node.hears(node)).collect();
-            let reports: Vec<Option<NodeReport>> = join_all(nodes.iter().map(|&node| self.report_of(node))).await;
+            let nodes: Vec<NodeId> = self.node.directory().nodes().map(|row| row.id).collect();
+            // A node hears only those that it asks something, and this one may have had nothing to ask the new leaders.
+            let report = |node: NodeId| {
+                let patience = if self.node.hears(node) { ask::ASK_TIMEOUT } else { UNHEARD_TIMEOUT };
+                async move { self.node.ask_for::<_, NodeReport>(node, ask::REPORT, &(), patience).await.ok() }
+            };
+            let reports: Vec<Option<NodeReport>> = join_all(nodes.into_iter().map(report)).await;
             for report in reports.iter().flatten() {
                 for shard in report.shards.iter().filter(|shard| shard.part == "leader") {
                     missing.remove(&shard.shard);

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "each node gets a runtime that can be torn down under it")]
 
 mod elastic;
+mod merges;
 mod reads;
 
 use std::collections::BTreeMap;
@@ -325,20 +326,43 @@ impl House {
         life.runtime.block_on(node.execute("t", request, context))
     }
 
-    /// Writes and reads a key at the node that leads its shard. (Nodes cannot forward here: no data port is served.)
+    /// Writes a key and reads it back at the node that leads its shard (nodes cannot forward here: no data port is
+    /// served); asks again, as a client does, when another leads it meanwhile.
     fn write_and_read(&self, key: &'static str) -> Result<()> {
-        let shard = self.shard_of(key);
-        let leader = self.leader_of(shard.id);
         let value = Bytes::from_static(b"v");
         let put = Action::Put { value: value.clone(), ttl_ms: None };
-        let issued_ms = self.node(leader).clock().wall_ms();
+        let issued_ms = self.node(3).clock().wall_ms();
         let request = RequestId { client: crate::runtime::random_u64(), sequence: 1, issued_ms };
         let operations = vec![Operation { key: key.into(), action: put }];
-        self.execute(leader, Request::Write(Write { request: Some(request), conditions: vec![], operations }))?;
+        let write = Write { request: Some(request), conditions: vec![], operations };
         let read = Read { keys: vec![key.into()], level: ReadLevel::Linearizable, any_replica: false };
-        let Response::Values(values) = self.execute(leader, Request::Read(read))? else { panic!("a read is answered") };
+        self.ask_leader(key, &Request::Write(write))?;
+        let Response::Values(values) = self.ask_leader(key, &Request::Read(read))? else {
+            panic!("a read is answered")
+        };
         assert_eq!(values[0].body.as_ref().map(|found| &found.value), Some(&value));
         Ok(())
+    }
+
+    fn ask_leader(&self, key: &'static str, request: &Request) -> Result<Response> {
+        // What a client asks again after: a node may know neither the leader nor the shards as they are now.
+        let again = [Reason::NotLeader, Reason::NoQuorum, Reason::WrongEpoch, Reason::ShardNotHere];
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // Its shard may not be the same any more.
+            let leader = self.leader_now(self.shard_of(key).id);
+            let Some(leader) = leader else {
+                assert!(Instant::now() < deadline, "nobody leads the shard of {key}");
+                std::thread::sleep(LOOK_EVERY);
+                continue;
+            };
+            match self.execute(leader, request.clone()) {
+                Err(error) if again.contains(&error.reason) && Instant::now() < deadline => {
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                answer => return answer,
+            }
+        }
     }
 
     fn shards(&self) -> Vec<Arc<ShardDescriptor>> {
@@ -352,15 +376,18 @@ impl House {
         table.shards.locate(&table.layout.encode(&Bytes::copy_from_slice(key.as_bytes()))).clone()
     }
 
-    fn leader_of(&self, shard: ShardId) -> u64 {
+    fn leader_now(&self, shard: ShardId) -> Option<u64> {
         let leads = |id: &u64| {
             let started = self.life(*id).and_then(|life| life.started.as_ref());
             started.is_some_and(|(node, _)| node.replicas().get(shard).is_some_and(|replica| replica.is_leader()))
         };
-        let find = || self.machines.keys().map(|node| node.0).find(|id| leads(id));
+        self.machines.keys().map(|node| node.0).find(|id| leads(id))
+    }
+
+    fn leader_of(&self, shard: ShardId) -> u64 {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(id) = find() {
+            if let Some(id) = self.leader_now(shard) {
                 return id;
             }
             assert!(Instant::now() < deadline, "{shard} has no leader");

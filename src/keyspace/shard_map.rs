@@ -120,6 +120,9 @@ mod tests {
             founders: Vec::new(),
             founded: false,
             split: None,
+            unasked: false,
+            merge: None,
+            merging_into: None,
         };
         ranges.into_iter().enumerate().map(shard).collect()
     }

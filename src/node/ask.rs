@@ -38,6 +38,14 @@ pub const MIDDLE: &str = "middle";
 pub const KEYS: &str = "keys";
 /// A shard was split: [`super::SplitNews`], to shard 0's leader.
 pub const SPLIT_NEWS: &str = "split_news";
+/// A shard has taken over its right neighbour, or never will: [`super::MergeNews`], to shard 0's leader.
+pub const MERGE_NEWS: &str = "merge_news";
+/// Seal yourself for your left neighbour: `SealAsk` to a shard's leader; the index at which it is sealed back.
+pub const SEAL: &str = "seal";
+/// The merge is off: `ReleaseAsk` to the leader of the right shard.
+pub const RELEASE: &str = "release";
+/// Is a replica sealed, durably: `SealedAsk`.
+pub const SEALED: &str = "sealed";
 /// Is a replica still a member: [`super::MemberAsk`] to its shard's leader, [`super::MemberAnswer`] back.
 pub const MEMBER: &str = "member";
 /// Hand over the leadership of a shard (to its leader).
@@ -171,6 +179,9 @@ impl Node {
                 let sample = self.hosted(ask.shard)?.load().take_sample();
                 Ok(encode(&sample.into_iter().map(|(key, count)| (key.to_vec(), count)).collect::<Vec<_>>()))
             }
+            SEAL => Ok(encode(&self.seal(decode(&body)?, deadline).await?)),
+            RELEASE => Ok(encode(&self.release(decode(&body)?, deadline).await?)),
+            SEALED => Ok(encode(&self.sealed(decode(&body)?, deadline).await?)),
             MEMBER => Ok(encode(&self.member(decode(&body)?, deadline).await?)),
             TRANSFER => {
                 let ask: ShardAsk = decode(&body)?;

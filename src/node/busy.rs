@@ -19,6 +19,8 @@ pub enum Step {
     Retire,
     /// A split is furthered.
     Split,
+    /// A merge is furthered.
+    Merge,
     /// The log from before a split is removed.
     Forget,
 }

@@ -25,7 +25,7 @@ use crate::client::Connection;
 use crate::placement::sizing::Sizes;
 use crate::raft::{GroupError, LogBounds, Timers};
 use crate::runtime::{Clock, random_u64, sleep, spawn};
-use crate::shard::{BIRTHS_MAX, Born, Home, Record, Shard, ShardOptions, State};
+use crate::shard::{Home, NEWS_MAX, News, Record, Shard, ShardOptions, State, survivors};
 use crate::storage::{Engine, LogWriter};
 use crate::types::{Error, Incarnation, Limits, NodeId, Reason, Result, ShardId, Timestamp};
 
@@ -89,8 +89,8 @@ pub struct Node {
     stopped: watch::Sender<bool>,
     /// Wakes the reconciler before its time.
     nudge: Notify,
-    /// Told of children born here.
-    births: mpsc::Sender<Born>,
+    /// Told of replicas that were born here or have ended.
+    news: mpsc::Sender<News>,
     /// Lengthy steps under way.
     busy: Busy,
     /// Held while a replica is created that was not here before; shared while a snapshot is installed. So no snapshot can
@@ -117,7 +117,7 @@ impl Node {
         }
         let links = Links::new(options.id, options.clock.clone());
         links.set_address(options.id, &options.address);
-        let (births, born) = mpsc::channel(BIRTHS_MAX);
+        let (news, told) = mpsc::channel(NEWS_MAX);
         let node = Arc::new(Node {
             incarnation: stored.map_or_else(|| Incarnation(random_u64()), |identity| identity.incarnation),
             rooms: Rooms::new(&*engine),
@@ -135,7 +135,7 @@ impl Node {
             stopping: watch::Sender::new(false),
             stopped: watch::Sender::new(false),
             nudge: Notify::new(),
-            births,
+            news,
             busy: Busy::default(),
             ranges: Arc::default(),
             hosting: tokio::sync::Mutex::default(),
@@ -150,7 +150,7 @@ impl Node {
         spawn(follower::run(node.clone()));
         spawn(room::run(node.clone()));
         spawn(sweeper::run(node.clone()));
-        spawn(splits::welcome(node.clone(), born));
+        spawn(splits::welcome(node.clone(), told));
         Ok(node)
     }
 
@@ -305,10 +305,8 @@ impl Node {
 
     /// Starts all replicas that the directory holds.
     pub(super) async fn recover(&self) -> Result<()> {
-        for record in Record::load_all(&*self.engine)? {
-            if !record.tombstone {
-                self.host(&record).await?;
-            }
+        for record in survivors(&*self.engine)? {
+            self.host(&record).await?;
         }
         Ok(())
     }
@@ -326,7 +324,7 @@ impl Node {
         let options = ShardOptions {
             shard: record.shard,
             replica: record.replica,
-            home: Home { node: self.id(), incarnation: self.incarnation, births: self.births.clone() },
+            home: Home { node: self.id(), incarnation: self.incarnation, news: self.news.clone() },
             fresh: State::fresh(record.table, record.start.clone(), record.end.clone(), record.epoch),
             timers: self.options.timers,
             log: self.options.log,

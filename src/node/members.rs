@@ -29,7 +29,7 @@ use crate::shard::Shard;
 use crate::types::{Error, NodeId, Reason, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId};
 
 /// Entries a learner may be behind and still be promoted: fewer than one busy round trip brings.
-const CAUGHT_UP_WITHIN: u64 = 256;
+pub const CAUGHT_UP_WITHIN: u64 = 256;
 /// How long one step of a leader may take before the reconciler looks again.
 const STEP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -241,6 +241,9 @@ mod tests {
             founders: Vec::new(),
             founded: true,
             split: None,
+            unasked: false,
+            merge: None,
+            merging_into: None,
         }
     }
 

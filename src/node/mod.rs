@@ -14,6 +14,7 @@
 //! - `reconcile`: creates and destroys replicas, and has the others take the next step; `busy`: what is under way.
 //! - `members`: brings the members of a group to what the catalog wants; who is wanted no more goes.
 //! - `splits`: brings about the splits that are wanted, hosts the children.
+//! - `merges`: brings about the merges that are wanted, buries who was taken over.
 //! - `room`: yields before the disk is full; `sweeper`: makes what was deleted leave it.
 //! - `door`: `(table, Request) -> Response`: local replica, or forwarded to the node that can; `routing`: its attempts,
 //!   one after the other, and what they leave to be said; `paging`: scans,
@@ -33,6 +34,7 @@ mod host;
 mod identity;
 mod lineage;
 mod members;
+mod merges;
 pub mod metrics;
 mod paging;
 mod reconcile;
@@ -51,6 +53,7 @@ pub use formation::Bootstrap;
 pub use host::{Node, NodeOptions};
 pub use identity::Identity;
 pub use members::{MemberAnswer, MemberAsk};
+pub use merges::MergeNews;
 pub use registry::Registry;
 pub use report::{NodeReport, ShardReport};
 pub use splits::SplitNews;

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::host::Node;
 use super::members;
+use super::merges;
 use super::metrics;
 use super::splits;
 use crate::catalog::Directory;
@@ -80,6 +81,10 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
         if status.is_leader() {
             led += 1;
         }
+        if shard.state().sealed_for.is_some() {
+            // It may have been taken over, with nobody left to tell of it.
+            merges::bury(node, shard.id()).await;
+        }
         splits::forget(node, shard);
         if let Some(descriptor) = wanted {
             if let Some(table) = directory.table(descriptor.table) {
@@ -89,6 +94,7 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
             if status.is_leader() {
                 members::align(node, shard, descriptor, &status);
                 splits::further(node, shard, descriptor);
+                merges::further(node, shard, descriptor);
             } else if descriptor.replicas.iter().all(|replica| replica.id != shard.replica()) {
                 members::retire(node, shard, descriptor);
             }
@@ -239,9 +245,15 @@ fn is_gone(directory: &Directory, shard: &Arc<Shard>) -> bool {
         || directory.was_dropped(shard.id())
 }
 
-/// Stops a replica and removes what it stored, leaving a tombstone.
+/// Stops a replica and removes what it stored, leaving a tombstone; later, if its left neighbour's here has yet to take it
+/// over.
 async fn destroy(node: &Arc<Node>, shard: &Arc<Shard>) -> Result<()> {
+    // As in `create`: not while a snapshot is being installed, perhaps over this very range.
+    let Ok(_alone) = node.ranges().try_write() else { return Ok(()) };
     let Some(record) = Record::load(&**node.engine(), shard.id())? else { return Ok(()) };
+    if record.tombstone || node.is_awaited(shard)? {
+        return Ok(());
+    }
     node.replicas().remove(shard.id());
     shard.stop().await;
     erase(node, shard, &record).await
@@ -254,7 +266,7 @@ pub(super) async fn dissolve(node: &Arc<Node>, shard: &Arc<Shard>, members_at: u
     let _alone = node.ranges().write().await;
     let Some(record) = Record::load(&**node.engine(), shard.id())? else { return Ok(()) };
     let hosted = node.replicas().get(shard.id()).is_some_and(|hosted| Arc::ptr_eq(&hosted, shard));
-    if !hosted || record.tombstone || record.replica != shard.replica() {
+    if !hosted || record.tombstone || record.replica != shard.replica() || node.is_awaited(shard)? {
         return Ok(());
     }
     node.replicas().remove(shard.id());
@@ -272,23 +284,30 @@ async fn erase(node: &Arc<Node>, shard: &Arc<Shard>, record: &Record) -> Result<
     tracing::info!(shard = %shard.id(), replica = %shard.replica(), "destroying a replica");
     // What it owned last, which may be less than it began with: what was split off belongs to others.
     let state = shard.state();
-    // What the group has queued must be on the disk before its traces are removed.
-    let (done, written) = oneshot::channel();
-    node.writer().submit(LogOp {
-        group: shard.id(),
-        change: LogChange::Barrier,
-        done: Some(Box::new(move |result| {
-            let _ = done.send(result);
-        })),
-    });
-    if let Ok(result) = written.await {
-        result?;
-    }
-    // A later replica of this shard begins with an empty log; what was known of this one's must not count for it.
-    node.writer().forget(shard.id());
+    node.drain_log_of(shard.id()).await?;
     node.engine().horizons().clear(&state.start, &state.end);
     record.destroy(&**node.engine(), &state.start, &state.end)?;
     Ok(())
+}
+
+impl Node {
+    /// Waits until what a stopped replica has queued is on the disk, before its traces are removed.
+    pub(super) async fn drain_log_of(&self, shard: ShardId) -> Result<()> {
+        let (done, written) = oneshot::channel();
+        self.writer().submit(LogOp {
+            group: shard,
+            change: LogChange::Barrier,
+            done: Some(Box::new(move |result| {
+                let _ = done.send(result);
+            })),
+        });
+        if let Ok(result) = written.await {
+            result?;
+        }
+        // A later replica of this shard begins with an empty log; what was known of this one's must not count for it.
+        self.writer().forget(shard);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -314,6 +333,9 @@ mod tests {
             founders: [4, 5, 6].map(ReplicaId).into(),
             founded: false,
             split: None,
+            unasked: false,
+            merge: None,
+            merging_into: None,
         }
     }
 

@@ -54,7 +54,7 @@ impl ShardReport {
         let real = |members: &[ReplicaId]| members.iter().copied().collect::<BTreeSet<_>>();
         let as_wanted =
             real(&self.voters) == of(ReplicaRole::Voter) && real(&self.learners) == of(ReplicaRole::Learner);
-        as_wanted && !self.joint && wanted.split.is_none()
+        as_wanted && !self.joint && wanted.split.is_none() && wanted.merge.is_none() && wanted.merging_into.is_none()
     }
 }
 

@@ -23,9 +23,10 @@ use tokio::sync::mpsc;
 use super::ask;
 use super::busy::Step;
 use super::host::Node;
+use super::merges;
 use crate::raft::Status;
 use crate::runtime::spawn;
-use crate::shard::{Born, ChildReplica, Shard, Split};
+use crate::shard::{ChildReplica, News, Shard, Split};
 use crate::types::{Epoch, NodeId, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId, SplitIntent};
 
 /// How long the proposal of a split may take.
@@ -40,15 +41,23 @@ pub struct SplitNews {
     pub epoch: Epoch,
 }
 
-/// Hosts the children born here, until the node stops.
-pub async fn welcome(node: Arc<Node>, mut births: mpsc::Receiver<Born>) {
+/// Hosts the children born here, and buries who was taken over, until the node stops.
+pub async fn welcome(node: Arc<Node>, mut news: mpsc::Receiver<News>) {
     let mut stopped = node.stopped();
     loop {
-        let born = tokio::select! {
-            born = births.recv() => born,
+        let told = tokio::select! {
+            told = news.recv() => told,
             _ = stopped.wait_for(|&stopped| stopped) => None,
         };
-        let Some(born) = born else { return };
+        let born = match told {
+            Some(News::Born(born)) => born,
+            Some(News::Absorbed(shard)) => {
+                merges::bury(&node, shard).await;
+                node.nudge();
+                continue;
+            }
+            None => return,
+        };
         tracing::info!(parent = %born.parent, shard = %born.record.shard, replica = %born.record.replica, "a shard was split");
         match node.host(&born.record).await {
             Ok(child) => {

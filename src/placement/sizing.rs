@@ -225,10 +225,8 @@ pub struct Neighbours {
     /// How long [`are_small`](Neighbours::are_small) has held without a break, or since the younger of them was made,
     /// whichever is less.
     pub small_for: Duration,
-    /// Shards of their table.
-    pub shards: usize,
-    /// Shards that the table keeps: those it was made with, for they were asked for.
-    pub shards_min: usize,
+    /// Whether the right one was split off unasked: what somebody asked for stays.
+    pub unasked: bool,
 }
 
 impl Neighbours {
@@ -240,7 +238,7 @@ impl Neighbours {
 
 /// Decides whether two neighbours are to be merged.
 pub fn merge_wanted(pair: &Neighbours, sizes: &Sizes) -> bool {
-    pair.shards > pair.shards_min && pair.small_for >= sizes.merge_after && pair.are_small(sizes)
+    pair.unasked && pair.small_for >= sizes.merge_after && pair.are_small(sizes)
 }
 
 #[cfg(test)]
@@ -363,14 +361,13 @@ mod tests {
             bytes: sizes.split_bytes / 4 - 1,
             load: sizes.split_load / 4 - 1,
             small_for: sizes.merge_after,
-            shards: 5,
-            shards_min: 4,
+            unasked: true,
         };
         assert!(merge_wanted(&pair, &sizes));
         assert!(!merge_wanted(&Neighbours { bytes: pair.bytes + 1, ..pair }, &sizes));
         assert!(!merge_wanted(&Neighbours { load: pair.load + 1, ..pair }, &sizes));
         assert!(!merge_wanted(&Neighbours { small_for: pair.small_for / 2, ..pair }, &sizes));
-        assert!(!merge_wanted(&Neighbours { shards: 4, ..pair }, &sizes));
+        assert!(!merge_wanted(&Neighbours { unasked: false, ..pair }, &sizes));
     }
 
     proptest! {

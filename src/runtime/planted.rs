@@ -32,11 +32,15 @@ pub enum Bug {
     WrongEpochAccepted,
     /// A replica notes the time of a proof of its age when it has it, not before it asks.
     AgeUnderReported,
+    /// The right shard of a merge is not sealed: it goes on taking writes until it is absorbed.
+    UnsealedMerge,
+    /// A scan that meets a shard whose range has changed goes on where the range it was planned by ended.
+    ScanSkipsAtSplit,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 13] = [
+    pub const ALL: [Bug; 15] = [
         Bug::UnconfirmedRead,
         Bug::FollowerRead,
         Bug::OutcomesLostInSnapshot,
@@ -50,6 +54,8 @@ impl Bug {
         Bug::TornSplit,
         Bug::WrongEpochAccepted,
         Bug::AgeUnderReported,
+        Bug::UnsealedMerge,
+        Bug::ScanSkipsAtSplit,
     ];
 
     /// The name that `TRIVET_PLANTED` knows it by.
@@ -68,6 +74,8 @@ impl Bug {
             Bug::TornSplit => "torn-split",
             Bug::WrongEpochAccepted => "wrong-epoch-accepted",
             Bug::AgeUnderReported => "age-under-reported",
+            Bug::UnsealedMerge => "unsealed-merge",
+            Bug::ScanSkipsAtSplit => "scan-skips-at-split",
         }
     }
 }

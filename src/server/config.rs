@@ -60,11 +60,13 @@ pub struct Split {
     pub mb: u64,
     /// Above so many requests per second for a while, if that helps.
     pub requests_per_second: u64,
+    /// What was split is merged again when it has been small and cold for so long: far below both of the above.
+    pub merge_after_ms: u64,
 }
 
 impl Default for Split {
     fn default() -> Split {
-        Split { mb: 256, requests_per_second: 40_000 }
+        Split { mb: 256, requests_per_second: 40_000, merge_after_ms: 3_600_000 }
     }
 }
 
@@ -151,6 +153,9 @@ const ZONE_BYTES_MAX: usize = 64;
 /// Less would make more shards than the data is worth.
 const SPLIT_MB_MIN: u64 = 1;
 const SPLIT_REQUESTS_MIN: u64 = 10;
+/// Sooner would undo a split before its effect is seen; later than a month is never.
+const MERGE_AFTER_MS_MIN: u64 = 1_000;
+const MERGE_AFTER_MS_MAX: u64 = 31 * 24 * 3_600_000;
 /// Ten minutes: a machine has come back from a restart by then, and copying what it held costs more than waiting for it.
 const REPLACE_LOST_MS_DEFAULT: u64 = 600_000;
 /// Less would take a pause for a loss; more than a month means never.
@@ -236,6 +241,7 @@ impl Config {
         within("timers.replace_lost_ms", timers.replace_lost_ms, REPLACE_LOST_MS_MIN, REPLACE_LOST_MS_MAX);
 
         within("split.mb", self.split.mb, SPLIT_MB_MIN, MEMORY_MB_MAX);
+        within("split.merge_after_ms", self.split.merge_after_ms, MERGE_AFTER_MS_MIN, MERGE_AFTER_MS_MAX);
         within("split.requests_per_second", self.split.requests_per_second, SPLIT_REQUESTS_MIN, u64::MAX);
         let limits = &self.limits;
         let mut size = |key, value: usize, low: usize, high: usize| within(key, value as u64, low as u64, high as u64);

@@ -253,7 +253,12 @@ fn bootstrap(config: &Config, engine: &dyn Engine) -> Result<Bootstrap, Error> {
 fn sizes(config: &Config) -> Sizes {
     let split = &config.split;
     // Bounded by the configuration far below overflow.
-    Sizes { split_bytes: split.mb << 20, split_load: split.requests_per_second, ..Sizes::default() }
+    Sizes {
+        split_bytes: split.mb << 20,
+        split_load: split.requests_per_second,
+        merge_after: Duration::from_millis(split.merge_after_ms),
+        ..Sizes::default()
+    }
 }
 
 fn timers(config: &Config) -> raft::Timers {

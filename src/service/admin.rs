@@ -181,6 +181,19 @@ impl cluster_server::Cluster for Cluster {
             .await
     }
 
+    async fn merge_shards(
+        &self,
+        request: Request<v1::MergeShardsRequest>,
+    ) -> Result<Response<v1::MergeShardsResponse>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        self.edge
+            .administer(&metadata, Effect::Change, async |control| {
+                let shard = control.merge_shards(ShardId(wish.left), ShardId(wish.right), wish.dry_run).await?;
+                Ok(v1::MergeShardsResponse { shard: Some(shard.into()) })
+            })
+            .await
+    }
+
     async fn balance(&self, request: Request<v1::BalanceRequest>) -> Result<Response<v1::BalanceResponse>, Status> {
         self.edge.administer(request.metadata(), Effect::None, async |control| control.balance(None).await).await
     }

@@ -99,8 +99,101 @@ pub struct Proposal {
     pub versions_carry_outcomes: bool,
     /// Give the right part of the range away.
     pub split: Option<Split>,
+    /// End, for the left neighbour to take over.
+    pub seal: Option<Seal>,
+    /// Take over the range of the right neighbour.
+    pub absorb: Option<Absorb>,
+    /// Do without a merge.
+    pub abandon: Option<Abandon>,
     /// The shard lost its quorum and goes on from the one replica that wrote this: the next epoch begins.
     pub recovered: bool,
+}
+
+/// The end of a merge that does not come about, as it stands in the log of either shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abandon {
+    /// The epoch that it is meant for.
+    pub epoch: Epoch,
+    /// The epoch afterwards.
+    pub next: Epoch,
+}
+
+impl Abandon {
+    /// The form in the log.
+    pub fn to_log(self) -> log::Abandon {
+        log::Abandon { epoch: self.epoch.0, next: self.next.0 }
+    }
+
+    fn from_log(abandon: log::Abandon) -> Abandon {
+        Abandon { epoch: Epoch(abandon.epoch), next: Epoch(abandon.next) }
+    }
+}
+
+/// The first half of a merge as it stands in the log of the right shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// The epoch that it is meant for.
+    pub epoch: Epoch,
+    /// The epoch afterwards: later than that of the left neighbour.
+    pub sealed: Epoch,
+    /// The left neighbour.
+    pub into: ShardId,
+    /// The entry that set the members when this was proposed.
+    pub members_at: u64,
+}
+
+impl Seal {
+    /// The form in the log.
+    pub fn to_log(self) -> log::Seal {
+        log::Seal { epoch: self.epoch.0, into: self.into.0, members_at: self.members_at, sealed: self.sealed.0 }
+    }
+
+    fn from_log(seal: log::Seal) -> Seal {
+        Seal {
+            epoch: Epoch(seal.epoch),
+            sealed: Epoch(seal.sealed),
+            into: ShardId(seal.into),
+            members_at: seal.members_at,
+        }
+    }
+}
+
+/// The second half of a merge as it stands in the log of the left shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Absorb {
+    /// The epoch that it is meant for.
+    pub epoch: Epoch,
+    /// The right neighbour.
+    pub right: ShardId,
+    /// Its epoch since it was sealed. The two as one have the next.
+    pub sealed: Epoch,
+    /// The end of its range.
+    pub end: Bytes,
+    /// The entry that set the members when this was proposed.
+    pub members_at: u64,
+}
+
+impl Absorb {
+    /// The form in the log.
+    pub fn to_log(&self) -> log::Absorb {
+        log::Absorb {
+            epoch: self.epoch.0,
+            right: self.right.0,
+            sealed: self.sealed.0,
+            end: self.end.clone(),
+            members_at: self.members_at,
+        }
+    }
+
+    fn from_log(absorb: log::Absorb) -> Absorb {
+        Absorb {
+            epoch: Epoch(absorb.epoch),
+            right: ShardId(absorb.right),
+            sealed: Epoch(absorb.sealed),
+            end: absorb.end,
+            members_at: absorb.members_at,
+        }
+    }
 }
 
 /// A split as it stands in the log.
@@ -177,6 +270,9 @@ impl Proposal {
             passed: self.passed.map(|timestamp| timestamp.0),
             versions_carry_outcomes: self.versions_carry_outcomes,
             split: self.split.as_ref().map(Split::to_log),
+            seal: self.seal.map(Seal::to_log),
+            absorb: self.absorb.as_ref().map(Absorb::to_log),
+            abandon: self.abandon.map(Abandon::to_log),
             recovered: self.recovered,
         })
     }
@@ -193,6 +289,9 @@ impl Proposal {
             passed: proposal.passed.map(Timestamp),
             versions_carry_outcomes: proposal.versions_carry_outcomes,
             split: proposal.split.map(Split::from_log),
+            seal: proposal.seal.map(Seal::from_log),
+            absorb: proposal.absorb.map(Absorb::from_log),
+            abandon: proposal.abandon.map(Abandon::from_log),
             recovered: proposal.recovered,
         })
     }
@@ -290,6 +389,14 @@ mod tests {
         }
     }
 
+    fn seal() -> Seal {
+        Seal { epoch: Epoch(4), sealed: Epoch(6), into: ShardId(8), members_at: 17 }
+    }
+
+    fn absorb() -> Absorb {
+        Absorb { epoch: Epoch(4), right: ShardId(9), sealed: Epoch(6), end: "z".into(), members_at: 18 }
+    }
+
     #[test]
     fn a_proposal_comes_back_as_it_went() {
         let proposal = Proposal {
@@ -300,6 +407,9 @@ mod tests {
             passed: Some(Timestamp(6)),
             versions_carry_outcomes: true,
             split: Some(split()),
+            seal: Some(seal()),
+            absorb: Some(absorb()),
+            abandon: Some(Abandon { epoch: Epoch(6), next: Epoch(7) }),
             recovered: true,
         };
         assert_eq!(Proposal::decode(proposal.encode()).unwrap(), proposal);
@@ -317,7 +427,12 @@ mod tests {
         let passed = Some(Timestamp(78));
         let proposal = Proposal { stamped: Timestamp(77), passed, recovered: true, ..Proposal::default() }.encode();
         let hex: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "094d00000000000000294e000000000000004001");
+        assert_eq!(hex, "094d00000000000000294e000000000000005801");
+        let (seal, absorb) = (Some(seal()), Some(absorb()));
+        let abandon = Some(Abandon { epoch: Epoch(6), next: Epoch(7) });
+        let proposal = Proposal { stamped: Timestamp(77), seal, absorb, abandon, ..Proposal::default() }.encode();
+        let hex: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, include_str!("testdata/merge.hex").trim());
     }
 
     #[test]

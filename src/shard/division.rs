@@ -18,7 +18,6 @@
 //!   split is applied ([`State::divided_at`]), and a replica that is created later takes no entries before it has got a
 //!   snapshot.
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::command::{ChildReplica, Split};
@@ -30,8 +29,18 @@ use crate::raft::Birth;
 use crate::storage::{self, Batch, Engine, Family, Reader};
 use crate::types::{Epoch, Error, Incarnation, NodeId, Reason, Result, ShardId};
 
-/// Births that nobody has taken note of yet, per node. One that finds no room is found by its record.
-pub const BIRTHS_MAX: usize = 1_024;
+/// News that nobody has taken note of yet, per node. A birth that finds no room is found by its record, the end of a
+/// replica by its state.
+pub const NEWS_MAX: usize = 1_024;
+
+/// What applying an entry has changed about who lives on this node.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// A shard was divided.
+    Born(Born),
+    /// The replica of this shard was taken over by that of its left neighbour.
+    Absorbed(ShardId),
+}
 
 /// A replica that was just born beside one of its parent's.
 #[derive(Clone, Debug)]
@@ -42,15 +51,15 @@ pub struct Born {
     pub record: Record,
 }
 
-/// Where a replica lives, and who is to be told of its children.
+/// Where a replica lives, and who is to be told of its children and of those that it takes over.
 #[derive(Clone, Debug)]
 pub struct Home {
     /// The node.
     pub node: NodeId,
     /// Its data directory.
     pub incarnation: Incarnation,
-    /// Takes in news of births.
-    pub births: mpsc::Sender<Born>,
+    /// Takes in news.
+    pub news: mpsc::Sender<News>,
 }
 
 impl Home {
@@ -84,11 +93,11 @@ impl Home {
         Ok(Some(Born { parent, record }))
     }
 
-    /// Tells of births whose batch was written.
-    pub(super) fn tell(&self, born: Vec<Born>) {
-        for one in born {
-            // No room: the node finds the record when it next looks at what it should host.
-            let _ = self.births.try_send(one);
+    /// Tells what was written.
+    pub(super) fn tell(&self, news: Vec<News>) {
+        for one in news {
+            // No room: the node finds it out when it next looks at what it should host.
+            let _ = self.news.try_send(one);
         }
     }
 }
@@ -101,7 +110,7 @@ pub(super) struct Child {
 
 /// Divides the state of `shard`, or says why not; a refusal has no effect.
 pub(super) fn divide(shard: ShardId, state: &mut State, split: &Split, index: u64, members_at: u64) -> Result<Child> {
-    let inside = state.start < split.at && split.at < state.end;
+    let inside = state.start < split.at && split.at < state.end && state.sealed_for.is_none();
     if split.epoch != state.epoch || !inside {
         let why = format!("{shard} has changed since it was to be split");
         return Err(Error::new(Reason::WrongEpoch, why));
@@ -128,22 +137,18 @@ pub(super) fn begin_epoch(state: &mut State, index: u64) {
     state.divided_at = index;
 }
 
-/// Another shard whose replica here owns a part of `[start, end)`.
-pub(super) fn overlapping(
-    engine: &dyn Reader,
-    shard: ShardId,
-    start: &Bytes,
-    end: &Bytes,
-) -> storage::Result<Option<ShardId>> {
+/// Another shard whose replica here owns a part of the range that `shard` has in this state, and was not taken over.
+pub(super) fn overlapping(engine: &dyn Reader, shard: ShardId, coming: &State) -> storage::Result<Option<ShardId>> {
     for record in Record::load_all(engine).map_err(storage::Error::from)? {
         if record.tombstone || record.shard == shard {
             continue;
         }
         let (from, to) = match machine::load(engine, record.shard)? {
+            _ if coming.absorbed.contains(&record.shard) => continue,
             Some(state) => (state.start, state.end),
             None => (record.start, record.end),
         };
-        if from < *end && *start < to {
+        if from < coming.end && coming.start < to {
             return Ok(Some(record.shard));
         }
     }
@@ -151,9 +156,11 @@ pub(super) fn overlapping(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::PathBuf;
     use std::sync::Arc;
+
+    use bytes::Bytes;
 
     use super::*;
     use crate::keyspace::Layout;
@@ -165,31 +172,31 @@ mod tests {
     use crate::storage::{Lookup, Memory, Tier, log_keys};
     use crate::types::{Action, Operation, Outcome, Partitioning, ReplicaId, RequestId, TableId, Timestamp, Write};
 
-    const PARENT: ShardId = ShardId(7);
-    const CHILD: ShardId = ShardId(8);
-    const NOW_MS: u64 = 1_700_000_000_000;
+    pub const PARENT: ShardId = ShardId(7);
+    pub const CHILD: ShardId = ShardId(8);
+    pub const NOW_MS: u64 = 1_700_000_000_000;
 
-    fn encoded(key: &str) -> Bytes {
+    pub fn encoded(key: &str) -> Bytes {
         Layout { table: TableId(1), partitioning: Partitioning::Range { group_delimiter: None } }.encode(key.as_bytes())
     }
 
     /// The replicas of one node, fed by hand.
-    struct Machines {
-        memory: Arc<Memory>,
-        births: mpsc::Receiver<Born>,
-        home: Home,
-        index: u64,
+    pub struct Machines {
+        pub memory: Arc<Memory>,
+        pub news: mpsc::Receiver<News>,
+        pub home: Home,
+        pub index: u64,
     }
 
     impl Machines {
-        fn new() -> Machines {
-            let (sender, births) = mpsc::channel(4);
-            let home = Home { node: NodeId(1), incarnation: Incarnation(11), births: sender };
+        pub fn new() -> Machines {
+            let (sender, news) = mpsc::channel(4);
+            let home = Home { node: NodeId(1), incarnation: Incarnation(11), news: sender };
             let memory = Memory::new().expect("a directory");
-            Machines { memory, births, home, index: 0 }
+            Machines { memory, news, home, index: 0 }
         }
 
-        fn open(&self, shard: ShardId, fresh: State) -> ShardMachine {
+        pub fn open(&self, shard: ShardId, fresh: State) -> ShardMachine {
             ShardMachine::open(shard, self.memory.clone(), fresh, Clock::system(), self.home.clone()).expect("it opens")
         }
 
@@ -197,7 +204,7 @@ mod tests {
             self.open(PARENT, State::fresh(TableId(1), encoded("a"), encoded("z"), Epoch(1)))
         }
 
-        fn apply(&mut self, machine: &mut ShardMachine, members_at: u64, proposal: &Proposal) -> Result<Outcome> {
+        pub fn apply(&mut self, machine: &mut ShardMachine, members_at: u64, proposal: &Proposal) -> Result<Outcome> {
             self.index += 1;
             let entry = Entry { index: self.index, payload: Some(proposal.encode()), members_at };
             machine
@@ -207,17 +214,34 @@ mod tests {
                 .remove(0)
         }
 
-        fn put(&mut self, machine: &mut ShardMachine, epoch: u64, key: &str, sequence: u64) -> Result<Outcome> {
-            let request = Some(RequestId { client: 3, sequence, issued_ms: NOW_MS });
-            let action = Action::Put { value: key.to_owned().into(), ttl_ms: None };
-            let operations = vec![Operation { key: encoded(key), action }];
-            let commands =
-                vec![Command { epoch: Epoch(epoch), write: Write { request, conditions: vec![], operations } }];
+        pub fn put(&mut self, machine: &mut ShardMachine, epoch: u64, key: &str, sequence: u64) -> Result<Outcome> {
+            let commands = vec![self.command(epoch, key, sequence)];
             let stamped = Timestamp::from_millis(NOW_MS);
             self.apply(machine, 5, &Proposal { stamped, commands, ..Proposal::default() })
         }
 
-        fn get(&self, key: &str) -> bool {
+        /// As `put`, in a table whose versions carry outcomes.
+        pub fn put_carrying(
+            &mut self,
+            machine: &mut ShardMachine,
+            epoch: u64,
+            key: &str,
+            sequence: u64,
+        ) -> Result<Outcome> {
+            let commands = vec![self.command(epoch, key, sequence)];
+            let stamped = Timestamp::from_millis(NOW_MS);
+            let proposal = Proposal { stamped, commands, versions_carry_outcomes: true, ..Proposal::default() };
+            self.apply(machine, 5, &proposal)
+        }
+
+        fn command(&self, epoch: u64, key: &str, sequence: u64) -> Command {
+            let request = Some(RequestId { client: 3, sequence, issued_ms: NOW_MS });
+            let action = Action::Put { value: key.to_owned().into(), ttl_ms: None };
+            let operations = vec![Operation { key: encoded(key), action }];
+            Command { epoch: Epoch(epoch), write: Write { request, conditions: vec![], operations } }
+        }
+
+        pub fn get(&self, key: &str) -> bool {
             let found = mvcc::newest(&*self.memory, &encoded(key), Timestamp::MAX, Tier::Disk).expect("storage works");
             matches!(found, Lookup::Found(_))
         }
@@ -240,7 +264,7 @@ mod tests {
         Proposal { stamped: Timestamp::from_millis(NOW_MS), split: Some(split), ..Proposal::default() }
     }
 
-    fn state(machine: &ShardMachine) -> State {
+    pub fn state(machine: &ShardMachine) -> State {
         State::clone(&machine.shared().state.load())
     }
 
@@ -260,7 +284,7 @@ mod tests {
 
         let before = state(&parent);
         assert_eq!((&before.start, &before.end, before.epoch), (&encoded("a"), &encoded("m"), Epoch(2)));
-        let born = machines.births.try_recv().expect("a birth");
+        let Ok(News::Born(born)) = machines.news.try_recv() else { panic!("a birth") };
         assert_eq!((born.parent, born.record.shard, born.record.replica), (PARENT, CHILD, ReplicaId(81)));
         assert_eq!(Record::load(&*machines.memory, CHILD).expect("reads"), Some(born.record.clone()));
         let purged = machines.memory.get(Family::Raft, &log_keys::purged(CHILD), Tier::Disk).expect("reads");
@@ -302,7 +326,7 @@ mod tests {
             assert_eq!(now, before);
             assert_eq!(Record::load(&*machines.memory, CHILD).expect("reads"), None);
         }
-        assert!(machines.births.try_recv().is_err());
+        assert!(machines.news.try_recv().is_err());
         machines.apply(&mut parent, 5, &split(1, "m")).expect("divided");
         let again = machines.apply(&mut parent, 5, &split(1, "c")).expect_err("a second leader's proposal");
         assert_eq!(again.reason, Reason::WrongEpoch);
@@ -316,7 +340,7 @@ mod tests {
         let mut parent = machines.parent();
         machines.put(&mut parent, 1, "x", 1).expect("taken");
         machines.apply(&mut parent, 5, &split(1, "m")).expect("divided");
-        assert!(machines.births.try_recv().is_err());
+        assert!(machines.news.try_recv().is_err());
         assert_eq!(Record::load(&*machines.memory, CHILD).expect("reads"), None);
         assert_eq!(state(&parent).end, encoded("m"), "the parent is what it is on every node");
         assert_eq!(state(&parent).divided_at, machines.index);
@@ -335,7 +359,7 @@ mod tests {
         };
         record.store(&*machines.memory).expect("stored");
         machines.apply(&mut parent, 5, &split(1, "m")).expect("divided");
-        assert!(machines.births.try_recv().is_err());
+        assert!(machines.news.try_recv().is_err());
         assert_eq!(Record::load(&*machines.memory, CHILD).expect("reads"), Some(record));
     }
 

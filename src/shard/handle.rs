@@ -1,7 +1,7 @@
 //! The handle by which a node uses one of its replicas: start and stop, writes, checksums, upkeep. Reads: `reads`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::age::Proofs;
 use super::checksum::{self, Checksum};
-use super::command::{Command, Split};
+use super::command::{Abandon, Absorb, Command, Seal, Split};
 use super::division::Home;
 use super::evaluate::{Scratch, evaluate};
 use super::gate::{self, Gate, Waiting};
@@ -76,6 +76,8 @@ pub struct Shard {
     pub(super) load: Load,
     pub(super) gate: mpsc::Sender<Waiting>,
     pub(super) proofs: Arc<Proofs>,
+    /// Set before its data may go.
+    ended: AtomicBool,
 }
 
 /// An answer of a replica, with what its header says.
@@ -148,6 +150,7 @@ impl Shard {
             load: Load::default(),
             gate,
             proofs,
+            ended: AtomicBool::new(false),
         }))
     }
 
@@ -244,6 +247,10 @@ impl Shard {
         if !self.is_leader() {
             return Err(self.not_leader());
         }
+        if self.state().sealed_for.is_some() {
+            // Its log would say so too, but may not be able to say anything any more.
+            return Err(self.wrong_epoch());
+        }
         let mut write = write;
         if let Some(first) = write.operations.first() {
             self.load.count(&first.key);
@@ -306,13 +313,40 @@ impl Shard {
         self.enqueue(PendingKind::Split(split.to_log()), 0, deadline).await.map(|_| ())
     }
 
-    /// Whether the log here still holds entries from before the range was last divided.
+    /// Ends the shard, for its left neighbour to take over. `CONFLICT` or `WRONG_EPOCH`: it has changed since, and nothing
+    /// happened.
+    pub async fn seal(&self, seal: Seal, deadline: Instant) -> Result<()> {
+        if !self.is_leader() {
+            return Err(self.not_leader());
+        }
+        self.enqueue(PendingKind::Seal(seal.to_log()), 0, deadline).await.map(|_| ())
+    }
+
+    /// Takes over the right neighbour, which must lie sealed and durable beside every member of this group. `CONFLICT` or
+    /// `WRONG_EPOCH`: it has changed since, and nothing happened.
+    pub async fn absorb(&self, absorb: &Absorb, deadline: Instant) -> Result<()> {
+        if !self.is_leader() {
+            return Err(self.not_leader());
+        }
+        self.enqueue(PendingKind::Absorb(absorb.to_log()), 0, deadline).await.map(|_| ())
+    }
+
+    /// Does without a merge: the shard goes on with what it has, under a later epoch. `WRONG_EPOCH`: it has changed since,
+    /// and nothing happened.
+    pub async fn abandon(&self, abandon: Abandon, deadline: Instant) -> Result<()> {
+        if !self.is_leader() {
+            return Err(self.not_leader());
+        }
+        self.enqueue(PendingKind::Abandon(abandon.to_log()), 0, deadline).await.map(|_| ())
+    }
+
+    /// Whether the log here still holds entries from before the range was last changed.
     pub fn has_log_of_the_past(&self) -> bool {
         let divided_at = self.state().divided_at;
         divided_at > 0 && self.group.status().purged.is_none_or(|purged| purged < divided_at)
     }
 
-    /// Removes the log from before the range was last divided: a replica that is created later could not apply it.
+    /// Removes the log from before the range was last changed: a replica that is created later could not apply it.
     pub async fn forget_the_past(&self) {
         if self.has_log_of_the_past() {
             self.group.purge_through(self.state().divided_at).await;
@@ -362,6 +396,9 @@ impl Shard {
             return;
         }
         let state = self.state();
+        if state.sealed_for.is_some() {
+            return;
+        }
         let (engine, start, end) = (self.engine.clone(), state.start.clone(), state.end.clone());
         if let Ok(Ok(bytes)) = spawn_blocking(move || engine.bytes_in(&start, &end)).await {
             self.load.set_bytes(bytes);
@@ -382,9 +419,16 @@ impl Shard {
         horizon_ms >= self.state().last_timestamp.millis() + HORIZON_STEP_MS
     }
 
-    /// Leaves the group. The replica's data stays.
+    /// Leaves the group. The replica's data stays; but what is read of it from now on is not answered, since whoever stops
+    /// a replica may remove that next.
     pub async fn stop(&self) {
+        self.ended.store(true, Ordering::SeqCst);
         self.group.stop().await;
+    }
+
+    /// Whether it was stopped. A reader asks this after it has read.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
     }
 
     pub(super) fn not_leader(&self) -> Error {

@@ -13,8 +13,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::command::{Command, Proposal};
-use super::division::{self, Born, Home};
+use super::division::{self, Home, News};
 use super::evaluate::{Scratch, evaluate};
+use super::merging;
 use super::metrics;
 use super::outcomes::{self, Place, RECENT_OUTCOMES_MAX, Recent, RecentOutcomes, Record, Verdict};
 use super::snapshot::{self, ShardCutter};
@@ -224,12 +225,23 @@ impl ShardMachine {
         (index, members_at): (u64, u64),
         scratch: &mut Scratch<'_>,
         batch: &mut Batch,
-        children: &mut Children,
+        changes: &mut Changes,
     ) -> storage::Result<Outcomes> {
         let mut outcomes: Outcomes = Vec::with_capacity(proposal.commands.len());
         for command in &proposal.commands {
             let carry = proposal.versions_carry_outcomes;
             outcomes.push(self.apply_command(command, proposal.stamped, carry, scratch, batch)?);
+        }
+        if let Some(abandon) = &proposal.abandon {
+            outcomes.push(merging::abandon(self.shard, &mut self.state, abandon, index).map(|()| self.done()));
+            return Ok(outcomes);
+        }
+        if self.state.sealed_for.is_some() {
+            // Whoever takes this shard over finds the same state beside it, whenever it comes to do so.
+            let late = || Error::new(Reason::WrongEpoch, format!("{} was sealed", self.shard));
+            let wishes = [proposal.split.is_some(), proposal.seal.is_some(), proposal.absorb.is_some()];
+            outcomes.extend(wishes.into_iter().filter(|&wish| wish).map(|_| Err(late())));
+            return Ok(outcomes);
         }
         if let Some(passed) = proposal.passed {
             self.state.last_timestamp = self.state.last_timestamp.max(passed);
@@ -250,14 +262,32 @@ impl ShardMachine {
                 Ok(child) => {
                     // Compaction is told of the narrower range; what lies beyond keeps its horizon until the child tells.
                     self.published = None;
-                    let batch = if planted::is(Bug::TornSplit) { &mut children.late } else { batch };
-                    children.born.extend(self.home.settle(&*self.engine, self.shard, split, child, batch)?);
-                    Ok(Outcome { applied: true, timestamp: self.state.last_timestamp, ..Outcome::default() })
+                    let batch = if planted::is(Bug::TornSplit) { &mut changes.late } else { &mut *batch };
+                    let born = self.home.settle(&*self.engine, self.shard, split, child, batch)?;
+                    changes.news.extend(born.map(News::Born));
+                    Ok(self.done())
                 }
                 Err(refusal) => Err(refusal),
             });
         }
+        if let Some(seal) = &proposal.seal {
+            outcomes.push(merging::seal(self.shard, &mut self.state, seal, members_at).map(|()| self.done()));
+        }
+        if let Some(absorb) = &proposal.absorb {
+            let position = (index, members_at);
+            let absorbed = merging::absorb(&*self.engine, self.shard, &mut self.state, absorb, position, batch)?;
+            if absorbed.is_ok() {
+                self.published = None;
+                self.recent.forget_until(self.state.issued_max_ms);
+                changes.news.push(News::Absorbed(absorb.right));
+            }
+            outcomes.push(absorbed.map(|()| self.done()));
+        }
         Ok(outcomes)
+    }
+
+    fn done(&self) -> Outcome {
+        Outcome { applied: true, timestamp: self.state.last_timestamp, ..Outcome::default() }
     }
 
     /// Writes what has gathered, with the applied state, and lets readers see it.
@@ -277,10 +307,10 @@ impl ShardMachine {
     }
 }
 
-/// The children of one run of entries.
+/// What one run of entries has changed about who lives here.
 #[derive(Default)]
-struct Children {
-    born: Vec<Born>,
+struct Changes {
+    news: Vec<News>,
     /// Only for [`Bug::TornSplit`]: what should have been in the batch of the parent.
     late: Batch,
 }
@@ -297,7 +327,7 @@ impl Machine for ShardMachine {
         let mut all = Vec::with_capacity(entries.len());
         let mut commands = 0;
         let mut marks = Vec::new();
-        let mut children = Children::default();
+        let mut changes = Changes::default();
         for entry in entries {
             let Some(payload) = entry.payload else {
                 all.push(Vec::new());
@@ -313,15 +343,15 @@ impl Machine for ShardMachine {
                 (entry.index, entry.members_at),
                 &mut scratch,
                 &mut batch,
-                &mut children,
+                &mut changes,
             )?);
         }
         drop(scratch);
         self.commit(batch, mark)?;
-        if !children.late.changes.is_empty() {
-            self.engine.write(children.late)?;
+        if !changes.late.changes.is_empty() {
+            self.engine.write(changes.late)?;
         }
-        self.home.tell(children.born);
+        self.home.tell(changes.news);
         self.recent.trim();
         if commands > 0 {
             ::metrics::counter!(metrics::COMMANDS_APPLIED).increment(commands as u64);
@@ -346,10 +376,20 @@ impl Machine for ShardMachine {
 
     fn install(&mut self, name: &str, summary: &Bytes, files: Vec<PathBuf>) -> storage::Result<()> {
         let coming = State::decode(summary.clone()).map_err(storage::Error::from)?;
+        if !merging::may_replace(&*self.engine, &self.state, &coming)? {
+            // It was sealed since the snapshot was looked at. Its range may be another's any moment.
+            return Err(storage::Error::Io(format!("a snapshot of {} came when it was sealed", self.shard)));
+        }
+        let ended = merging::superseded(&*self.engine, &coming)?;
         // What was here goes, and what comes needs an empty place: the shard may have been split in between.
         let start = coming.start.clone().min(self.state.start.clone());
         let end = coming.end.clone().max(self.state.end.clone());
-        self.engine.install(name, &snapshot::ranges(self.shard, &start, &end), &files)?;
+        let mut replaced = snapshot::ranges(self.shard, &start, &end);
+        for (record, state) in &ended {
+            replaced.extend(snapshot::ranges(record.shard, &state.start, &state.end));
+            self.engine.horizons().clear(&state.start, &state.end);
+        }
+        self.engine.install(name, &replaced, &files)?;
         let state = load(&*self.engine, self.shard)?
             .ok_or_else(|| storage::Error::corruption("an installed snapshot lacks its applied state"))?;
         assert_eq!(
@@ -358,6 +398,11 @@ impl Machine for ShardMachine {
             "a snapshot of {} holds another range than it says",
             self.shard
         );
+        // Their data went with the range. A crash before this leaves them to be found at the next start.
+        for (record, _) in &ended {
+            merging::bury(&*self.engine, record)?;
+        }
+        self.home.tell(ended.into_iter().map(|(record, _)| News::Absorbed(record.shard)).collect());
         self.recent = RecentOutcomes::new(state.issued_max_ms, RECENT_OUTCOMES_MAX);
         self.state = state;
         self.published = None;

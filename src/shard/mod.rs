@@ -17,7 +17,8 @@
 //! How much is asked of it, and of which keys, is counted on the way (`load`).
 //!
 //! A shard is divided (`division`) by an entry of its own log, which every replica applies alike: beside each of the
-//! parent's replicas one of the child's is born.
+//! parent's replicas one of the child's is born. Two neighbours are merged (`merging`) by an entry in the log of each: the
+//! right one is sealed, the left one absorbs it.
 //!
 //! Invariants
 //! - Timestamps within a shard only grow: apply takes `max(stamped, last + 1)`.
@@ -40,6 +41,7 @@ mod gate;
 mod handle;
 mod load;
 mod machine;
+mod merging;
 pub mod metrics;
 mod middle;
 mod outcomes;
@@ -53,10 +55,11 @@ mod survivor;
 mod tests;
 
 pub use checksum::Checksum;
-pub use command::{ChildReplica, Split};
-pub use division::{BIRTHS_MAX, Born, Home};
+pub use command::{Abandon, Absorb, ChildReplica, Seal, Split};
+pub use division::{Born, Home, NEWS_MAX, News};
 pub use handle::{Served, Shard, ShardOptions};
 pub use load::Load;
+pub use merging::{superseded, survivors};
 pub use reads::{PageRequest, ShardPage};
 pub use record::Record;
 pub use state::{State, requests_from};

@@ -138,6 +138,16 @@ pub fn carried_from(requests_from_ms: u64) -> Timestamp {
     carried_within(requests_from_ms).0
 }
 
+/// From when on requests must have been issued for their outcomes to be known, where versions up to `carried_until` may
+/// carry some and those before the `horizon` may be gone: `requests_from_ms`, unless that is too far back.
+pub fn answerable_from(horizon: Timestamp, carried_until: Timestamp, requests_from_ms: u64) -> u64 {
+    let carried_from = carried_from(requests_from_ms);
+    if carried_until < carried_from || horizon < carried_from {
+        return requests_from_ms;
+    }
+    horizon.millis().saturating_add(CARRIED_EARLY_MS + 1)
+}
+
 /// The record of a request as the version that it wrote tells it, if there is one. Reads the disk.
 pub fn carried(
     reader: &dyn Reader,
@@ -190,6 +200,13 @@ impl RecentOutcomes {
             covered_from_ms: if issued_max_ms == 0 { 0 } else { issued_max_ms.saturating_add(1) },
             records_max,
         }
+    }
+
+    /// Knows nothing, from now on, of requests issued up to `issued_max_ms` but for those noted here: the shard took over
+    /// another that has seen some. What was noted since the last [`trim`](RecentOutcomes::trim) may not be stored yet and
+    /// is still found.
+    pub fn forget_until(&mut self, issued_max_ms: u64) {
+        self.covered_from_ms = self.covered_from_ms.max(issued_max_ms.saturating_add(1));
     }
 
     /// What is known of a request.

@@ -52,6 +52,12 @@ pub enum PendingKind {
     Checksum(u64),
     /// The leader's wish to split.
     Split(log::Split),
+    /// The leader's wish to end, for the left neighbour.
+    Seal(log::Seal),
+    /// The leader's wish to take over the right neighbour.
+    Absorb(log::Absorb),
+    /// The leader's wish to do without a merge.
+    Abandon(log::Abandon),
 }
 
 /// Runs until the last sender is gone. `history_ms` is how long the table keeps replaced versions.
@@ -120,7 +126,7 @@ fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock, versions_carry_outcome
     let mut horizon = None;
     let mut checksum = None;
     let mut passed = None;
-    let mut split = None;
+    let (mut split, mut seal, mut absorb, mut abandon) = (None, None, None, None);
     let mut bytes = 0;
     while let Some(pending) = waiting.front() {
         let full = commands.len() >= PROPOSAL_COMMANDS_MAX || (bytes > 0 && bytes + pending.bytes > PROPOSAL_BYTES_MAX);
@@ -137,6 +143,9 @@ fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock, versions_carry_outcome
             PendingKind::Passed(timestamp) => passed = Some(timestamp),
             PendingKind::Checksum(name) => checksum = Some(name),
             PendingKind::Split(wish) => split = Some(wish),
+            PendingKind::Seal(wish) => seal = Some(wish),
+            PendingKind::Absorb(wish) => absorb = Some(wish),
+            PendingKind::Abandon(wish) => abandon = Some(wish),
         }
         if alone {
             break;
@@ -151,6 +160,9 @@ fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock, versions_carry_outcome
         passed: passed.map(|timestamp: Timestamp| timestamp.0),
         versions_carry_outcomes,
         split,
+        seal,
+        absorb,
+        abandon,
         recovered: false,
     };
     (command::encode(proposal), answers)

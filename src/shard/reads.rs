@@ -125,7 +125,7 @@ impl Shard {
         let proof = self.reach(level, epoch, deadline).await?;
         loop {
             let state = self.state();
-            if state.epoch != epoch || page.start < state.start || page.end > state.end {
+            if state.epoch != epoch || !state.owns_all(&page.start, &page.end) {
                 return Err(self.wrong_epoch());
             }
             let (at, now_ms) = self.position(level, &state, deadline).await?;
@@ -178,6 +178,9 @@ impl Shard {
     /// Waits until the replica can answer at this level; returns the newest proof that the answer can rely on. To be
     /// called before the state is looked at, which is then at least as new as the proof says.
     async fn reach(&self, level: ReadLevel, epoch: Epoch, deadline: Instant) -> Result<Option<Proof>> {
+        if self.state().sealed_for.is_some() {
+            return Err(self.wrong_epoch());
+        }
         let known = self.proofs.known(epoch);
         let needs_proof = match level {
             ReadLevel::Any => {
@@ -301,8 +304,13 @@ impl Shard {
 
     /// Whether what was read at a position is all there: false if the horizon has passed it meanwhile and part of it may
     /// have been trimmed, so that it must be read again at a newer one. In the past that is a refusal. So is a range that
-    /// has changed: what the log of this shard was made to say of a moment does not bind the child that owns the key since.
+    /// has changed: what the log of this shard was made to say of a moment does not bind the child that owns the key since. And
+    /// so is the end of the replica, whose data may have been removed while it was read.
     fn still_there(&self, level: ReadLevel, at: Timestamp, epoch: Epoch) -> Result<bool> {
+        if self.has_ended() {
+            let why = format!("the replica of {} that was asked has gone; ask another", self.id());
+            return Err(Error::new(Reason::ShardNotHere, why));
+        }
         let state = self.state();
         if state.epoch != epoch {
             return Err(self.wrong_epoch());

@@ -114,6 +114,35 @@ impl Record {
         batch.put(Family::Raft, log_keys::replica(self.shard), self.encode());
     }
 
+    /// Adds the end of a replica to a batch whose range belongs to another here: a tombstone, and none of its data.
+    pub fn entomb(&self, batch: &mut Batch) {
+        let tombstone = Record { tombstone: true, ..self.clone() };
+        batch.put(Family::Raft, log_keys::replica(self.shard), tombstone.encode());
+        batch.delete(Family::Data, side::applied(self.shard));
+    }
+
+    /// Removes what is left of a replica that has ended and was stopped: its log, its vote, its position.
+    pub fn remove_traces(&self, engine: &dyn Engine) -> storage::Result<()> {
+        assert!(self.tombstone, "{} of {} lives", self.replica, self.shard);
+        let purged = engine.get(Family::Raft, &log_keys::purged(self.shard), Tier::Disk)?;
+        let vote = engine.get(Family::Raft, &log_keys::vote(self.shard), Tier::Disk)?;
+        if matches!((purged, vote), (Lookup::Missing, Lookup::Missing)) {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        batch.delete(Family::Data, side::applied(self.shard));
+        self.delete_log(&mut batch);
+        engine.write(batch)
+    }
+
+    fn delete_log(&self, batch: &mut Batch) {
+        let (start, end) = log_keys::entries_range(self.shard, 0, u64::MAX);
+        batch.delete_range(Family::Log, start, end);
+        for key in [log_keys::vote(self.shard), log_keys::committed(self.shard), log_keys::purged(self.shard)] {
+            batch.delete(Family::Raft, key);
+        }
+    }
+
     /// Removes everything a stopped replica stored, leaving a tombstone. `start` and `end` are the range it owned last.
     pub fn destroy(&self, engine: &dyn Engine, start: &Bytes, end: &Bytes) -> storage::Result<()> {
         let mut batch = Batch::new();
@@ -130,10 +159,6 @@ impl Record {
             batch.delete_range(Family::Data, start, end);
         }
         batch.delete(Family::Data, side::applied(self.shard));
-        let (start, end) = log_keys::entries_range(self.shard, 0, u64::MAX);
-        batch.delete_range(Family::Log, start, end);
-        for key in [log_keys::vote(self.shard), log_keys::committed(self.shard), log_keys::purged(self.shard)] {
-            batch.delete(Family::Raft, key);
-        }
+        self.delete_log(batch);
     }
 }

@@ -13,6 +13,8 @@ use bytes::Bytes;
 
 use super::division;
 use super::machine;
+use super::merging;
+use super::record::Record;
 use super::state::State;
 use crate::keyspace::side;
 use crate::raft::{Cut, Cutter};
@@ -57,7 +59,18 @@ impl Cutter for ShardCutter {
         if coming.start >= coming.end {
             return Ok(Err("it does not say what range it is of; do the versions match?".to_owned()));
         }
-        let other = division::overlapping(&*self.engine, self.shard, &coming.start, &coming.end)?;
+        if Record::load(&*self.engine, self.shard).map_err(storage::Error::from)?.is_some_and(|record| record.tombstone)
+        {
+            return Ok(Err("this replica has ended".to_owned()));
+        }
+        if let Some(ours) = machine::load(&*self.engine, self.shard)?
+            && !merging::may_replace(&*self.engine, &ours, &coming)?
+        {
+            return Ok(Err(
+                "this replica is sealed: it has all there is, and another is about to take it over".to_owned()
+            ));
+        }
+        let other = division::overlapping(&*self.engine, self.shard, &coming)?;
         Ok(match other {
             None => Ok(()),
             // Its sender has not applied a split yet that has been applied here; it will, and then send another.

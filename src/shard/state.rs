@@ -3,13 +3,17 @@
 use bytes::Bytes;
 use prost::Message;
 
-use crate::types::{Epoch, Error, Result, TableId, Timestamp};
+use crate::types::{Epoch, Error, Result, ShardId, TableId, Timestamp};
 use crate::wire::proto::internal as log;
 
 /// How long the outcome of a request id is kept, and how old a request may be at most, in milliseconds. Long enough
 /// for any client's retries and for clocks that differ by minutes; short enough that outcomes stay a small part of
 /// the data.
 pub const REQUEST_RETENTION_MS: u64 = 15 * 60 * 1_000;
+
+/// Shards taken over that are remembered. Each is needed until the last replica of it is gone, which a node that is away
+/// may still hold; one that is away for long is replaced.
+pub const ABSORBED_MAX: usize = 64;
 
 /// The oldest `issued_ms` that a shard still takes at `now`.
 pub fn requests_from(now: Timestamp) -> u64 {
@@ -38,9 +42,14 @@ pub struct State {
     /// The newest version that carries the outcome of its request: the horizon stays behind such versions for as long
     /// as their requests may come again.
     pub carried_until: Timestamp,
-    /// The last entry that divided the range; 0 for none. The log up to it makes sense only to who began with the range
+    /// The last entry that changed the range, or at least the epoch; 0 for none. The log up to it makes sense only to who began with the range
     /// that was, so it is removed, and whoever comes later begins with a snapshot.
     pub divided_at: u64,
+    /// The left neighbour that takes over the range, if the shard is sealed: then nothing but the mark changes any more.
+    pub sealed_for: Option<ShardId>,
+    /// The shards that this one has taken over, or whose range it got from one that had: the newest
+    /// `ABSORBED_MAX`. They are over, whatever a replica that slept thinks of them.
+    pub absorbed: Vec<ShardId>,
     /// Raft's position and membership, opaque here.
     pub mark: Option<Bytes>,
 }
@@ -59,13 +68,20 @@ impl State {
             issued_max_ms: 0,
             carried_until: Timestamp::ZERO,
             divided_at: 0,
+            sealed_for: None,
+            absorbed: Vec::new(),
             mark: None,
         }
     }
 
-    /// Whether the shard owns `encoded`.
+    /// Whether the shard owns `encoded`, and answers for it.
     pub fn owns(&self, encoded: &[u8]) -> bool {
-        self.start <= encoded && encoded < self.end
+        self.sealed_for.is_none() && self.start <= encoded && encoded < self.end
+    }
+
+    /// Whether the shard owns all of `[start, end)`, and answers for it.
+    pub fn owns_all(&self, start: &[u8], end: &[u8]) -> bool {
+        self.sealed_for.is_none() && self.start <= start && end <= &self.end[..]
     }
 
     /// The stored form.
@@ -82,6 +98,8 @@ impl State {
             issued_max_ms: self.issued_max_ms,
             carried_until: self.carried_until.0,
             divided_at: self.divided_at,
+            sealed_for: self.sealed_for.map_or(0, |left| left.0),
+            absorbed: self.absorbed.iter().map(|shard| shard.0).collect(),
         };
         record.encode_to_vec().into()
     }
@@ -102,6 +120,8 @@ impl State {
             issued_max_ms: record.issued_max_ms,
             carried_until: Timestamp(record.carried_until),
             divided_at: record.divided_at,
+            sealed_for: (record.sealed_for != 0).then_some(ShardId(record.sealed_for)),
+            absorbed: record.absorbed.into_iter().map(ShardId).collect(),
             mark: (!record.mark.is_empty()).then_some(record.mark),
         })
     }
@@ -124,6 +144,11 @@ mod tests {
         state.divided_at = 4;
         assert_eq!(State::decode(state.encode()).unwrap(), state);
         assert!(state.owns(b"a") && state.owns(b"az") && !state.owns(b"b"));
+        assert!(state.owns_all(b"a", b"b") && !state.owns_all(b"a", b"ba"));
+        state.sealed_for = Some(ShardId(3));
+        state.absorbed = vec![ShardId(9), ShardId(2)];
+        assert_eq!(State::decode(state.encode()).unwrap(), state);
+        assert!(!state.owns(b"a") && !state.owns_all(b"a", b"b"), "another is about to");
     }
 
     #[test]

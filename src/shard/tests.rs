@@ -82,7 +82,7 @@ impl Replica {
 
 fn open(engine: &Arc<dyn Engine>) -> ShardMachine {
     let fresh = State::fresh(TableId(1), encoded("a"), encoded("z"), Epoch(1));
-    let home = Home { node: NodeId(1), incarnation: Incarnation(1), births: tokio::sync::mpsc::channel(1).0 };
+    let home = Home { node: NodeId(1), incarnation: Incarnation(1), news: tokio::sync::mpsc::channel(1).0 };
     ShardMachine::open(SHARD, engine.clone(), fresh, Clock::system(), home).expect("the state can be read")
 }
 
@@ -435,8 +435,7 @@ fn any_proposal() -> impl Strategy<Value = Proposal> {
             checksum: None,
             passed: passed.map(|ahead| Timestamp::from_millis(NOW_MS + ahead)),
             versions_carry_outcomes,
-            split: None,
-            recovered: false,
+            ..Proposal::default()
         },
     )
 }

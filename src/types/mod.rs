@@ -19,7 +19,7 @@ pub use request::{
     RequestId, Response, Role, Row, ScanBounds, ScanRequest, Test, Token, Versioned, Write,
 };
 pub use schema::{
-    Partitioning, ReplicaDescriptor, ReplicaRole, ShardDescriptor, SplitIntent, TABLE_NAME_BYTES_MAX, TableDescriptor,
-    TableState, check_table_name,
+    MergeIntent, Partitioning, ReplicaDescriptor, ReplicaRole, ShardDescriptor, SplitIntent, TABLE_NAME_BYTES_MAX,
+    TableDescriptor, TableState, check_table_name,
 };
 pub use timestamp::Timestamp;

@@ -114,6 +114,15 @@ pub struct ShardDescriptor {
     /// A split that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<SplitIntent>,
+    /// Whether it was split off unasked, and may be merged unasked again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unasked: bool,
+    /// A merge with its right neighbour that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<MergeIntent>,
+    /// The left neighbour that it is being merged into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merging_into: Option<ShardId>,
 }
 
 /// A split that is wanted of a shard, from the moment its ids were given out until both parts stand in the catalog.
@@ -126,6 +135,20 @@ pub struct SplitIntent {
     pub child: ShardId,
     /// Its first members: one beside each member of the parent, in the same role.
     pub replicas: Vec<ReplicaDescriptor>,
+    /// Whether nobody asked for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unasked: bool,
+}
+
+/// A merge that is wanted of a shard, from the moment its right neighbour's members are wanted beside its own until it
+/// has taken over that one's range in the catalog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MergeIntent {
+    /// The neighbour, which ends.
+    pub right: ShardId,
+    /// The neighbour's last epoch, once it is sealed: later than any that either of the two had before. The two as one
+    /// have the next, so whoever of the left has a later epoch than this has taken the right over.
+    pub sealed: Epoch,
 }
 
 impl ShardDescriptor {

@@ -125,6 +125,10 @@ async fn replicas_move_and_nodes_drain_by_hand_and_nonsense_is_refused() {
         assert_eq!(finished.code, code, "{arguments:?}: {}", finished.said());
         assert!(finished.said().contains(words), "{arguments:?}: {}", finished.said());
     }
+    let said = cluster.trivet(&["cluster", "resume", "--dry-run"]).ok();
+    assert!(said.contains("would be moved about again"), "{said}");
+    let said = cluster.trivet(&["cluster", "pause", "--dry-run"]).ok();
+    assert_eq!(said.trim(), "nothing would change: balancing is paused");
     cluster.trivet(&["cluster", "resume"]).ok();
     let said = cluster.trivet(&["node", "drain", "2", "--dry-run"]).ok();
     assert!(said.contains("would be draining"), "{said}");

@@ -20,6 +20,7 @@ mod harness;
 mod histories;
 mod limits;
 mod load;
+mod merges;
 mod recovery;
 mod rejoining;
 mod repeats;

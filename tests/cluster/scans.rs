@@ -63,6 +63,15 @@ async fn a_hash_table_is_scanned_shard_by_shard_each_key_once() {
     );
 
     assert_eq!(cluster.trivet(&["scan", "t", "--count"]).ok().trim(), KEYS.to_string());
+    for which in ["leader", "nearest", "least-loaded"] {
+        // Linearizable on whichever replica, and at least what a write's answer has named.
+        let counted = cluster.trivet(&["scan", "t", "--count", "--read-from", which]).ok();
+        assert_eq!(counted.trim(), KEYS.to_string(), "{which}");
+        let written = cluster.trivet(&["put", "t", "apple-000", which, "-o", "json"]).json();
+        let level = format!("at-least={}", written["version"].as_str().expect("a version"));
+        let read = cluster.trivet(&["get", "t", "apple-000", "--read-from", which, "--level", &level]).ok();
+        assert_eq!(read.trim(), which);
+    }
     let limited = cluster.trivet(&["scan", "t", "--limit", "5", "-o", "json"]).ok();
     assert_eq!(limited.lines().count(), 5, "{limited}");
 }

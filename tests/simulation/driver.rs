@@ -28,6 +28,8 @@ const FLOORS: &[(&str, u64)] = &[
     ("transfers", 60),
     ("orderly restarts", 30),
     ("splits", 100),
+    ("merges", 30),
+    ("crashes within a merge", 5),
     ("moves", 20),
     ("drains", 60),
     ("crashes after a birth", 20),
@@ -49,6 +51,9 @@ const FLOORS: &[(&str, u64)] = &[
     ("ages told by copies", 100),
     ("reads of learners", 50),
     ("scans", 1_500),
+    ("scans of the whole table", 300),
+    ("scans of the whole table in the past", 20),
+    ("scans of the whole table during which a shard was split", 20),
     ("final calls", 5_000),
 ];
 

@@ -220,6 +220,11 @@ pub fn replicas_stored(engine: &Memory) -> usize {
     count
 }
 
+/// Whether a replica of this shard is stored here, and sealed.
+pub fn is_sealed(engine: &Memory, shard: ShardId) -> bool {
+    matches!(applied(engine, shard), Ok((_, Some(state))) if state.sealed_for.is_some())
+}
+
 /// Whether the replicas stored here own, together, every key of the tables that they belong to.
 pub fn every_key_is_owned(engine: &Memory) -> Result<bool, String> {
     let (start, end) = log_keys::replicas_range();

@@ -22,6 +22,7 @@ mod network;
 mod oracle;
 mod plan;
 mod run;
+mod walk;
 mod workload;
 
 use driver::Batch;
@@ -86,6 +87,8 @@ mod planted {
         a_torn_split_is_found: TornSplit;
         a_write_by_a_range_that_was_is_found: WrongEpochAccepted;
         an_age_that_is_told_too_small_is_found: AgeUnderReported;
+        a_merge_of_what_still_takes_writes_is_found: UnsealedMerge;
+        a_scan_that_skips_at_a_split_is_found: ScanSkipsAtSplit;
     }
 }
 

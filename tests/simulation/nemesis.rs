@@ -29,6 +29,10 @@ const SHARDS_MAX: usize = 8;
 /// How closely a birth is looked for, and how often.
 const BIRTH_STEP: Duration = Duration::from_millis(1);
 const BIRTH_STEPS: usize = 200;
+/// As many for a merge, which begins when two groups have their members beside each other.
+const MERGE_STEPS: usize = 1_500;
+/// Time from the first half of a merge until a crash, at most.
+const SEALED_MS_MAX: u64 = 30;
 
 /// What is to be put right, and when.
 enum Remedy {
@@ -238,6 +242,7 @@ impl Nemesis {
             }
             Fault::Transfer => self.transfer(cluster, at),
             Fault::Split => self.split(cluster, watch, at).await,
+            Fault::Merge => self.merge(cluster, watch, at).await,
             Fault::Move => self.relocate(cluster, at),
             Fault::Drain => {
                 self.report.count("drains");
@@ -290,6 +295,50 @@ impl Nemesis {
                 cluster.crash(at);
                 return self.later(Remedy::Boot(at));
             }
+        }
+    }
+
+    /// Asks a node to merge some shard with its right neighbour. Whether that works out while other things go wrong, and
+    /// when, is open. Sometimes a node crashes right after it has sealed or taken over a replica.
+    async fn merge(&mut self, cluster: &mut Cluster, watch: &mut Watch, at: usize) {
+        let (Some(node), Some(control)) = (cluster.members[at].node(), cluster.members[at].control()) else { return };
+        let directory = node.directory();
+        let Some(table) = directory.table_by_name(TABLE) else { return };
+        let shards: Vec<ShardId> = table.shards.iter().map(|shard| shard.id).collect();
+        let pairs: Vec<(ShardId, ShardId)> = shards.iter().copied().zip(shards.iter().copied().skip(1)).collect();
+        if pairs.is_empty() {
+            return;
+        }
+        let (left, right) = *self.random.pick(&pairs);
+        let report = self.report.clone();
+        report.event(format_args!("node {} is asked to merge {left} with {right}", cluster.members[at].id));
+        cluster.members[at].scope().spawn(async move {
+            if control.merge_shards(left, right, false).await.is_ok() {
+                report.event(format_args!("{left} is to take over {right}"));
+            }
+        });
+        let sealed = |cluster: &Cluster, at: usize| invariants::is_sealed(cluster.members[at].engine(), right);
+        for _ in 0..MERGE_STEPS {
+            self.pass(cluster, watch, BIRTH_STEP).await;
+            if !(0..cluster.members.len()).any(|at| sealed(cluster, at)) {
+                continue;
+            }
+            self.report.count("merges");
+            if !self.random.per_mille(400) {
+                return;
+            }
+            // One of the entries that follow may be on the disk of some nodes by then, and not of others.
+            let more = Duration::from_millis(self.random.below(SEALED_MS_MAX));
+            self.pass(cluster, watch, more).await;
+            let up = (0..cluster.members.len()).filter(|&at| cluster.members[at].up);
+            let up: Vec<usize> = up.collect();
+            if up.is_empty() {
+                return;
+            }
+            self.report.count("crashes within a merge");
+            let at = *self.random.pick(&up);
+            cluster.crash(at);
+            return self.later(Remedy::Boot(at));
         }
     }
 

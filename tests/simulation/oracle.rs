@@ -15,6 +15,7 @@ use bytes::Bytes;
 use trivet::types::{Action, Outcome, ReadLevel, ShardId, Test, Timestamp, Versioned};
 
 use super::plan::Plan;
+use super::walk;
 use super::workload::{self, Done, Fate, History, Reading, Scanning, Writing};
 
 /// One version of a key as found in the end.
@@ -51,12 +52,15 @@ pub fn judge(plan: &Plan, history: &History, versions: &Versions, clocks: Clocks
     for scanning in &history.scans {
         judge_scan(plan, scanning, versions, &made_at, history).map_err(|why| format!("{why}: {scanning:?}"))?;
     }
+    for walking in &history.walks {
+        walk::judge(plan, walking, versions, &made_at, history, clocks).map_err(|why| format!("{why}: {walking:?}"))?;
+    }
     linearizable_reads(history)?;
     ages(history)
 }
 
 /// The write that made each version.
-type MadeAt = BTreeMap<(Bytes, Timestamp), u64>;
+pub type MadeAt = BTreeMap<(Bytes, Timestamp), u64>;
 
 struct Replay<'a> {
     history: &'a History,
@@ -278,7 +282,8 @@ fn linearizable_reads(history: &History) -> Result<(), String> {
     let reads = history.reads.iter().map(|read| (read.from, read.found.shard, read.found.as_of, read.level));
     let scans =
         history.scans.iter().map(|scan| (scan.from, scan.found.shard, scan.found.as_of, ReadLevel::Linearizable));
-    for (from, shard, as_of, level) in reads.chain(scans) {
+    let pages = walk::pages_of_now(history).map(|(from, shard, as_of)| (from, shard, as_of, ReadLevel::Linearizable));
+    for (from, shard, as_of, level) in reads.chain(scans).chain(pages) {
         let least = match level {
             ReadLevel::Linearizable => frontier.before(shard, from),
             // A token of the shard that the key was in before a split says little of the shard that answered; a leader that
@@ -299,7 +304,7 @@ fn linearizable_reads(history: &History) -> Result<(), String> {
 }
 
 /// The states that a key had from its position as of an answer on, as far as they can have been there when it came.
-fn candidates<'a>(
+pub fn candidates<'a>(
     key: &Bytes,
     (as_of, at): (Timestamp, u64),
     versions: &'a Versions,
@@ -317,7 +322,7 @@ fn candidates<'a>(
     [before].into_iter().chain(later.map(|(timestamp, found)| Some((*timestamp, found)))).collect()
 }
 
-fn judge_read(
+pub fn judge_read(
     reading: &Reading,
     versions: &Versions,
     made_at: &MadeAt,
@@ -354,7 +359,7 @@ fn judge_read(
 }
 
 /// A read in the past finds what stands there in the end, to the moment: nothing was written behind it later.
-fn judge_past(
+pub fn judge_past(
     moment: Timestamp,
     body: Option<&Versioned>,
     all: Option<&BTreeMap<Timestamp, Found>>,

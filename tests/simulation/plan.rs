@@ -39,6 +39,8 @@ pub enum Fault {
     Restart,
     /// A shard is split.
     Split,
+    /// Two shards are merged.
+    Merge,
     /// A replica of a shard is to move to another node.
     Move,
     /// A node is to drain for a while.
@@ -46,7 +48,7 @@ pub enum Fault {
 }
 
 /// All faults.
-pub const FAULTS: [Fault; 16] = [
+pub const FAULTS: [Fault; 17] = [
     Fault::Crash,
     Fault::CrashAll,
     Fault::Pause,
@@ -61,6 +63,7 @@ pub const FAULTS: [Fault; 16] = [
     Fault::Wipe,
     Fault::Restart,
     Fault::Split,
+    Fault::Merge,
     Fault::Move,
     Fault::Drain,
 ];

@@ -74,6 +74,11 @@ impl Report {
         }
     }
 
+    /// How often something was counted so far.
+    pub fn counted(&self, what: &str) -> u64 {
+        self.state.lock().counts.get(what).copied().unwrap_or(0)
+    }
+
     /// Notes that something happened which must not; the first one counts.
     pub fn violation(&self, what: String) {
         self.event(format_args!("VIOLATION: {what}"));
@@ -195,7 +200,7 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
             .ok_or("a call outlives its deadline")?
             .map_err(|error| error.to_string())?;
     }
-    serve(&clients, &history, report).await?;
+    serve(&clients, &history, report).await.map_err(|error| error + &standing(&cluster, |_| true))?;
     converge(&mut cluster, &mut watch, &mut nemesis, &clients, report).await?;
 
     let versions = all_versions(&plan, &clients).await?;
@@ -208,10 +213,11 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
 fn note_size(history: &History, versions: &Versions, report: &Report) {
     let found: usize = versions.values().map(BTreeMap::len).sum();
     report.event(format_args!(
-        "judging {} writes, {} reads, {} scans by {found} versions",
+        "judging {} writes, {} reads, {} scans and {} walks by {found} versions",
         history.writes.len(),
         history.reads.len(),
-        history.scans.len()
+        history.scans.len(),
+        history.walks.len()
     ));
 }
 
@@ -347,6 +353,24 @@ async fn serve(clients: &Clients, history: &workload::Shared, report: &Report) -
     Ok(())
 }
 
+/// How the replicas of some shards stand, a line each.
+fn standing(cluster: &Cluster, of: impl Fn(ShardId) -> bool) -> String {
+    let mut text = String::new();
+    for node in cluster.members.iter().filter_map(|member| member.node()) {
+        for shard in node.replicas().all().into_iter().filter(|shard| of(shard.id())) {
+            let (state, status, wanted) = (shard.state(), shard.group().status(), node.directory());
+            let wanted = wanted.shard(shard.id()).map(|wanted| (wanted.epoch, wanted.merge, wanted.replicas.clone()));
+            let (epoch, sealed_for) = (state.epoch, state.sealed_for);
+            text += &format!(
+                "\n{}, {}: {epoch}, sealed for {sealed_for:?}, {status:?}, wanted {wanted:?}",
+                node.id(),
+                shard.id()
+            );
+        }
+    }
+    text
+}
+
 /// All replicas of a shard become equal, by their content and by the product's own checksums.
 async fn converge(
     cluster: &mut Cluster,
@@ -370,7 +394,8 @@ async fn converge(
             break;
         }
         if now() >= until {
-            return Err(format!("{CONVERGED_WITHIN:?} after the last write replicas differ: {unequal:?}"));
+            let said = standing(cluster, |shard| unequal.iter().any(|(id, _)| **id == shard));
+            return Err(format!("{CONVERGED_WITHIN:?} after the last write replicas differ: {unequal:?}{said}"));
         }
         nemesis.pass(cluster, watch, Duration::from_millis(100)).await;
         if !report.goes_on() {

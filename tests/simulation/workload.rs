@@ -3,7 +3,7 @@
 //! Some writes go to one node instead, once: what it says after its own attempts is then all that is known of them.
 //! Values are unique and so are the deltas of increments, so that whatever is found in the end names the call that put
 //! it there. A third of the calls read, at every level, some of them at one node, whatever part its replica plays. A finished write is now and then sent again under its request id, by this client or
-//! another, sometimes while it is still running.
+//! another, sometimes while it is still running. Scans of the whole table, page by page, are in [`super::walk`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use trivet::types::{
 use super::entropy::Random;
 use super::plan::{Fault, Plan};
 use super::run::Report;
+use super::walk::Walking;
 
 /// The table that the clients use.
 pub const TABLE: &str = "t";
@@ -104,6 +105,8 @@ pub struct History {
     pub reads: Vec<Reading>,
     /// Scans that were answered.
     pub scans: Vec<Scanning>,
+    /// Scans of the whole table that came to their end.
+    pub walks: Vec<Walking>,
 }
 
 /// The history that clients share.
@@ -160,8 +163,9 @@ impl Worker {
             let think = self.random.span(Duration::ZERO, self.plan.think);
             sleep(think).await;
             match self.random.below(100) {
-                0..27 => self.read(&table).await,
-                27..34 => self.scan(&table).await,
+                0..25 => self.read(&table).await,
+                25..31 => self.scan(&table).await,
+                31..34 => self.walk(&table).await,
                 34..46 => self.repeat(&table).await,
                 _ => self.write(&table).await,
             }
@@ -428,9 +432,9 @@ impl Worker {
         }
     }
 
-    /// Whether no shard is split in this run: then a token of each is enough.
+    /// Whether no shard is split or merged in this run: then a token of each is enough.
     fn shards_stand(&self) -> bool {
-        !self.plan.faults.contains(&Fault::Split)
+        !self.plan.faults.iter().any(|fault| matches!(fault, Fault::Split | Fault::Merge))
     }
 
     fn saw(&mut self, key: &Bytes, version: Timestamp) {

@@ -2,7 +2,8 @@
 //!
 //! A read that was called at `t` and answered with an age of `A` saw every put to its key that was acknowledged before
 //! `t - A`; one with a greatest age of `M`, every put acknowledged before `t - M`; a linearizable one, every put
-//! acknowledged before `t`. Both moments are stamped here, outside of the read's own span, so no time of a message and
+//! acknowledged before `t`. And it says so: the position that it was answered as of lies at or behind every such put to
+//! its *shard*, of which there are more than to its key. Both moments are stamped here, outside of the read's own span, so no time of a message and
 //! no clock of a node can make a right answer look wrong. The age that is told is no larger than what was allowed, but
 //! for the time that the read itself took. A session sees what it has written and never less than it has seen,
 //! whichever node and client it asks. And a version is one value.
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 use super::{Finding, Verdict};
 use crate::history::{History, Operation};
 
-/// What is known of one key: puts by the time of their acknowledgement, each with the newest version until then.
+/// What is known of one key, or of one shard: puts by the time of their acknowledgement, each with the newest version until then.
 #[derive(Default)]
 struct Key {
     acknowledged: Vec<(u64, u64, usize)>,
@@ -28,7 +29,8 @@ impl Key {
 
 /// Judges the operations `put` and `read`.
 pub fn check(history: &History) -> Verdict {
-    let keys = acknowledged(history);
+    let keys = acknowledged(history, |put| Some(put.key.as_str()));
+    let shards = acknowledged(history, |put| put.number("shard"));
     let mut findings = one_value_each(history);
     let (mut copies, mut ages) = (0_usize, Vec::new());
     // By session and key: the newest version seen, and by which operation.
@@ -52,12 +54,20 @@ pub fn check(history: &History) -> Verdict {
             let allowed_us = operation.number("max_age_ms").map(|allowed| allowed.saturating_mul(1_000));
             let fresh = (level == "linearizable").then_some(0);
             let limits = [("it says it is", age_us), ("it may be", allowed_us), ("it may be", fresh)];
+            let shard = operation.number("shard").and_then(|shard| shards.get(&shard));
+            let as_of = operation.number("as_of").unwrap_or(u64::MAX);
             for (what, limit) in limits {
                 let Some(limit) = limit else { continue };
                 let moment = operation.start.saturating_sub(limit.saturating_mul(1_000));
                 let missed = keys.get(operation.key.as_str()).and_then(|key| key.before(moment));
                 if let Some((newest, put)) = missed.filter(|(newest, _)| *newest > version) {
                     let text = format!("older than {what}, {limit} us: version {version}, and {newest} was there");
+                    found(text, vec![put, place]);
+                    break;
+                }
+                let missed = shard.and_then(|shard| shard.before(moment));
+                if let Some((newest, put)) = missed.filter(|(newest, _)| *newest > as_of) {
+                    let text = format!("older than {what}, {limit} us: as of {as_of}, and its shard had {newest}");
                     found(text, vec![put, place]);
                     break;
                 }
@@ -92,11 +102,12 @@ pub fn check(history: &History) -> Verdict {
     Verdict::Valid { summary }
 }
 
-fn acknowledged(history: &History) -> BTreeMap<&str, Key> {
-    let mut keys: BTreeMap<&str, Key> = BTreeMap::new();
+/// The puts, by what they have in common.
+fn acknowledged<'a, K: Ord>(history: &'a History, of: impl Fn(&'a Operation) -> Option<K>) -> BTreeMap<K, Key> {
+    let mut keys: BTreeMap<K, Key> = BTreeMap::new();
     for (place, put) in history.oks("put") {
-        if let (Some(end), Some(version)) = (put.end, put.version()) {
-            keys.entry(&put.key).or_default().acknowledged.push((end, version, place));
+        if let (Some(end), Some(version), Some(common)) = (put.end, put.version(), of(put)) {
+            keys.entry(common).or_default().acknowledged.push((end, version, place));
         }
     }
     for key in keys.values_mut() {
@@ -152,6 +163,13 @@ mod tests {
         read(version, level, start_ms).extra("role", "follower").extra("age_us", age_us)
     }
 
+    /// A copy's read of another key, of which there is nothing.
+    fn elsewhere(shard: u64, as_of: u64, start_ms: u64, age_us: u64) -> Line {
+        let line = Line::new("read", "l", Value::Null).ok(Value::Null).extra("session", 2).extra("level", "any");
+        let line = line.extra("role", "follower").extra("age_us", age_us).extra("as_of", as_of).extra("shard", shard);
+        line.at(start_ms * MS, (start_ms + 1) * MS)
+    }
+
     #[test]
     fn good_histories_pass() {
         let lines = [
@@ -162,6 +180,11 @@ mod tests {
             copy(2, "linearizable", 22, 900),
             copy(2, "at_least", 23, 700),
             read(0, "any", 24),
+            // As old as it says, of its shard; and nothing is known of another.
+            put(3, 30).extra("shard", 7),
+            elsewhere(7, 2, 40, 9_000),
+            elsewhere(7, 3, 50, 100),
+            elsewhere(8, 2, 50, 100),
             // Slower than what was allowed, but asked for after it had begun.
             copy(2, "max_age", 25, 1_000).extra("max_age_ms", 0),
         ];
@@ -185,6 +208,11 @@ mod tests {
             ),
             ("not told", vec![put(1, 0), read(1, "max_age", 20).extra("max_age_ms", 6)], vec![1]),
             ("stale", vec![put(1, 0), put(2, 10), copy(1, "linearizable", 20, 30_000)], vec![1, 2]),
+            (
+                "older than its shard",
+                vec![put(1, 0), put(2, 10).extra("shard", 7), elsewhere(7, 1, 20, 8_999)],
+                vec![1, 2],
+            ),
             ("nothing", vec![put(1, 0), copy(0, "any", 20, 100)], vec![0, 1]),
             ("not its own write", vec![put(1, 0), read(0, "at_least", 20).extra("session", 1)], vec![0, 1]),
             ("back in time", vec![put(1, 0), put(2, 10), read(2, "any", 20), read(1, "at_least", 22)], vec![2, 3]),

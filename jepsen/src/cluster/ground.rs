@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::node::Fixed;
 use super::record::Record;
@@ -46,7 +46,7 @@ impl Wants {
 pub struct Ground {
     /// The binary under test.
     pub binary: PathBuf,
-    /// How many nodes a cluster has.
+    /// How many nodes a cluster may have.
     pub count: u64,
     /// Everything that is made here.
     pub record: Arc<Record>,
@@ -78,15 +78,16 @@ impl Ground {
         }
     }
 
-    /// Places, disks and proxies for the nodes of a new cluster.
-    pub(super) async fn nodes(&self, wants: Wants, logs: &Path) -> Result<(Vec<Arc<Fixed>>, Vec<Proxy>)> {
+    /// Places, disks and proxies for so many nodes of a new cluster.
+    pub(super) async fn nodes(&self, count: u64, wants: Wants, logs: &Path) -> Result<(Vec<Arc<Fixed>>, Vec<Proxy>)> {
         if let Some(lack) = self.lacks(wants) {
             bail!("{lack}");
         }
+        ensure!(count <= self.count, "{count} nodes on the ground for {}", self.count);
         let number = self.clusters.fetch_add(1, Ordering::Relaxed);
         let mut proxies = Vec::new();
         let mut nodes = Vec::new();
-        for id in 1..=self.count {
+        for id in 1..=count {
             let name = format!("c{number}n{id}");
             let image = if wants.disk { Some(Image::make(&self.record, &name)?) } else { None };
             // Memory, where there is any: what is tested is not the speed of this machine's disk.

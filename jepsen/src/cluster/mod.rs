@@ -76,14 +76,15 @@ pub struct Cluster {
 pub type Held = OwnedMutexGuard<Node>;
 
 impl Cluster {
-    /// Founds a cluster on the ground and waits until it is healthy.
+    /// Founds a cluster of so many nodes on the ground and waits until it is healthy.
     pub async fn found(
         ground: Arc<Ground>,
+        count: u64,
         wants: Wants,
         logs: &std::path::Path,
         clock: Stopwatch,
     ) -> Result<Arc<Cluster>> {
-        let (fixed, proxies) = ground.nodes(wants, logs).await?;
+        let (fixed, proxies) = ground.nodes(count, wants, logs).await?;
         let peers: Vec<String> = fixed.iter().map(|node| format!("{}={}", node.id, node.advertise)).collect();
         let entry = Entry::Founder(peers.join(","));
         let made =

@@ -15,6 +15,9 @@ use super::record::Record;
 use crate::disk::image::Image;
 use crate::disk::shim::Shim;
 
+/// Of the harness' own environment, what nodes are given too: the fault that a binary built to have one is to have.
+const PLANTED: &str = "TRIVET_PLANTED";
+
 /// How a node comes into its cluster.
 #[derive(Clone, Debug)]
 pub enum Entry {
@@ -122,7 +125,8 @@ impl Node {
                 command
             }
         };
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TRIVET_")) {
+        let own = |name: &str| name.starts_with("TRIVET_") && name != PLANTED;
+        for (name, _) in std::env::vars().filter(|(name, _)| own(name)) {
             command.env_remove(name);
         }
         command.args(["serve", "--id", &fixed.id.to_string(), "--data"]).arg(&fixed.data);

@@ -13,6 +13,7 @@ mod clock;
 mod damage;
 mod disk;
 mod kill;
+mod membership;
 mod one_way;
 mod packets;
 mod partition;
@@ -20,6 +21,7 @@ mod pause;
 mod power;
 mod rolling;
 mod split;
+mod storm;
 mod wipe;
 
 use std::ops::Range;
@@ -32,9 +34,14 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use tokio::sync::MutexGuard;
+use trivet::client::Connection;
+use trivet::types::{Error, Kind, Reason};
 
 use crate::cluster::{Cluster, HEALTHY_WITHIN, Held, Wants, tail};
 use crate::history::Stopwatch;
+
+/// How long one node is asked to change something, or how things are.
+const ASK_WITHIN: Duration = Duration::from_secs(5);
 
 /// What nemeses work on.
 pub struct Stage {
@@ -89,6 +96,11 @@ pub trait Nemesis: Send + Sync {
         3
     }
 
+    /// How many nodes the cluster is given for its sake, if it would have fewer.
+    fn nodes_wanted(&self) -> u64 {
+        3
+    }
+
     /// It must strike at least once in this time, or the run is vacuous.
     fn pace(&self) -> Duration {
         Duration::from_secs(15)
@@ -117,8 +129,10 @@ pub fn all() -> Vec<Arc<dyn Nemesis>> {
     all.extend(disk::all());
     all.push(Arc::new(wipe::Wipe));
     all.extend(answers::all());
-    all.push(Arc::new(rolling::Rolling));
+    all.extend(rolling::all());
+    all.extend(membership::all());
     all.push(Arc::new(split::Split));
+    all.push(Arc::new(storm::Storm));
     all
 }
 
@@ -164,6 +178,10 @@ impl Nemesis for Any {
         self.members.iter().fold(Wants::default(), |wants, member| wants.and(member.wants()))
     }
 
+    fn nodes_wanted(&self) -> u64 {
+        self.members.iter().map(|member| member.nodes_wanted()).max().unwrap_or_default()
+    }
+
     fn pace(&self) -> Duration {
         self.members.iter().map(|member| member.pace()).max().unwrap_or_default()
     }
@@ -198,6 +216,26 @@ impl Stage {
         let ids = self.cluster.ids();
         let any = *ids.choose(random).expect("a cluster has nodes");
         if random.random_bool(0.5) { self.cluster.leader().await.unwrap_or(any) } else { any }
+    }
+
+    /// Asks the nodes in turn, in a random order, until one answers; else the last one's refusal.
+    async fn ask<T, F, Fut>(&self, random: &mut SmallRng, question: F) -> Result<T, Error>
+    where
+        F: Fn(Connection, tokio::time::Instant) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let mut connections = self.cluster.connections().to_vec();
+        connections.shuffle(random);
+        let mut last = Error::new(Reason::NotReady, "a cluster without nodes was asked");
+        for connection in connections {
+            match question(connection, tokio::time::Instant::now() + ASK_WITHIN).await {
+                Ok(answer) => return Ok(answer),
+                // Another node would say the same.
+                Err(error) if error.kind() == Kind::Invalid => return Err(error),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
     /// So many nodes, in a random order.

@@ -10,12 +10,10 @@ use tokio::time::Instant;
 use trivet::types::{Kind, ShardId, TableId};
 use trivet::wire::admin::{SplitPoint, SplitReport};
 
-use super::{Nemesis, Stage, Struck};
+use super::{ASK_WITHIN, Nemesis, Stage, Struck};
 
 /// Within this a split that is wanted must have happened, whatever else goes on.
 const SPLIT_WITHIN: Duration = Duration::from_secs(60);
-/// How long one node is asked.
-const ASK_WITHIN: Duration = Duration::from_secs(5);
 /// Between two rounds over the nodes.
 const PAUSE: Duration = Duration::from_millis(200);
 

@@ -64,7 +64,7 @@ pub struct Arguments {
     /// Where the table of runs is kept, and what is left of runs that found something
     #[arg(long, value_name = "DIRECTORY", default_value = "jepsen/results")]
     results: PathBuf,
-    /// How many nodes the cluster has
+    /// How many nodes the cluster has; one more than three where nemeses need room to move replicas
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(3..=9))]
     nodes: u64,
     /// The binary under test
@@ -88,7 +88,8 @@ pub fn start(arguments: &Arguments) -> Result<bool> {
     let named = std::env::var_os("TRIVET_BINARY").map(PathBuf::from);
     let binary = arguments.binary.clone().or(named).context("which binary? Set TRIVET_BINARY or give --binary FILE")?;
     let binary = binary.canonicalize().with_context(|| format!("{}", binary.display()))?;
-    let ground = Arc::new(Ground::prepare(binary, arguments.nodes)?);
+    let nodes_max = planned(arguments).iter().map(|run| nodes_of(run, arguments.nodes)).max();
+    let ground = Arc::new(Ground::prepare(binary, nodes_max.unwrap_or(arguments.nodes))?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let ran = runtime.block_on(async {
         tokio::select! {
@@ -150,20 +151,30 @@ fn workloads(names: &[String]) -> Result<Vec<Arc<dyn Workload>>> {
         .collect()
 }
 
+/// The runs that are asked for.
+fn planned(arguments: &Arguments) -> Vec<plan::Planned> {
+    if arguments.all {
+        return plan::runs(arguments.long);
+    }
+    let names = if arguments.nemesis.is_empty() { vec!["kill".to_owned()] } else { arguments.nemesis.clone() };
+    vec![plan::Planned { nemeses: names, seconds: arguments.time }]
+}
+
+/// How many nodes a run is given: those asked for, or as many as its nemeses want.
+fn nodes_of(run: &plan::Planned, asked: u64) -> u64 {
+    let nemeses = run.nemeses.iter().filter_map(|name| nemesis::named(name, |_| Ok(())).ok());
+    nemeses.map(|nemesis| nemesis.nodes_wanted()).fold(asked, u64::max)
+}
+
 async fn all_runs(arguments: &Arguments, ground: &Arc<Ground>) -> Result<bool> {
     let possible = |nemesis: &dyn Nemesis| match ground.lacks(nemesis.wants()) {
         Some(lack) => Err(lack.to_owned()),
-        None if nemesis.nodes_min() > ground.count => {
+        None if nemesis.nodes_min() > arguments.nodes => {
             Err(format!("{} needs {} nodes", nemesis.name(), nemesis.nodes_min()))
         }
         None => Ok(()),
     };
-    let planned = if arguments.all {
-        plan::runs(arguments.long)
-    } else {
-        let names = if arguments.nemesis.is_empty() { vec!["kill".to_owned()] } else { arguments.nemesis.clone() };
-        vec![plan::Planned { nemeses: names, seconds: arguments.time }]
-    };
+    let planned = planned(arguments);
     let seed = arguments.seed.unwrap_or_else(trivet::runtime::random_u64);
     if ground.net.is_none() {
         eprintln!("skipped: without root no namespaces and no disks of the nodes' own; what needs them is left out");
@@ -171,6 +182,7 @@ async fn all_runs(arguments: &Arguments, ground: &Arc<Ground>) -> Result<bool> {
     std::fs::create_dir_all(&arguments.results).with_context(|| format!("{}", arguments.results.display()))?;
     let (count, mut made, mut bad) = (planned.len(), 0, Vec::new());
     for (number, planned) in planned.into_iter().enumerate() {
+        let nodes = nodes_of(&planned, arguments.nodes);
         let mut nemeses = Vec::new();
         let mut left_out = Vec::new();
         for name in planned.nemeses.iter().filter(|name| *name != "none") {
@@ -201,6 +213,7 @@ async fn all_runs(arguments: &Arguments, ground: &Arc<Ground>) -> Result<bool> {
             workloads: workloads(&arguments.workload)?,
             nemeses,
             wants,
+            nodes,
             seconds: planned.seconds,
             seed: seed.wrapping_add(number as u64),
             rate: arguments.rate,

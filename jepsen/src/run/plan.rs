@@ -8,17 +8,25 @@ pub(super) struct Planned {
     pub seconds: u64,
 }
 
-/// CI has a quarter of an hour: seven of these with the time before and after them.
-const SHORT_SECONDS: u64 = 75;
+/// CI has a quarter of an hour: eight of these with the time before and after them.
+const SHORT_SECONDS: u64 = 70;
 /// Long enough for twenty strikes of each.
 const LONG_SECONDS: u64 = 300;
 
 /// Every family once.
-const SHORT: [&str; 7] =
-    ["kill,partition,packets", "pause,one-way", "power", "disk", "clock,answers", "damage,wipe", "rolling,split"];
+const SHORT: [&str; 8] = [
+    "kill,partition,packets",
+    "pause,one-way",
+    "power",
+    "disk",
+    "clock,answers,storm",
+    "damage,wipe",
+    "rolling,split",
+    "membership,partition",
+];
 
 /// Every family alone, then the pairs that have found most elsewhere.
-const LONG: [&str; 20] = [
+const LONG: [&str; 26] = [
     "kill",
     "kill-all",
     "pause",
@@ -34,11 +42,17 @@ const LONG: [&str; 20] = [
     "answers",
     "rolling",
     "split",
+    "membership",
+    "storm",
     "kill,partition",
     "power,kill",
     "one-way,pause",
     "disk,kill",
     "split,kill",
+    "membership,partition",
+    "membership,storm",
+    "storm,kill",
+    "storm,answers",
 ];
 
 /// The runs of `--all`.

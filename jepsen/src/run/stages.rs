@@ -49,6 +49,7 @@ pub(super) struct Run {
     pub workloads: Vec<Arc<dyn Workload>>,
     pub nemeses: Vec<Arc<dyn Nemesis>>,
     pub wants: Wants,
+    pub nodes: u64,
     pub seconds: u64,
     pub seed: u64,
     pub rate: f64,
@@ -73,7 +74,7 @@ pub(super) async fn make(run: Run, ground: &Arc<Ground>) -> Result<Row> {
     std::fs::create_dir_all(&run.directory).with_context(|| format!("{}", run.directory.display()))?;
     let directory = run.directory.canonicalize()?;
     let clock = Stopwatch::start();
-    let cluster = Cluster::found(ground.clone(), run.wants, &directory, clock).await?;
+    let cluster = Cluster::found(ground.clone(), run.nodes, run.wants, &directory, clock).await?;
     let endpoints = cluster.endpoints();
     create_tables(&endpoints, &run.workloads).await?;
     let (stop, stopped) = watch::channel(false);
@@ -147,7 +148,7 @@ pub(super) async fn make(run: Run, ground: &Arc<Ground>) -> Result<Row> {
         name: run.name.clone(),
         seed: run.seed,
         seconds: run.seconds,
-        nodes: ground.count,
+        nodes: run.nodes,
         operations,
         info_percent: 100.0 * unknown(&histories) as f64 / all.max(1) as f64,
         strikes,

@@ -145,7 +145,7 @@ async fn put(worker: &mut Worker, session: &mut Session, key: &str, value: u64) 
     match worker.access.write(Write { operations, ..Write::default() }).await {
         Ok(answer) => {
             session.note(&answer.header);
-            pending.ok_with(json!(value), made(&answer));
+            pending.ok_with(json!(value), with(made(&answer), "shard", answer.header.shard.0));
         }
         Err(lost) => lose(pending, &lost),
     }
@@ -166,7 +166,7 @@ async fn read(process: &mut Process, access: &Access, session: &mut Session, key
             let text = answer.body.as_ref().map(|found| String::from_utf8_lossy(&found.value).into_owned());
             let value =
                 text.map_or(Value::Null, |text| text.parse::<u64>().map_or(json!(text), |number| json!(number)));
-            let mut extra = provenance(&answer.header);
+            let mut extra = with(provenance(&answer.header), "shard", answer.header.shard.0);
             if let Some(found) = &answer.body {
                 extra.insert("version".into(), found.timestamp.0.into());
             }

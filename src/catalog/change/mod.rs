@@ -7,6 +7,7 @@
 //!
 //! Left out: deciding. A builder refuses a wish that makes no sense on its directory, and otherwise does as told.
 
+mod merges;
 mod nodes;
 mod recovery;
 mod replicas;
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+pub use merges::{abandon_merge, begin_merge, finish_merge};
 pub use nodes::{
     SYSTEM_HISTORY_MS, SYSTEM_TABLE, SYSTEM_VOTERS_MAX, admit_node, found_cluster, join_node, remove_node,
     replace_incarnation, set_balancing, set_standing, system_shard,

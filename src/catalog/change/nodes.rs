@@ -51,6 +51,9 @@ pub fn system_shard(founders: &[NodeRow]) -> ShardDescriptor {
         founders,
         founded: false,
         split: None,
+        unasked: false,
+        merge: None,
+        merging_into: None,
     }
 }
 

@@ -60,6 +60,10 @@ pub fn move_replica(
     if directory.descriptor(known.table).is_none_or(|table| table.state == TableState::Dropping) {
         return Err(Error::new(Reason::UnknownTable, format!("the table of {shard} is being dropped")));
     }
+    if let Some(left) = known.merging_into {
+        let why = format!("{shard} is being merged into {left} and goes where that goes; try again when it is done");
+        return Err(Error::new(Reason::Conflict, why));
+    }
     let mut wanted = ShardDescriptor::clone(known);
     wanted.founded = true;
     if let Some(there) = wanted.replica_on(to).filter(|there| there.id != replica) {
@@ -78,6 +82,15 @@ pub fn move_replica(
     {
         let id = ReplicaId(draft.take(Counter::Replica));
         *child = ReplicaDescriptor { id, node: to, incarnation: node.incarnation, role: child.role };
+    }
+    // So does the neighbour that it is about to take over.
+    if let Some(right) = wanted.merge.and_then(|intent| directory.shard(intent.right)) {
+        let mut right = ShardDescriptor::clone(right);
+        if let Some(beside) = right.replicas.iter_mut().find(|beside| beside.node == from) {
+            let id = ReplicaId(draft.take(Counter::Replica));
+            *beside = ReplicaDescriptor { id, node: to, incarnation: node.incarnation, role: beside.role };
+        }
+        draft.put(&RowKey::Shard(right.table, right.id), &right);
     }
     draft.rely_on(&RowKey::Node(to));
     draft.put(&RowKey::Shard(wanted.table, wanted.id), &wanted);

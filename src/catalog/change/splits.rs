@@ -15,13 +15,21 @@ use crate::types::{
     TableState,
 };
 
-/// Wants a shard to be split at an encoded key. Returns the intent too; none to write if this very split is wanted
+/// Wants a shard to be split at an encoded key; `unasked` if nobody asked for it. Returns the intent too; none to write if this very split is wanted
 /// already.
 ///
 /// `UNKNOWN_SHARD`; `INVALID_REQUEST` if it cannot be cut there, with what would do; `CONFLICT` if another split of it is
 /// under way.
-pub fn begin_split(directory: &Directory, shard: ShardId, at: &Bytes) -> Result<(SplitIntent, Option<Write>)> {
+pub fn begin_split(
+    directory: &Directory,
+    shard: ShardId,
+    at: &Bytes,
+    unasked: bool,
+) -> Result<(SplitIntent, Option<Write>)> {
     let parent = splittable(directory, shard, at)?;
+    if parent.merge.is_some() || parent.merging_into.is_some() {
+        return Err(Error::new(Reason::Conflict, format!("{shard} is being merged; try again when that is done")));
+    }
     if let Some(intent) = &parent.split {
         if intent.at == at[..] {
             return Ok((intent.clone(), None));
@@ -32,7 +40,7 @@ pub fn begin_split(directory: &Directory, shard: ShardId, at: &Bytes) -> Result<
     let child = ShardId(draft.take(Counter::Shard));
     let beside = |replica: &ReplicaDescriptor, id: u64| ReplicaDescriptor { id: ReplicaId(id), ..*replica };
     let replicas = parent.replicas.iter().map(|replica| beside(replica, draft.take(Counter::Replica))).collect();
-    let intent = SplitIntent { at: at.to_vec(), child, replicas };
+    let intent = SplitIntent { at: at.to_vec(), child, replicas, unasked };
     let wanted = ShardDescriptor { split: Some(intent.clone()), ..ShardDescriptor::clone(parent) };
     draft.put(&RowKey::Shard(wanted.table, wanted.id), &wanted);
     Ok((intent, Some(draft.finish()?)))
@@ -55,6 +63,9 @@ pub fn finish_split(directory: &Directory, shard: ShardId, epoch: Epoch) -> Resu
         founders: Vec::new(),
         founded: false,
         split: None,
+        unasked: intent.unasked,
+        merge: None,
+        merging_into: None,
     };
     let wanted = ShardDescriptor { end: intent.at.clone(), epoch: next, split: None, ..ShardDescriptor::clone(parent) };
     let mut draft = Draft::new(directory);

@@ -109,8 +109,20 @@ pub fn create_table(
         let founders = voters.map(|replica| replica.id).collect();
         let (start, end) = (start.to_vec(), end.to_vec());
         let epoch = Epoch(1);
-        let shard =
-            ShardDescriptor { id, table: table.id, start, end, epoch, replicas, founders, founded: false, split: None };
+        let shard = ShardDescriptor {
+            id,
+            table: table.id,
+            start,
+            end,
+            epoch,
+            replicas,
+            founders,
+            founded: false,
+            split: None,
+            unasked: false,
+            merge: None,
+            merging_into: None,
+        };
         draft.put_fresh(&RowKey::Shard(table.id, id), &shard);
         shards.push(shard);
     }

@@ -212,8 +212,11 @@ impl goldenscript::Runner for Script {
                 let at = next()?.parse().map(Slot)?;
                 let table = directory.shard(shard).map_or(TableId(1), |shard| shard.table);
                 let layout = crate::keyspace::Layout { table, partitioning: Partitioning::Hash };
-                begin_split(&directory, shard, &layout.cut_before_slot(at)?).map(|(_, write)| write)
+                begin_split(&directory, shard, &layout.cut_before_slot(at)?, false).map(|(_, write)| write)
             }
+            "merge" => begin_merge(&directory, ShardId(next()?.parse()?)).map(|(_, write)| write),
+            "one" => finish_merge(&directory, ShardId(next()?.parse()?), Epoch(next()?.parse()?)),
+            "off" => abandon_merge(&directory, ShardId(next()?.parse()?), Epoch(next()?.parse()?)),
             "halves" => finish_split(&directory, ShardId(next()?.parse()?), Epoch(next()?.parse()?)),
             "replace" => {
                 let (shard, replica) = (ShardId(next()?.parse()?), ReplicaId(next()?.parse()?));
@@ -263,7 +266,7 @@ impl goldenscript::Runner for Script {
 #[test]
 fn changes_are_golden() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/catalog/testscripts");
-    for script in ["nodes", "readers", "rivals", "splits", "standing", "tables"] {
+    for script in ["merges", "nodes", "readers", "rivals", "splits", "standing", "tables"] {
         goldenscript::run(&mut Script::default(), format!("{folder}/{script}")).expect(script);
     }
 }

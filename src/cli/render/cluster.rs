@@ -262,6 +262,41 @@ pub fn balance(report: &BalanceReport) -> String {
     text
 }
 
+/// What is said of balancing that was paused or resumed; with `dry_run`, of what that would do to a cluster that looks so.
+pub fn balancing(paused: bool, dry_run: Option<&BalanceReport>) -> String {
+    let Some(report) = dry_run else {
+        return match paused {
+            true => {
+                "nothing is moved about any more, not even from draining and lost nodes; `trivet cluster resume` ends \
+                 that\n"
+            }
+            false => "replicas and leaderships are moved about again; `trivet cluster balance` shows it\n",
+        }
+        .to_owned();
+    };
+    match (paused, report.paused) {
+        (true, true) => "nothing would change: balancing is paused\n".to_owned(),
+        (false, false) => "nothing would change: balancing is not paused\n".to_owned(),
+        (true, false) => format!(
+            "nothing would be moved about any more, not even from draining and lost nodes; moves to be finished: {}\n",
+            report.moving.len()
+        ),
+        (false, true) => {
+            let steps = report.steps.iter().map(|step| format!("  next: {step}\n"));
+            format!("replicas and leaderships would be moved about again\n{}", steps.collect::<String>())
+        }
+    }
+}
+
+/// The same as JSON.
+pub fn balancing_json(paused: bool, dry_run: Option<&BalanceReport>) -> Value {
+    let mut said = json!({"paused": paused, "dry_run": dry_run.is_some()});
+    if let Some(report) = dry_run {
+        said["balance"] = balance_json(report);
+    }
+    said
+}
+
 /// How evenly the cluster is spread, as JSON.
 pub fn balance_json(report: &BalanceReport) -> Value {
     let shards: Vec<u64> = report.moving.iter().map(|shard| shard.0).collect();
@@ -466,6 +501,16 @@ mod tests {
             BalanceReport { settled: true, paused: true, nodes: vec![node(1, false)], ..BalanceReport::default() };
         let text = [balance(&report), balance(&even), pretty(&balance_json(&report))];
         golden::check("balance", &text.join("----\n"));
+        let paused = BalanceReport { paused: true, ..report.clone() };
+        let mut text = String::new();
+        for wanted in [true, false] {
+            for dry_run in [None, Some(&report), Some(&paused)] {
+                text += &balancing(wanted, dry_run);
+            }
+            text += &format!("{}\n", balancing_json(wanted, None));
+            text += &pretty(&balancing_json(wanted, Some(&even)));
+        }
+        golden::check("balancing", &text);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table as Grid};
 
 pub use cluster::{
-    balance, balance_json, checksum, checksum_json, node_json, nodes, owned, shard, shard_json, shards, status,
-    status_json, table, table_json, tables,
+    balance, balance_json, balancing, balancing_json, checksum, checksum_json, node_json, nodes, owned, shard,
+    shard_json, shards, status, status_json, table, table_json, tables,
 };
 pub use data::{get_json, history_table, not_applied, outcome_json, row_json, scan_table};
 pub use recovery::{recovery_applied, recovery_plan};

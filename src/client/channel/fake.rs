@@ -365,6 +365,10 @@ impl Cluster for Mind {
         Err(Status::unimplemented("nobody asks a fake node for this"))
     }
 
+    async fn merge_shards(&self, _: Message<v1::MergeShardsRequest>) -> Result<Reply<v1::MergeShardsResponse>, Status> {
+        Err(Status::unimplemented("nobody asks a fake node for this"))
+    }
+
     async fn move_shard(&self, _: Message<v1::MoveShardRequest>) -> Result<Reply<v1::MoveShardResponse>, Status> {
         Err(Status::unimplemented("nobody asks a fake node for this"))
     }

@@ -82,6 +82,21 @@ impl Connection {
         plain(cluster.split_shard(timed(question, patience)).await, true)?.try_into()
     }
 
+    /// Wants a shard to take over its right neighbour.
+    pub async fn merge_shards(
+        &self,
+        left: ShardId,
+        right: ShardId,
+        dry_run: bool,
+        deadline: Instant,
+    ) -> Result<ShardDetails> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut cluster = cluster(channel);
+        let question = v1::MergeShardsRequest { left: left.0, right: right.0, dry_run };
+        let answer = plain(cluster.merge_shards(timed(question, patience)).await, true)?;
+        answer.shard.map(Into::into).ok_or_else(|| Error::internal("the answer names no shard; do the versions match?"))
+    }
+
     /// Wants a replica of a shard on another node.
     pub async fn move_shard(
         &self,

@@ -136,3 +136,17 @@ fn no_proof_of_the_whole_speaks_of_its_parts() {
     }
     assert!(any().age.is_some());
 }
+
+/// Its data may be removed at any moment, and what is not found then was there.
+#[test]
+fn a_replica_that_was_stopped_answers_nothing() {
+    let (house, _, followers) = House::with_one_shard();
+    let version = house.put("k", "v".to_owned(), None).body.timestamp;
+    let asked = followers[0];
+    house.read(asked, "k", ReadLevel::AtLeast(Token { timestamp: version })).expect("it has it");
+    let shard = house.node(asked).replicas().get(house.shard_of("k").id).expect("a replica");
+    house.life(asked).expect("it runs").runtime.block_on(shard.stop());
+    for level in [ReadLevel::Any, ReadLevel::AtLeast(Token { timestamp: version })] {
+        assert_eq!(house.read(asked, "k", level).expect_err("it has gone").reason, Reason::ShardNotHere);
+    }
+}

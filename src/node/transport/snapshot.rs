@@ -15,6 +15,7 @@ use crate::node::host::Node;
 use crate::node::metrics;
 use crate::raft::{Cut, SnapshotError, Staged, TransportError};
 use crate::runtime::{random_u64, sleep, spawn, spawn_blocking, timeout};
+use crate::shard::{State, superseded};
 use crate::types::{ReplicaId, ShardId};
 use crate::wire::Channel;
 use crate::wire::proto::internal::snapshot_chunk::Part;
@@ -164,12 +165,19 @@ pub async fn receive(
         .filter(|hosted| hosted.replica() == replica)
         .ok_or_else(|| Status::failed_precondition(format!("this node does not host {replica} of {shard}")))?;
     let staged = fill(&node.engine().staging(), shard, chunks).await?;
-    let ranges = node.ranges().clone().read_owned().await;
+    let coming = State::decode(header.summary.clone()).map_err(|error| Status::invalid_argument(error.message))?;
     // A task of its own: the sender may give up, but the installation goes on, and no replica may be created under it.
+    let host = node.clone();
     let installed = spawn(async move {
-        let installed = hosted.group().receive_snapshot(header, staged).await;
-        drop(ranges);
-        installed
+        // Alone if it ends other replicas: none of these may be in the middle of an installation of its own.
+        let ends = superseded(&**host.engine(), &coming).map_err(|error| SnapshotError::Refused(error.to_string()))?;
+        if ends.is_empty() {
+            let _shared = host.ranges().read().await;
+            hosted.group().receive_snapshot(header, staged).await
+        } else {
+            let _alone = host.ranges().write().await;
+            hosted.group().receive_snapshot(header, staged).await
+        }
     });
     let vote = installed.await.map_err(|_| Status::unavailable("the installation was cancelled"))?;
     vote.map_err(|error| match error {

@@ -88,6 +88,9 @@ impl ShardDetails {
             founders: Vec::new(),
             founded: false,
             split: None,
+            unasked: false,
+            merge: None,
+            merging_into: None,
         }
     }
 }
