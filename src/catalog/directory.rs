@@ -348,7 +348,7 @@ fn check(key: &RowKey, fits: bool) -> Result<()> {
 mod tests {
     use super::super::rows::{Standing, encode_row};
     use super::*;
-    use crate::types::{Epoch, Partitioning, Reason, ReplicaId};
+    use crate::types::{Partitioning, Reason, ReplicaId};
 
     fn table(state: TableState) -> TableDescriptor {
         TableDescriptor {
@@ -369,19 +369,10 @@ mod tests {
         let id = ReplicaId(100 + number);
         let replica =
             ReplicaDescriptor { id, node: NodeId(node), incarnation: Incarnation(node * 10), role: ReplicaRole::Voter };
+        let range = (start.to_vec(), end.to_vec());
         ShardDescriptor {
-            id: ShardId(10 + number),
-            table: TableId(1),
-            start: start.to_vec(),
-            end: end.to_vec(),
-            epoch: Epoch(1),
-            replicas: vec![replica],
             founders: vec![id],
-            founded: false,
-            split: None,
-            unasked: false,
-            merge: None,
-            merging_into: None,
+            ..ShardDescriptor::new(ShardId(10 + number), TableId(1), range, vec![replica])
         }
     }
 

@@ -14,7 +14,8 @@ use super::{Global, render, time};
 /// move first, to lie beside those of the left.
 ///
 /// The left one takes over the range of the right one, which ends. Returns when that is wanted; it goes on by itself,
-/// whatever happens to this command. With --wait it returns when it is done.
+/// whatever happens to this command, unless a replica fails in the very moment: then the merge is off. With --wait it
+/// returns when it is done, and is wanted anew if need be.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  trivet shard merge 3 7 --wait 1m\n  trivet shard merge 3 7 --dry-run\n\n`trivet shard list` shows which shards are neighbours."
@@ -41,9 +42,10 @@ pub async fn run(args: &Merge, client: &Client, global: &Global) -> Ended {
         let clock = Clock::system();
         let until = clock.now() + patience;
         loop {
-            // A leader may be on its way from one to another: whoever answers next tells.
-            let gone = client.admin().within(global.deadline).shard(right).await;
-            if gone.is_err_and(|error| error.reason == Reason::UnknownShard)
+            // Wanted again and again: a merge is called off if a member fails just then, and as it is it changes nothing. Other
+            // errors pass: a leader may be on its way from one node to another.
+            let again = client.admin().within(global.deadline).merge_shards(left, right, false).await;
+            if again.is_err_and(|error| error.reason == Reason::UnknownShard)
                 && let Ok(seen) = client.admin().within(global.deadline).shard(left).await
             {
                 done = true;

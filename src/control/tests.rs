@@ -344,6 +344,23 @@ impl House {
         Ok(())
     }
 
+    /// All that was done is done again at a restart of a node, and changes nothing.
+    fn restart_changes_nothing(&mut self, id: u64) {
+        let before = replicas_on(self, id);
+        self.crash(id);
+        self.start(id, NO_END);
+        self.settle(id);
+        assert_eq!(replicas_on(self, id), before);
+        self.assert_equal();
+    }
+
+    /// Writes and reads all of these.
+    fn serves(&self, keys: &[&'static str]) {
+        for key in keys {
+            self.write_and_read(key).expect("it serves");
+        }
+    }
+
     fn ask_leader(&self, key: &'static str, request: &Request) -> Result<Response> {
         // What a client asks again after: a node may know neither the leader nor the shards as they are now.
         let again = [Reason::NotLeader, Reason::NoQuorum, Reason::WrongEpoch, Reason::ShardNotHere];
@@ -482,9 +499,7 @@ fn a_crash_while_a_shard_is_split_only_delays_it() {
         house.create(1, "t", 1);
         house.settle(1);
         let parent = house.shards()[0].id;
-        for key in ["a", "b", "c", "d"] {
-            house.write_and_read(key).expect("it serves");
-        }
+        house.serves(&["a", "b", "c", "d"]);
         let leader = house.leader_of(parent);
         let victim = if round % 2 == 0 { leader } else { leader % 3 + 1 };
         let asked = victim % 3 + 1;
@@ -504,17 +519,9 @@ fn a_crash_while_a_shard_is_split_only_delays_it() {
         house.limit(victim, NO_END);
         house.settle(victim);
         assert_eq!(house.shards().len(), 2, "{writes} writes");
-        for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
-            house.write_and_read(key).expect("both parts serve");
-        }
+        house.serves(&["a", "b", "c", "d", "e", "f", "g", "h"]);
         house.assert_equal();
-        // All that was done is done again at a restart, and changes nothing.
-        let before = replicas_on(&house, victim);
-        house.crash(victim);
-        house.start(victim, NO_END);
-        house.settle(victim);
-        assert_eq!(replicas_on(&house, victim), before, "{writes} writes");
-        house.assert_equal();
+        house.restart_changes_nothing(victim);
     }
 }
 
@@ -524,9 +531,7 @@ fn a_wiped_node_gets_both_parts_of_a_shard_that_is_split_meanwhile() {
     house.create(1, "t", 1);
     house.settle(1);
     let parent = house.shards()[0].id;
-    for key in ["a", "b", "c", "d"] {
-        house.write_and_read(key).expect("it serves");
-    }
+    house.serves(&["a", "b", "c", "d"]);
     let victim = if house.leader_of(parent) == 1 { 2 } else { 1 };
     house.crash(victim);
     let report = house.ask(3, async |control| control.split_shard(parent, SplitPoint::Middle, false).await);

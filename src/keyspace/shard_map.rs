@@ -102,7 +102,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::{Epoch, Partitioning, TableId};
+    use crate::types::{Partitioning, TableId};
 
     fn layout(hash: bool) -> Layout {
         let partitioning = if hash { Partitioning::Hash } else { Partitioning::Range { group_delimiter: None } };
@@ -110,19 +110,9 @@ mod tests {
     }
 
     fn shards(ranges: Vec<(Bytes, Bytes)>) -> Vec<ShardDescriptor> {
-        let shard = |(number, (start, end)): (usize, (Bytes, Bytes))| ShardDescriptor {
-            id: ShardId(10 + number as u64),
-            table: TableId(2),
-            start: start.to_vec(),
-            end: end.to_vec(),
-            epoch: Epoch(1),
-            replicas: Vec::new(),
-            founders: Vec::new(),
-            founded: false,
-            split: None,
-            unasked: false,
-            merge: None,
-            merging_into: None,
+        let shard = |(number, (start, end)): (usize, (Bytes, Bytes))| {
+            let range = (start.to_vec(), end.to_vec());
+            ShardDescriptor::new(ShardId(10 + number as u64), TableId(2), range, Vec::new())
         };
         ranges.into_iter().enumerate().map(shard).collect()
     }

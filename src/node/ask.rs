@@ -3,6 +3,7 @@
 //! What concerns this node alone is answered here; what changes the cluster goes to the handler that control has
 //! registered. Data never travels this way.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -224,6 +225,36 @@ impl Node {
     /// Asks whoever listens at an address.
     pub async fn ask_at(&self, address: &str, kind: &str, body: Bytes, patience: Duration) -> Result<Bytes> {
         self.links().ask(address, kind, body, patience).await
+    }
+
+    /// Asks the leader of a shard: first whom this node takes for it, then those that are to have a replica, and whomever
+    /// they name: it may be where none is wanted any more. `CONFLICT` is what a leader refuses with, and ends the search;
+    /// after any other error the next one is asked, and the last error is returned.
+    pub(super) async fn ask_shard_leader<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        shard: &ShardDescriptor,
+        kind: &str,
+        question: &Q,
+    ) -> Result<A> {
+        let mut last = Error::new(Reason::NoQuorum, format!("{} has no leader right now", shard.id));
+        let mut left: Vec<NodeId> = shard.replicas.iter().map(|replica| replica.node).collect();
+        let mut asked = BTreeSet::new();
+        let mut hint = self.replicas().get(shard.id).and_then(|replica| replica.leader()).map(|(_, leader)| leader);
+        // Everyone once: hints can only name nodes of the cluster.
+        while let Some(next) = hint.take().or_else(|| left.pop()) {
+            if !asked.insert(next) {
+                continue;
+            }
+            match self.ask(next, kind, question).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) if error.reason == Reason::Conflict => return Err(error),
+                Err(error) => {
+                    hint = error.leader;
+                    last = error;
+                }
+            }
+        }
+        Err(last)
     }
 
     /// The newest revision of the catalog, confirmed by shard 0's leader.

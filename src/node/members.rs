@@ -15,7 +15,7 @@
 //!   of the catalog might have taken it in again.) Its id never comes back, so a vote it gave is never given twice.
 //! - Members do not change while the log from before a split is still there: a newcomer could not apply it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,10 +26,12 @@ use super::reconcile;
 use crate::raft::{ChangeError, Status};
 use crate::runtime::{Instant, spawn, timeout_at};
 use crate::shard::Shard;
-use crate::types::{Error, NodeId, Reason, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId};
+use crate::types::{
+    Error, NodeId, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId,
+};
 
 /// Entries a learner may be behind and still be promoted: fewer than one busy round trip brings.
-pub const CAUGHT_UP_WITHIN: u64 = 256;
+const CAUGHT_UP_WITHIN: u64 = 256;
 /// How long one step of a leader may take before the reconciler looks again.
 const STEP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -117,10 +119,7 @@ fn next_step(descriptor: &ShardDescriptor, status: &Status, hears: impl Fn(NodeI
     if let Some(missing) = descriptor.replicas.iter().find(|wanted| !is_member(&wanted.id)) {
         return Some(Next::Add(missing.id, missing.node));
     }
-    let caught_up = |replica: &ReplicaId| {
-        let matched = status.matched.get(replica).copied().flatten();
-        matched.is_some_and(|matched| matched + CAUGHT_UP_WITHIN >= status.last_log)
-    };
+    let caught_up = |replica: &ReplicaId| has_caught_up(*replica, status);
     let votes = |replica: &ReplicaId| status.voters.contains_key(replica);
     let wanted: BTreeSet<ReplicaId> = (descriptor.replicas.iter())
         .filter(|replica| replica.role == ReplicaRole::Voter)
@@ -177,22 +176,26 @@ pub fn retire(node: &Arc<Node>, shard: &Arc<Shard>, descriptor: &Arc<ShardDescri
 
 async fn leave(node: &Arc<Node>, shard: &Arc<Shard>, descriptor: &ShardDescriptor) -> Result<()> {
     let question = MemberAsk { shard: shard.id(), replica: shard.replica() };
-    let mut last = Error::new(Reason::NoQuorum, "nobody was there to ask");
-    let mut left: Vec<NodeId> = descriptor.replicas.iter().map(|replica| replica.node).collect();
-    let mut hint = shard.leader().map(|(_, leader)| leader).filter(|leader| left.contains(leader));
-    while let Some(asked) = hint.take().or_else(|| left.pop()) {
-        left.retain(|&other| other != asked);
-        let answer: Result<MemberAnswer> = node.ask(asked, ask::MEMBER, &question).await;
-        match answer {
-            Ok(MemberAnswer { member: true, .. }) => return Ok(()),
-            Ok(MemberAnswer { members_at, .. }) => return reconcile::dissolve(node, shard, members_at).await,
-            Err(error) => {
-                hint = error.leader.filter(|leader| left.contains(leader));
-                last = error;
-            }
-        }
+    let answer: MemberAnswer = node.ask_shard_leader(descriptor, ask::MEMBER, &question).await?;
+    if answer.member {
+        return Ok(());
     }
-    Err(last)
+    reconcile::dissolve(node, shard, answer.members_at).await
+}
+
+/// Whether a leader's group has exactly these members, and is not exchanging any.
+pub fn are_as_wanted(wanted: &[ReplicaDescriptor], status: &Status) -> bool {
+    let of_role = |role: ReplicaRole| -> BTreeMap<ReplicaId, NodeId> {
+        let of_role = wanted.iter().filter(|replica| replica.role == role);
+        of_role.map(|replica| (replica.id, replica.node)).collect()
+    };
+    !status.joint && status.voters == of_role(ReplicaRole::Voter) && status.learners == of_role(ReplicaRole::Learner)
+}
+
+/// Whether a member has all that the leader has, but for a little that is on its way to it.
+pub fn has_caught_up(replica: ReplicaId, status: &Status) -> bool {
+    let matched = status.matched.get(&replica).copied().flatten();
+    matched.is_some_and(|matched| matched + CAUGHT_UP_WITHIN >= status.last_log)
 }
 
 /// Whether a replica takes part in a configuration later than the one set at `members_at`, by its own log.
@@ -213,15 +216,13 @@ impl Node {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
+pub(super) mod tests {
     use super::*;
     use crate::raft::Part;
-    use crate::types::{Epoch, Incarnation, ReplicaDescriptor, TableId};
+    use crate::types::{Incarnation, TableId};
 
     /// A shard whose wanted replicas are these, replica `n` on node `n % 10`.
-    fn wanted(voters: &[u64], learners: &[u64]) -> ShardDescriptor {
+    pub fn wanted(voters: &[u64], learners: &[u64]) -> ShardDescriptor {
         let replica = |role: ReplicaRole| {
             move |&id: &u64| ReplicaDescriptor {
                 id: ReplicaId(id),
@@ -231,24 +232,12 @@ mod tests {
             }
         };
         let voters = voters.iter().map(replica(ReplicaRole::Voter));
-        ShardDescriptor {
-            id: ShardId(9),
-            table: TableId(1),
-            start: vec![1],
-            end: vec![2],
-            epoch: Epoch(1),
-            replicas: voters.chain(learners.iter().map(replica(ReplicaRole::Learner))).collect(),
-            founders: Vec::new(),
-            founded: true,
-            split: None,
-            unasked: false,
-            merge: None,
-            merging_into: None,
-        }
+        let replicas = voters.chain(learners.iter().map(replica(ReplicaRole::Learner))).collect();
+        ShardDescriptor { founded: true, ..ShardDescriptor::new(ShardId(9), TableId(1), (vec![1], vec![2]), replicas) }
     }
 
     /// The status of leader `leader` whose followers have all it has, but for those that lag.
-    fn real(leader: u64, voters: &[u64], learners: &[u64], lagging: &[u64]) -> Status {
+    pub fn real(leader: u64, voters: &[u64], learners: &[u64], lagging: &[u64]) -> Status {
         let places = |ids: &[u64]| ids.iter().map(|&id| (ReplicaId(id), NodeId(id % 10))).collect();
         let matched = |&id: &u64| (ReplicaId(id), if lagging.contains(&id) { None } else { Some(1_000) });
         Status {

@@ -16,7 +16,6 @@
 //! and never absorbs the right one from then on; then the right one's, which goes on with what it has; then the catalog
 //! (`abandon_merge`). Whoever wants the merge asks for it again.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,14 +24,13 @@ use futures::future::try_join_all;
 use super::ask;
 use super::busy::Step;
 use super::host::Node;
-use super::members::CAUGHT_UP_WITHIN;
+use super::members::{are_as_wanted, has_caught_up};
 use crate::raft::Status;
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Instant, spawn, spawn_blocking, timeout_at};
 use crate::shard::{Abandon, Absorb, Record, Seal, Shard};
 use crate::types::{
-    Epoch, Error, MergeIntent, NodeId, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor,
-    ShardId,
+    Epoch, Error, MergeIntent, NodeId, Reason, ReplicaDescriptor, ReplicaId, Result, ShardDescriptor, ShardId,
 };
 
 /// How long the proposal of one half may take.
@@ -40,6 +38,9 @@ const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long each member may take to say that it is sealed, while nobody answers for the range.
 const MEMBER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the right shard's leader, or who is not that, says when it has not proposed to seal it.
+const NOTHING_DONE: [Reason; 4] = [Reason::Conflict, Reason::NotLeader, Reason::NoQuorum, Reason::ShardNotHere];
 
 /// The news that a shard has taken over its right neighbour, or never will.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -97,6 +98,28 @@ pub fn further(node: &Arc<Node>, shard: &Arc<Shard>, descriptor: &Arc<ShardDescr
     });
 }
 
+/// How far a merge has come, by the left shard's log alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// A leader that was just elected has not applied yet what the catalog knows already.
+    Unknown,
+    /// It has neither happened nor been abandoned.
+    Open,
+    Abandoned,
+    Merged,
+}
+
+impl Stage {
+    fn of(state: Epoch, wanted: Epoch, intent: MergeIntent) -> Stage {
+        match state {
+            _ if state == wanted => Stage::Open,
+            _ if state == intent.sealed => Stage::Abandoned,
+            _ if state > intent.sealed => Stage::Merged,
+            _ => Stage::Unknown,
+        }
+    }
+}
+
 async fn carry_out(
     node: &Arc<Node>,
     shard: &Arc<Shard>,
@@ -105,7 +128,8 @@ async fn carry_out(
 ) -> Result<()> {
     let directory = node.directory();
     let Some(right) = directory.shard(intent.right) else { return Ok(()) };
-    if shard.state().epoch == descriptor.epoch {
+    let stage = || Stage::of(shard.state().epoch, descriptor.epoch, intent);
+    if stage() == Stage::Open {
         match merge(node, shard, descriptor, right, intent).await {
             Ok(true) => tracing::info!(shard = %shard.id(), right = %right.id, "two shards were merged"),
             Ok(false) => return Ok(()),
@@ -116,11 +140,15 @@ async fn carry_out(
             }
         }
     }
-    let merged = shard.state().epoch > intent.sealed;
-    if !merged {
-        let question = ReleaseAsk { shard: right.id, sealed: intent.sealed };
-        ask_its_leader::<_, ()>(node, right, ask::RELEASE, &question).await?;
-    }
+    let merged = match stage() {
+        Stage::Unknown | Stage::Open => return Ok(()),
+        Stage::Merged => true,
+        Stage::Abandoned => {
+            let question = ReleaseAsk { shard: right.id, sealed: intent.sealed };
+            node.ask_shard_leader::<_, ()>(right, ask::RELEASE, &question).await?;
+            false
+        }
+    };
     let news = MergeNews { shard: shard.id(), epoch: descriptor.epoch, merged };
     node.ask_system_leader(ask::MERGE_NEWS, &news).await
 }
@@ -162,10 +190,10 @@ async fn merge(
         into: shard.id(),
         replicas: right.replicas.clone(),
     };
-    let index: u64 = match ask_its_leader(node, right, ask::SEAL, &question).await {
+    let index: u64 = match node.ask_shard_leader(right, ask::SEAL, &question).await {
         Ok(index) => index,
-        // It says that it did nothing.
-        Err(error) if error.reason == Reason::NotReady && !is_sealed() => return Ok(false),
+        // Whoever was asked says that it did nothing.
+        Err(error) if NOTHING_DONE.contains(&error.reason) && !is_sealed() => return Ok(false),
         Err(error) => return Err(error),
     };
     are_sealed(Some(index)).await?;
@@ -182,43 +210,8 @@ async fn merge(
 
 /// Whether a leader's group has these members, all up with the leader as far as it knows.
 fn is_ready(wanted: &[ReplicaDescriptor], status: &Status) -> bool {
-    let of_role = |role: ReplicaRole| -> BTreeMap<ReplicaId, NodeId> {
-        let of_role = wanted.iter().filter(|replica| replica.role == role);
-        of_role.map(|replica| (replica.id, replica.node)).collect()
-    };
-    let settled = !status.joint
-        && status.voters == of_role(ReplicaRole::Voter)
-        && status.learners == of_role(ReplicaRole::Learner);
-    let caught_up = |replica: &ReplicaDescriptor| {
-        let matched = status.matched.get(&replica.id).copied().flatten();
-        replica.id == status.replica || matched.is_some_and(|matched| matched + CAUGHT_UP_WITHIN >= status.last_log)
-    };
-    settled && wanted.iter().all(caught_up)
-}
-
-/// Asks the leader of a shard, wherever it is among its nodes.
-async fn ask_its_leader<Q: serde::Serialize, A: serde::de::DeserializeOwned>(
-    node: &Node,
-    shard: &ShardDescriptor,
-    kind: &str,
-    question: &Q,
-) -> Result<A> {
-    let mut left: Vec<NodeId> = shard.replicas.iter().map(|replica| replica.node).collect();
-    let here = node.replicas().get(shard.id).and_then(|replica| replica.leader());
-    let mut hint = here.map(|(_, leader)| leader).filter(|leader| left.contains(leader));
-    let mut last = Error::new(Reason::NoQuorum, format!("{} has no leader right now", shard.id));
-    while let Some(asked) = hint.take().or_else(|| left.pop()) {
-        left.retain(|&other| other != asked);
-        match node.ask(asked, kind, question).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) if error.reason == Reason::NotLeader => {
-                hint = error.leader.filter(|leader| left.contains(leader));
-                last = error;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(last)
+    let has_all = |replica: &ReplicaDescriptor| replica.id == status.replica || has_caught_up(replica.id, status);
+    are_as_wanted(wanted, status) && wanted.iter().all(has_all)
 }
 
 impl Node {
@@ -233,7 +226,7 @@ impl Node {
         let status = shard.group().status();
         if shard.state().sealed_for != Some(question.into) {
             if !is_ready(&question.replicas, &status) {
-                return Err(Error::new(Reason::NotReady, format!("the members of {} are not there yet", shard.id())));
+                return Err(Error::new(Reason::Conflict, format!("the members of {} are not there yet", shard.id())));
             }
             let SealAsk { epoch, sealed, into, .. } = question;
             let seal = Seal { epoch, sealed, into, members_at: status.members_at };
@@ -282,16 +275,21 @@ impl Node {
     }
 }
 
-/// Ends the replica here of a shard that another has taken over: stops it and removes its traces, but not its data, which
-/// is not its own any more. Safe to repeat.
-pub async fn bury(node: &Arc<Node>, shard: ShardId) {
-    if let Err(error) = try_bury(node, shard).await {
-        tracing::error!(%shard, %error, "cannot remove the traces of a replica that was taken over");
+/// Ends the replica here of a shard that another has taken over, if one has: stops it and removes its traces, but not its
+/// data, which is not its own any more. Safe to repeat. Whether it has ended.
+pub async fn bury(node: &Arc<Node>, shard: ShardId) -> bool {
+    match try_bury(node, shard).await {
+        Ok(ended) => ended,
+        Err(error) => {
+            tracing::error!(%shard, %error, "cannot remove the traces of a replica that was taken over");
+            true
+        }
     }
 }
 
-async fn try_bury(node: &Arc<Node>, shard: ShardId) -> Result<()> {
-    let Some(record) = Record::load(&**node.engine(), shard)?.filter(|record| record.tombstone) else { return Ok(()) };
+async fn try_bury(node: &Arc<Node>, shard: ShardId) -> Result<bool> {
+    let record = Record::load(&**node.engine(), shard)?.filter(|record| record.tombstone);
+    let Some(record) = record else { return Ok(false) };
     if let Some(hosted) = node.replicas().get(shard) {
         node.replicas().remove(shard);
         hosted.stop().await;
@@ -299,48 +297,32 @@ async fn try_bury(node: &Arc<Node>, shard: ShardId) -> Result<()> {
     tracing::info!(%shard, replica = %record.replica, "a replica was taken over by its left neighbour's");
     node.drain_log_of(shard).await?;
     record.remove_traces(&**node.engine())?;
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raft::Part;
-    use crate::types::Incarnation;
-
-    fn replica(id: u64, role: ReplicaRole) -> ReplicaDescriptor {
-        ReplicaDescriptor { id: ReplicaId(id), node: NodeId(id % 10), incarnation: Incarnation(1), role }
-    }
-
-    fn status(voters: &[u64], matched: &[(u64, u64)]) -> Status {
-        Status {
-            replica: ReplicaId(voters[0]),
-            term: 3,
-            leader: Some((ReplicaId(voters[0]), NodeId(voters[0] % 10))),
-            part: Part::Leader,
-            last_log: 1_000,
-            committed: 1_000,
-            applied: 1_000,
-            snapshot: None,
-            purged: None,
-            voters: voters.iter().map(|&id| (ReplicaId(id), NodeId(id % 10))).collect(),
-            learners: BTreeMap::new(),
-            members_at: 5,
-            joint: false,
-            matched: matched.iter().map(|&(id, index)| (ReplicaId(id), Some(index))).collect(),
-            failure: None,
-        }
-    }
+    use crate::node::members::tests::{real, wanted};
 
     #[test]
     fn nothing_is_sealed_while_a_member_is_missing_or_behind() {
-        let wanted: Vec<_> = [11, 12, 13].map(|id| replica(id, ReplicaRole::Voter)).into();
-        let all = [(11, 1_000), (12, 1_000), (13, 990)];
-        assert!(is_ready(&wanted, &status(&[11, 12, 13], &all)));
-        assert!(!is_ready(&wanted, &status(&[11, 12, 14], &all)), "a member is to be exchanged");
-        assert!(!is_ready(&wanted, &status(&[11, 12, 13], &all[..2])), "one has nothing yet");
-        assert!(!is_ready(&wanted, &status(&[11, 12, 13], &[(12, 1_000), (13, 1)])), "one is far behind");
-        let joint = Status { joint: true, ..status(&[11, 12, 13], &all) };
-        assert!(!is_ready(&wanted, &joint), "members are being exchanged");
+        let members = wanted(&[11, 12], &[13]).replicas;
+        assert!(is_ready(&members, &real(11, &[11, 12], &[13], &[])));
+        assert!(is_ready(&members, &real(11, &[11, 12], &[13], &[11])), "who leads has all there is");
+        assert!(!is_ready(&members, &real(11, &[11, 14], &[13], &[])), "a member is to be exchanged");
+        assert!(!is_ready(&members, &real(11, &[11, 12, 13], &[], &[])), "one is to have no vote");
+        assert!(!is_ready(&members, &real(11, &[11, 12], &[13], &[13])), "one is far behind");
+        let joint = Status { joint: true, ..real(11, &[11, 12], &[13], &[]) };
+        assert!(!is_ready(&members, &joint), "members are being exchanged");
+    }
+
+    #[test]
+    fn the_log_of_the_left_shard_says_how_far_a_merge_has_come() {
+        let intent = MergeIntent { right: ShardId(9), sealed: Epoch(6) };
+        let stage = |state: u64| Stage::of(Epoch(state), Epoch(4), intent);
+        assert_eq!([stage(4), stage(6), stage(7)], [Stage::Open, Stage::Abandoned, Stage::Merged]);
+        // Nothing may be concluded from an epoch that is older than the catalog's: least of all that the merge is off.
+        assert_eq!([stage(3), stage(1)], [Stage::Unknown, Stage::Unknown]);
     }
 }

@@ -83,7 +83,9 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
         }
         if shard.state().sealed_for.is_some() {
             // It may have been taken over, with nobody left to tell of it.
-            merges::bury(node, shard.id()).await;
+            if merges::bury(node, shard.id()).await {
+                continue;
+            }
         }
         splits::forget(node, shard);
         if let Some(descriptor) = wanted {
@@ -250,10 +252,12 @@ fn is_gone(directory: &Directory, shard: &Arc<Shard>) -> bool {
 async fn destroy(node: &Arc<Node>, shard: &Arc<Shard>) -> Result<()> {
     // As in `create`: not while a snapshot is being installed, perhaps over this very range.
     let Ok(_alone) = node.ranges().try_write() else { return Ok(()) };
-    let Some(record) = Record::load(&**node.engine(), shard.id())? else { return Ok(()) };
-    if record.tombstone || node.is_awaited(shard)? {
+    if node.is_awaited(shard)? {
         return Ok(());
     }
+    // Read after that: if it was taken over just now, its data is another's, and its record a tombstone.
+    let record = Record::load(&**node.engine(), shard.id())?.filter(|record| !record.tombstone);
+    let Some(record) = record else { return Ok(()) };
     node.replicas().remove(shard.id());
     shard.stop().await;
     erase(node, shard, &record).await
@@ -264,9 +268,13 @@ async fn destroy(node: &Arc<Node>, shard: &Arc<Shard>) -> Result<()> {
 pub(super) async fn dissolve(node: &Arc<Node>, shard: &Arc<Shard>, members_at: u64) -> Result<()> {
     // A snapshot that is being installed looked at who lives here, and nobody is to go or come meanwhile.
     let _alone = node.ranges().write().await;
+    if node.is_awaited(shard)? {
+        return Ok(());
+    }
+    // Read after that, as in `destroy`.
     let Some(record) = Record::load(&**node.engine(), shard.id())? else { return Ok(()) };
     let hosted = node.replicas().get(shard.id()).is_some_and(|hosted| Arc::ptr_eq(&hosted, shard));
-    if !hosted || record.tombstone || record.replica != shard.replica() || node.is_awaited(shard)? {
+    if !hosted || record.tombstone || record.replica != shard.replica() {
         return Ok(());
     }
     node.replicas().remove(shard.id());
@@ -313,7 +321,7 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Epoch, Incarnation, ReplicaDescriptor, ReplicaRole, TableId};
+    use crate::types::{Incarnation, ReplicaDescriptor, ReplicaRole, TableId};
 
     /// A shard whose wanted replicas are `ids`, on nodes 1, 2 and so on, founded by replicas 4, 5 and 6.
     fn shard(ids: &[u64]) -> ShardDescriptor {
@@ -323,19 +331,10 @@ mod tests {
             incarnation: Incarnation(1),
             role: ReplicaRole::Voter,
         };
+        let replicas = ids.iter().enumerate().map(replica).collect();
         ShardDescriptor {
-            id: ShardId(9),
-            table: TableId(1),
-            start: vec![1],
-            end: vec![2],
-            epoch: Epoch(1),
-            replicas: ids.iter().enumerate().map(replica).collect(),
             founders: [4, 5, 6].map(ReplicaId).into(),
-            founded: false,
-            split: None,
-            unasked: false,
-            merge: None,
-            merging_into: None,
+            ..ShardDescriptor::new(ShardId(9), TableId(1), (vec![1], vec![2]), replicas)
         }
     }
 

@@ -14,7 +14,6 @@
 //! From 3 to 5 the parent refuses what is routed by its former range, and nobody is routed to the child: that is the pause
 //! that a writer sees.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,11 +22,12 @@ use tokio::sync::mpsc;
 use super::ask;
 use super::busy::Step;
 use super::host::Node;
+use super::members;
 use super::merges;
 use crate::raft::Status;
 use crate::runtime::spawn;
-use crate::shard::{ChildReplica, News, Shard, Split};
-use crate::types::{Epoch, NodeId, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId, SplitIntent};
+use crate::shard::{ChildReplica, News, Shard, Split, State};
+use crate::types::{Epoch, ReplicaRole, Result, ShardDescriptor, ShardId, SplitIntent};
 
 /// How long the proposal of a split may take.
 const SPLIT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -116,19 +116,22 @@ async fn carry_out(
         // Another change has begun an epoch: the catalog will hear of it, and then there is no such split any more.
         return Ok(());
     }
+    if !has_happened(descriptor, intent, &shard.state()) {
+        return Ok(());
+    }
     let news = SplitNews { shard: shard.id(), epoch: descriptor.epoch };
     node.ask_system_leader(ask::SPLIT_NEWS, &news).await
 }
 
+/// Whether the shard's state says that it was split as intended. A leader that was just elected may not have applied yet
+/// what the catalog knows already: then its epoch is an older one.
+fn has_happened(descriptor: &ShardDescriptor, intent: &SplitIntent, state: &State) -> bool {
+    state.epoch == Epoch(descriptor.epoch.0 + 1) && state.end == intent.at[..]
+}
+
 /// What to propose; none while the group has not the members that the catalog wants, or while they change.
 fn proposal(descriptor: &ShardDescriptor, intent: &SplitIntent, status: &Status) -> Option<Split> {
-    let wanted = |role: ReplicaRole| -> BTreeMap<ReplicaId, NodeId> {
-        let of_role = descriptor.replicas.iter().filter(|replica| replica.role == role);
-        of_role.map(|replica| (replica.id, replica.node)).collect()
-    };
-    let settled =
-        !status.joint && status.voters == wanted(ReplicaRole::Voter) && status.learners == wanted(ReplicaRole::Learner);
-    if !settled {
+    if !members::are_as_wanted(&descriptor.replicas, status) {
         return None;
     }
     let child = |parent: &crate::types::ReplicaDescriptor| {
@@ -145,4 +148,23 @@ fn proposal(descriptor: &ShardDescriptor, intent: &SplitIntent, status: &Status)
         members_at: status.members_at,
         replicas: replicas?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::TableId;
+
+    #[test]
+    fn a_split_has_happened_when_the_log_says_so_and_not_before() {
+        let intent = SplitIntent { at: vec![5], child: ShardId(9), replicas: Vec::new(), unasked: false };
+        let range = (vec![1], vec![8]);
+        let mut descriptor = ShardDescriptor::new(ShardId(7), TableId(1), range, Vec::new());
+        descriptor.epoch = Epoch(4);
+        let state = |epoch: u64, end: u8| State::fresh(TableId(1), vec![1].into(), vec![end].into(), Epoch(epoch));
+        assert!(has_happened(&descriptor, &intent, &state(5, 5)));
+        assert!(!has_happened(&descriptor, &intent, &state(4, 8)), "not yet");
+        assert!(!has_happened(&descriptor, &intent, &state(3, 8)), "a leader that has not applied all it has");
+        assert!(!has_happened(&descriptor, &intent, &state(5, 8)), "something else has raised the epoch");
+    }
 }

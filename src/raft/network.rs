@@ -8,6 +8,12 @@
 //! moment later; so such a request waits that moment, and is not sent if they come. What it would have told is in them,
 //! and their answer counts for both.
 //!
+//! An answer proves that the leader was followed when the request that it answers was sent, and nothing of later ones.
+//! openraft counts it for later ones too if they end at the same place in the log, as a request without entries does
+//! behind the one that carried the last; so no request is stamped later than the oldest one on its way whose answer could
+//! count for it ([`no_later_than`]). Without this, a leader that wakes from a pause could take answers from before it for a
+//! confirmation that it still leads.
+//!
 //! Errors decide how soon openraft asks again: *unreachable* after a pause, *network* at once. A connection that broke
 //! may be replaced already, so it is *network*; a node that is not there or refuses is *unreachable*.
 
@@ -35,6 +41,7 @@ use super::codec;
 use super::log::LogStore;
 use super::metrics;
 use super::options::Timers;
+use super::runtime::no_later_than;
 use super::transport::{Kind, Outgoing, Transport, TransportError};
 use super::types::{AppendRequest, LogId, Snapshot, TransferRequest, TypeConfig, Vote, VoteRequest, VoteResponse};
 use crate::runtime::{self, Clock, Instant};
@@ -247,10 +254,18 @@ impl NetStreamAppend<TypeConfig> for Peer {
 
 /// A request on its way.
 struct InFlight {
+    sent: Instant,
     previous: Option<LogId>,
     last: Option<LogId>,
     bytes: usize,
     answer: Answer,
+}
+
+/// When the oldest request was sent whose answer openraft would take for one to the next request too, should that have no
+/// entries: the first of those at the end of the line that end at the same place in the log. None if nothing is on its way.
+fn answerable_by(in_flight: &VecDeque<InFlight>) -> Option<Instant> {
+    let end = in_flight.back()?.last;
+    in_flight.iter().rev().take_while(|request| request.last == end).last().map(|request| request.sent)
 }
 
 type Timer = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -279,7 +294,8 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Appends<S> {
             if self.in_flight.len() >= WINDOW_REQUESTS || self.bytes >= WINDOW_BYTES {
                 return;
             }
-            match input.poll_next_unpin(context) {
+            let stamped_by = answerable_by(&self.in_flight);
+            match no_later_than(stamped_by, || input.poll_next_unpin(context)) {
                 Poll::Ready(Some(request)) if request.entries.is_empty() && self.flowing => {
                     // Later news replaces earlier news, but does not wait longer for it.
                     let timer = self.news.take().map(|(_, timer)| timer);
@@ -308,9 +324,10 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Appends<S> {
         let last = request.entries.last().map(|entry| entry.id).or(previous);
         let payload = codec::encode_append(&request, self.peer.network.log.held());
         let bytes = payload.len();
+        let sent = self.peer.network.clock.now();
         let answer = self.peer.send(Kind::Append, payload);
         self.bytes += bytes;
-        self.in_flight.push_back(InFlight { previous, last, bytes, answer });
+        self.in_flight.push_back(InFlight { sent, previous, last, bytes, answer });
         if self.deadline.is_none() {
             self.restart_clock();
         }

@@ -73,7 +73,10 @@ pub(super) fn absorb(
     }
     let right = absorb.right;
     let stranded = |why: &str| {
-        let text = format!("{shard} is to take over {right} in its log, but {why} here; remove this replica");
+        let text = format!(
+            "{shard} is to take over {right} in its log, but {why} here: have another node host it instead (`trivet shard \
+             move`)"
+        );
         storage::Error::corruption(text)
     };
     let record = Record::load(engine, right).map_err(storage::Error::from)?;
@@ -265,6 +268,17 @@ mod tests {
         assert!(right.cutter().may_install(&late.encode()).expect("reads").is_err());
     }
 
+    /// Whoever believed that the right replica is still there, and to be destroyed.
+    #[test]
+    #[should_panic(expected = "is another's")]
+    fn what_was_taken_over_cannot_be_removed_as_the_right_ones() {
+        let mut machines = Machines::new();
+        let (mut left, mut right) = neighbours(&machines);
+        seal_and_absorb(&mut machines, &mut left, &mut right);
+        let old = record(RIGHT, "m", "z", EPOCHS.1);
+        let _ = old.destroy(&*machines.memory, &old.start, &old.end);
+    }
+
     #[test]
     fn what_is_sealed_stays_as_it_is() {
         let mut machines = Machines::new();
@@ -328,7 +342,7 @@ mod tests {
             let payload = Some(absorbing(EPOCHS.0, 6, "z", 5).encode());
             let entry = crate::raft::Entry { index: 1, payload, members_at: 5 };
             let error = left.apply(vec![entry], "mark".into()).expect_err("it must not guess");
-            assert!(error.to_string().contains("remove this replica"), "{error}");
+            assert!(error.to_string().contains("`trivet shard move`"), "{error}");
         }
     }
 

@@ -6,6 +6,8 @@
 use bytes::Bytes;
 use prost::Message;
 
+use super::division;
+use super::state::State;
 use crate::keyspace::side;
 use crate::storage::{self, Batch, Engine, Family, Lookup, Reader, Tier, log_keys};
 use crate::types::{Epoch, Error, Reason, ReplicaId, Result, ShardDescriptor, ShardId, TableId};
@@ -145,6 +147,10 @@ impl Record {
 
     /// Removes everything a stopped replica stored, leaving a tombstone. `start` and `end` are the range it owned last.
     pub fn destroy(&self, engine: &dyn Engine, start: &Bytes, end: &Bytes) -> storage::Result<()> {
+        // Two replicas on one node never own overlapping ranges; to be wrong about that here would cost the other its data.
+        let owned = State::fresh(self.table, start.clone(), end.clone(), self.epoch);
+        let other = division::overlapping(engine, self.shard, &owned)?;
+        assert_eq!(other, None, "what {} of {} would remove is another's", self.replica, self.shard);
         let mut batch = Batch::new();
         self.erase(start, end, &mut batch);
         let tombstone = Record { tombstone: true, ..self.clone() };

@@ -42,8 +42,8 @@ pub struct State {
     /// The newest version that carries the outcome of its request: the horizon stays behind such versions for as long
     /// as their requests may come again.
     pub carried_until: Timestamp,
-    /// The last entry that changed the range, or at least the epoch; 0 for none. The log up to it makes sense only to who began with the range
-    /// that was, so it is removed, and whoever comes later begins with a snapshot.
+    /// The last entry that changed the range, or at least the epoch; 0 for none. The log up to it makes sense only to who
+    /// began with the range that was, so it is removed, and whoever comes later begins with a snapshot.
     pub divided_at: u64,
     /// The left neighbour that takes over the range, if the shard is sealed: then nothing but the mark changes any more.
     pub sealed_for: Option<ShardId>,

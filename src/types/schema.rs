@@ -152,6 +152,29 @@ pub struct MergeIntent {
 }
 
 impl ShardDescriptor {
+    /// A shard of its first epoch, with nothing under way; `range` from its first key to the first that is not its own.
+    pub fn new(
+        id: ShardId,
+        table: TableId,
+        (start, end): (Vec<u8>, Vec<u8>),
+        replicas: Vec<ReplicaDescriptor>,
+    ) -> ShardDescriptor {
+        ShardDescriptor {
+            id,
+            table,
+            start,
+            end,
+            epoch: Epoch(1),
+            replicas,
+            founders: Vec::new(),
+            founded: false,
+            split: None,
+            unasked: false,
+            merge: None,
+            merging_into: None,
+        }
+    }
+
     /// Whether the shard owns `encoded`.
     pub fn contains(&self, encoded: &[u8]) -> bool {
         self.start.as_slice() <= encoded && encoded < self.end.as_slice()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::harness::{Cluster, eventually, rounds};
 use crate::load::{Load, connect};
-use crate::splits::fill;
+use crate::splits::{assert_all_there, fill};
 
 /// How long a cluster may take until nothing is left to move. Generous: the machine may be busy with other things.
 const EVEN_WITHIN: &str = "180s";
@@ -12,7 +12,10 @@ const EVEN_WITHIN: &str = "180s";
 /// Waits until nothing is left to move; returns the nodes' shares.
 fn even(cluster: &Cluster) -> Vec<serde_json::Value> {
     let report = cluster.trivet(&["cluster", "balance", "--wait", EVEN_WITHIN, "-o", "json"]).json();
-    assert_eq!(report["stuck"], serde_json::json!([]), "{report}");
+    // A few clients on a few keys may load one shard more than others, which it says and can do nothing about.
+    let stuck = report["stuck"].as_array().expect("notes");
+    let of_load = |note: &&serde_json::Value| note.as_str().is_some_and(|note| note.contains("fair share of requests"));
+    assert!(stuck.iter().all(|note| of_load(&note)), "{report}");
     report["nodes"].as_array().expect("nodes").clone()
 }
 
@@ -56,11 +59,7 @@ async fn three_nodes_become_five_and_two_leave_under_load() {
     load.finish().await.assert_flawless(300);
     cluster.healthy().await;
     cluster.checksums_equal("t").await;
-    let client = connect(&cluster).await;
-    for key in &keys {
-        let found = client.table("t").get(key.clone()).await.expect("read").body;
-        assert!(found.is_some(), "{key} is lost");
-    }
+    assert_all_there(&cluster, "t", &keys).await;
     // Its directory does not come back.
     let refused = cluster.node(1).start_refused();
     assert!(refused.said().contains("was decommissioned"), "{}", refused.said());

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use trivet::wire::proto::v1::{CreateTableRequest, Partitioning, ScanRequest, ShardInfo};
+use trivet::wire::proto::v1::ShardInfo;
 
 use crate::harness::{Cluster, rounds};
 use crate::load::{Load, connect};
-use crate::splits::fill;
+use crate::splits::{assert_all_there, create_range_table, fill, scan_while};
 
 /// The shards of a table in the order of their ranges.
 async fn in_order(cluster: &Cluster, table: &str) -> Vec<ShardInfo> {
@@ -21,18 +21,22 @@ async fn split_first(cluster: &Cluster, table: &str) {
     cluster.trivet(&["shard", "split", &first]).ok();
 }
 
-/// Merges the first two shards of a table, by the command line, and waits until it is done. If a member failed just then,
-/// the merge is off, and is wanted again.
+/// Merges the first two shards of a table, by the command line, and waits until it is done.
 async fn merge_first(cluster: &Cluster, table: &str) {
     let shards = in_order(cluster, table).await;
     let (left, right) = (shards[0].id.to_string(), shards[1].id.to_string());
-    for _ in 0..5 {
-        let said = cluster.trivet(&["shard", "merge", &left, &right, "--wait", "20s", "-o", "json"]);
-        if said.code == 0 {
-            return assert_eq!(said.json()["done"], true);
-        }
-    }
-    panic!("shard {left} does not take over shard {right}");
+    let said = cluster.trivet(&["shard", "merge", &left, &right, "--wait", "100s", "-o", "json"]).json();
+    assert_eq!(said["done"], true, "{said}");
+}
+
+/// Moves a replica of the last shard of a table, on four nodes, to the one that has none, and waits until it is done.
+async fn move_last(cluster: &Cluster, table: &str) {
+    let shards = in_order(cluster, table).await;
+    let shard = shards.last().expect("a shard");
+    let has_one = |id: &u64| shard.replicas.iter().any(|replica| replica.node == *id);
+    let to = (1..=4).find(|id| !has_one(id)).expect("one of four has none").to_string();
+    let (id, from) = (shard.id.to_string(), shard.replicas[0].node.to_string());
+    cluster.trivet(&["shard", "move", &id, "--from", &from, "--to", &to, "--wait", "120s"]).ok();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,11 +55,7 @@ async fn shards_are_merged_under_load_and_no_call_fails() {
     assert_eq!(in_order(&cluster, "t").await.len(), 3);
     cluster.healthy().await;
     cluster.checksums_equal("t").await;
-    let client = connect(&cluster).await;
-    for key in &keys {
-        let found = client.table("t").get(key.clone()).await.expect("read").body;
-        assert!(found.is_some(), "{key} is lost");
-    }
+    assert_all_there(&cluster, "t", &keys).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,48 +92,22 @@ async fn a_scan_that_runs_across_merges_and_moves_sees_each_key_once() {
     let cluster = Cluster::with_table(4).await;
     // Replicas are moved by hand here, and stay where they are put.
     cluster.trivet(&["cluster", "pause"]).ok();
-    let request = CreateTableRequest {
-        name: "ordered".to_owned(),
-        partitioning: Partitioning::Range.into(),
-        ..CreateTableRequest::default()
-    };
-    cluster.tables(1).create(request).await.expect("a range table");
-    for table in ["t", "ordered"] {
-        let keys: Vec<String> = fill(&cluster, table).await.into_iter().collect();
+    create_range_table(&cluster, "ordered").await;
+    for (table, ordered) in [("t", false), ("ordered", true)] {
+        let keys = fill(&cluster, table).await;
         for reverse in [false, true] {
             while in_order(&cluster, table).await.len() < 4 {
                 split_first(&cluster, table).await;
             }
-            let mut request = ScanRequest { table: table.into(), limit: 40, reverse, ..ScanRequest::default() };
-            let mut found = Vec::new();
-            for turn in 0.. {
-                let page = cluster.kv(turn % 4 + 1).scan_page(request.clone()).await.expect("a page").into_inner();
-                found.extend(page.rows.iter().map(|row| String::from_utf8_lossy(&row.key).into_owned()));
-                let Some(cursor) = page.cursor else { break };
-                request.cursor = cursor;
+            scan_while(&cluster, (table, ordered, reverse), &keys, async |turn| {
                 if turn % 3 == 0 && in_order(&cluster, table).await.len() > 1 {
                     merge_first(&cluster, table).await;
                 }
                 if turn % 3 == 1 {
-                    let shards = in_order(&cluster, table).await;
-                    let shard = shards.last().expect("a shard");
-                    let has_one = |id: &u64| shard.replicas.iter().any(|replica| replica.node == *id);
-                    let to = (1..=4).find(|id| !has_one(id)).expect("one of four has none").to_string();
-                    let (id, from) = (shard.id.to_string(), shard.replicas[0].node.to_string());
-                    cluster.trivet(&["shard", "move", &id, "--from", &from, "--to", &to, "--wait", "120s"]).ok();
+                    move_last(&cluster, table).await;
                 }
-                assert!(turn < 400, "pages without end");
-            }
-            assert_eq!(found.len(), keys.len(), "no key is lost or repeated");
-            let mut ordered = found.clone();
-            ordered.sort();
-            assert_eq!(ordered, keys);
-            if table == "ordered" {
-                if reverse {
-                    found.reverse();
-                }
-                assert_eq!(found, keys, "in order");
-            }
+            })
+            .await;
         }
         cluster.healthy().await;
         cluster.checksums_equal(table).await;

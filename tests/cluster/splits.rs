@@ -22,6 +22,56 @@ pub async fn fill(cluster: &Cluster, table: &str) -> BTreeSet<String> {
     keys
 }
 
+/// Every key is there, in whatever shard: each of them is led and serves.
+pub async fn assert_all_there(cluster: &Cluster, table: &str, keys: &BTreeSet<String>) {
+    let client = connect(cluster).await;
+    for key in keys {
+        let found = client.table(table).get(key.clone()).await.expect("read").body;
+        assert!(found.is_some(), "{key} is lost");
+    }
+}
+
+/// A range table.
+pub async fn create_range_table(cluster: &Cluster, name: &str) {
+    let request = CreateTableRequest {
+        name: name.to_owned(),
+        partitioning: Partitioning::Range.into(),
+        ..CreateTableRequest::default()
+    };
+    cluster.tables(1).create(request).await.expect("a range table");
+}
+
+/// Scans a whole table page by page, asking one node after the other, and does something after each page. Every key must
+/// be seen once, and in order if the table has one.
+pub async fn scan_while(
+    cluster: &Cluster,
+    (table, ordered, reverse): (&str, bool, bool),
+    keys: &BTreeSet<String>,
+    mut between: impl AsyncFnMut(u64),
+) {
+    let nodes: Vec<u64> = cluster.ids().into_iter().collect();
+    let mut request = ScanRequest { table: table.into(), limit: 40, reverse, ..ScanRequest::default() };
+    let mut found = Vec::new();
+    for turn in 0.. {
+        let mut asked = cluster.kv(nodes[turn % nodes.len()]);
+        let page = asked.scan_page(request.clone()).await.expect("a page").into_inner();
+        found.extend(page.rows.iter().map(|row| String::from_utf8_lossy(&row.key).into_owned()));
+        let Some(cursor) = page.cursor else { break };
+        request.cursor = cursor;
+        between(turn as u64).await;
+        assert!((turn as u64) < KEYS, "pages without end");
+    }
+    assert_eq!(found.len(), keys.len(), "no key is lost or repeated");
+    if ordered {
+        let mut expected: Vec<String> = keys.iter().cloned().collect();
+        if reverse {
+            expected.reverse();
+        }
+        assert_eq!(found, expected, "in order");
+    }
+    assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), *keys);
+}
+
 /// Splits the shard of a table that has not been split for the longest, by the command line, at its middle.
 async fn split_one(cluster: &Cluster, table: &str) -> (u64, u64) {
     let shards = cluster.shards(table).await;
@@ -47,12 +97,7 @@ async fn shards_split_under_load_and_no_call_fails() {
     assert_eq!(shards.len(), before + more);
     cluster.healthy().await;
     cluster.checksums_equal("t").await;
-    // Each of them is led and serves: every key that was there before is there now.
-    let client = connect(&cluster).await;
-    for key in &keys {
-        let found = client.table("t").get(key.clone()).await.expect("read").body;
-        assert!(found.is_some(), "{key} is lost");
-    }
+    assert_all_there(&cluster, "t", &keys).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,37 +131,16 @@ async fn shards_split_while_nodes_are_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scan_that_runs_across_splits_sees_each_key_once() {
     let cluster = Cluster::with_table(3).await;
-    let request = CreateTableRequest {
-        name: "ordered".to_owned(),
-        partitioning: Partitioning::Range.into(),
-        ..CreateTableRequest::default()
-    };
-    cluster.tables(1).create(request).await.expect("a range table");
-    for table in ["t", "ordered"] {
-        let keys: Vec<String> = fill(&cluster, table).await.into_iter().collect();
+    create_range_table(&cluster, "ordered").await;
+    for (table, ordered) in [("t", false), ("ordered", true)] {
+        let keys = fill(&cluster, table).await;
         for reverse in [false, true] {
-            let mut request = ScanRequest { table: table.into(), limit: 40, reverse, ..ScanRequest::default() };
-            let mut found = Vec::new();
-            for turn in 0.. {
-                let page = cluster.kv(turn % 3 + 1).scan_page(request.clone()).await.expect("a page").into_inner();
-                found.extend(page.rows.iter().map(|row| String::from_utf8_lossy(&row.key).into_owned()));
-                let Some(cursor) = page.cursor else { break };
-                request.cursor = cursor;
+            scan_while(&cluster, (table, ordered, reverse), &keys, async |turn| {
                 if turn % 3 == 0 {
                     split_one(&cluster, table).await;
                 }
-                assert!(turn < KEYS, "pages without end");
-            }
-            assert_eq!(found.len(), keys.len(), "no key is lost or repeated");
-            let mut ordered = found.clone();
-            ordered.sort();
-            assert_eq!(ordered, keys);
-            if table == "ordered" {
-                if reverse {
-                    found.reverse();
-                }
-                assert_eq!(found, keys, "in order");
-            }
+            })
+            .await;
         }
         cluster.checksums_equal(table).await;
     }

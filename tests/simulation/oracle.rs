@@ -3,8 +3,8 @@
 //! Versions are the order. Every version found must be explained by one write, every write that was answered must be
 //! found at its version, and running all of them in that order through a model of a few lines must give the very
 //! answers that clients got: conditions, sums, what a failed condition saw, several keys at once. A write that failed
-//! for good is never found, one whose fate is unknown at most once. Then real time: a write answered before another
-//! began has the lower version; an answer of a linearizable read is as of at least every write answered before it
+//! for good is never found, one whose fate is unknown at most once. Then real time: of two writes to one key, or to one
+//! shard under one epoch, the one answered before the other began has the lower version; an answer of a linearizable read is as of at least every write answered before it
 //! began; what a read or a scan returned is the state at its position or later, never a mixture; and no answer is older
 //! than it says: it is as of at least every write to its key that was answered, in true time, that long before the read
 //! began, whichever replica gave it.
@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use trivet::types::{Action, Outcome, ReadLevel, ShardId, Test, Timestamp, Versioned};
+use trivet::types::{Action, Outcome, ReadLevel, Test, Timestamp, Versioned};
 
 use super::plan::Plan;
 use super::walk;
@@ -229,17 +229,19 @@ impl Replay<'_> {
     }
 }
 
-/// The newest version of each shard answered before a moment.
-struct Frontier {
-    acked: BTreeMap<ShardId, Vec<(u64, Timestamp, u64)>>,
+/// The newest version answered before a moment, of all that have something in common.
+struct Frontier<K> {
+    acked: BTreeMap<K, Vec<(u64, Timestamp, u64)>>,
 }
 
-impl Frontier {
-    fn new(history: &History) -> Frontier {
-        let mut acked: BTreeMap<ShardId, Vec<(u64, Timestamp, u64)>> = BTreeMap::new();
+impl<K: Ord> Frontier<K> {
+    fn new(history: &History, common: impl Fn(&Writing, &Done<Outcome>) -> Vec<K>) -> Frontier<K> {
+        let mut acked: BTreeMap<K, Vec<(u64, Timestamp, u64)>> = BTreeMap::new();
         for writing in &history.writes {
-            if let Fate::Acked(Done { at, shard, body, .. }) = &writing.fate {
-                acked.entry(*shard).or_default().push((*at, body.timestamp, writing.id));
+            if let Fate::Acked(done) = &writing.fate {
+                for common in common(writing, done) {
+                    acked.entry(common).or_default().push((done.at, done.body.timestamp, writing.id));
+                }
             }
         }
         for acked in acked.values_mut() {
@@ -254,41 +256,49 @@ impl Frontier {
     }
 
     /// The newest version answered before `moment`, and the write that made it.
-    fn before(&self, shard: ShardId, moment: u64) -> Option<(Timestamp, u64)> {
-        let acked = self.acked.get(&shard)?;
+    fn before(&self, common: &K, moment: u64) -> Option<(Timestamp, u64)> {
+        let acked = self.acked.get(common)?;
         let end = acked.partition_point(|(at, ..)| *at < moment);
         acked[..end].last().map(|(_, timestamp, id)| (*timestamp, *id))
     }
 }
 
+/// Versions of one key, and of one shard while its range stays the same, grow as time goes on. Over a merge the latter says
+/// nothing: what the right shard decided may be answered again by the left one, which has given out later ones before.
 fn real_time(history: &History) -> Result<(), String> {
-    let frontier = Frontier::new(history);
+    grow(history, |_, done| vec![(done.shard, done.epoch)])?;
+    grow(history, |writing, _| writing.write.operations.iter().map(|operation| operation.key.clone()).collect())
+}
+
+fn grow<K: Ord>(history: &History, common: impl Fn(&Writing, &Done<Outcome>) -> Vec<K>) -> Result<(), String> {
+    let frontier = Frontier::new(history, &common);
     for writing in &history.writes {
-        if let Fate::Acked(done) = &writing.fate
-            && let Some((before, by)) = frontier.before(done.shard, writing.from)
-            && before >= done.body.timestamp
-        {
-            return Err(format!(
-                "write {} began after write {by} was answered and yet has version {:?}, not after {before:?}",
-                writing.id, done.body.timestamp
-            ));
+        let Fate::Acked(done) = &writing.fate else { continue };
+        for common in common(writing, done) {
+            let Some((before, by)) = frontier.before(&common, writing.from) else { continue };
+            if before >= done.body.timestamp {
+                return Err(format!(
+                    "write {} began after write {by} was answered and yet has version {:?}, not after {before:?}",
+                    writing.id, done.body.timestamp
+                ));
+            }
         }
     }
     Ok(())
 }
 
 fn linearizable_reads(history: &History) -> Result<(), String> {
-    let frontier = Frontier::new(history);
+    let frontier = Frontier::new(history, |_, done| vec![done.shard]);
     let reads = history.reads.iter().map(|read| (read.from, read.found.shard, read.found.as_of, read.level));
     let scans =
         history.scans.iter().map(|scan| (scan.from, scan.found.shard, scan.found.as_of, ReadLevel::Linearizable));
     let pages = walk::pages_of_now(history).map(|(from, shard, as_of)| (from, shard, as_of, ReadLevel::Linearizable));
     for (from, shard, as_of, level) in reads.chain(scans).chain(pages) {
         let least = match level {
-            ReadLevel::Linearizable => frontier.before(shard, from),
+            ReadLevel::Linearizable => frontier.before(&shard, from),
             // A token of the shard that the key was in before a split says little of the shard that answered; a leader that
             // has confirmed may then answer as of less, and must show all that was written.
-            ReadLevel::AtLeast(token) if as_of < token.timestamp => frontier.before(shard, from),
+            ReadLevel::AtLeast(token) if as_of < token.timestamp => frontier.before(&shard, from),
             _ => None,
         };
         if let Some((least, by)) = least

@@ -82,6 +82,7 @@ impl Worker {
             let found = Done {
                 at: self.report.micros(),
                 shard: page.header.shard,
+                epoch: page.header.epoch,
                 as_of: page.header.as_of,
                 body: rows.collect(),
             };
@@ -165,9 +166,9 @@ pub fn judge(
         }
         return Ok(());
     }
-    for Leaf { from, found: Done { at, shard, as_of, body } } in &walking.pages {
+    for Leaf { from, found: Done { at, shard, epoch, as_of, body } } in &walking.pages {
         for (key, version) in body {
-            let found = Done { at: *at, shard: *shard, as_of: *as_of, body: Some(version.clone()) };
+            let found = Done { at: *at, shard: *shard, epoch: *epoch, as_of: *as_of, body: Some(version.clone()) };
             let (level, least, age) = (walking.level, Timestamp::ZERO, None);
             let reading = Reading { from: *from, key: key.clone(), level, least, age, found };
             oracle::judge_read(&reading, versions, made_at, history, clocks)

@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use trivet::client::{Client, Connection, Table};
 use trivet::runtime::{Clock, sleep};
 use trivet::types::{
-    Action, Answer, Condition, Error, Operation, Outcome, Read, ReadLevel, Reason, Request, RequestId, Response, Role,
-    ScanBounds, ShardId, Test, Timestamp, Token, Versioned, Write,
+    Action, Answer, Condition, Epoch, Error, Operation, Outcome, Read, ReadLevel, Reason, Request, RequestId, Response,
+    Role, ScanBounds, ShardId, Test, Timestamp, Token, Versioned, Write,
 };
 
 use super::entropy::Random;
@@ -32,8 +32,9 @@ const KEYS_PER_TAG: u64 = 3;
 pub struct Done<T> {
     /// When the answer came.
     pub at: u64,
-    /// The shard that answered.
+    /// The shard that answered, and its epoch.
     pub shard: ShardId,
+    pub epoch: Epoch,
     /// The newest version applied where it was answered.
     pub as_of: Timestamp,
     /// The answer.
@@ -340,7 +341,8 @@ impl Worker {
                             self.known
                                 .insert(key.clone(), Versioned { timestamp, value: value.clone(), expires_ms: None });
                         }
-                        writing.fate = Fate::Acked(Done { at, shard, as_of, body: answer.body });
+                        let epoch = answer.header.epoch;
+                        writing.fate = Fate::Acked(Done { at, shard, epoch, as_of, body: answer.body });
                     }
                 }
             }
@@ -410,7 +412,7 @@ impl Worker {
             }
         }
         let age = age.map(|age| u64::try_from(age.as_nanos().div_ceil(1_000)).expect("a run is short"));
-        let found = Done { at, shard, as_of, body: answer.body };
+        let found = Done { at, shard, epoch: answer.header.epoch, as_of, body: answer.body };
         self.history.lock().reads.push(Reading { from, key, level, least, age, found });
     }
 
@@ -473,7 +475,8 @@ impl Worker {
         }
         let at = self.report.micros();
         let rows = page.body.rows.into_iter().map(|row| (row.key, row.timestamp, row.value.unwrap_or_default()));
-        let found = Done { at, shard: page.header.shard, as_of: page.header.as_of, body: rows.collect() };
+        let header = page.header;
+        let found = Done { at, shard: header.shard, epoch: header.epoch, as_of: header.as_of, body: rows.collect() };
         self.report.event(format_args!("scan {tag} -> {:?}", found.body));
         self.history.lock().scans.push(Scanning { from, tag, found });
     }

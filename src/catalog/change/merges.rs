@@ -3,8 +3,9 @@
 //! Two writes frame a merge, as they frame a split. The first ([`begin_merge`]) notes the intent in both rows, and wants
 //! the right shard's members beside those of the left; from then on the leaders of the two bring it about. The second
 //! ([`finish_merge`]) takes note that it has happened: the left shard's row with the range of both, and the right one's
-//! gone; or that it will not ([`abandon_merge`]): both rows with the epochs that they have since. In between neither of the two is split, merged otherwise or moved by itself; when a replica of the left one has
-//! to move, that of the right goes along (`replicas::move_replica`).
+//! gone; or that it will not ([`abandon_merge`]): both rows with the epochs that they have since. In between neither of the
+//! two is split, merged otherwise or moved by itself; when a replica of the left one has to move, that of the right goes
+//! along (`replicas::move_replica`).
 
 use super::{Draft, Write};
 use crate::catalog::directory::Directory;

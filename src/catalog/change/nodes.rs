@@ -6,8 +6,8 @@ use crate::catalog::directory::Directory;
 use crate::catalog::rows::{BalancingRow, ClusterRow, Counter, LeftRow, NodeRow, RowKey, Standing};
 use crate::keyspace::Layout;
 use crate::types::{
-    ClusterId, Epoch, Error, Incarnation, NodeId, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole,
-    Result, ShardDescriptor, ShardId, TableDescriptor, TableId, TableState,
+    ClusterId, Error, Incarnation, NodeId, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result,
+    ShardDescriptor, ShardId, TableDescriptor, TableId, TableState,
 };
 
 /// The name under which the catalog can be read.
@@ -41,20 +41,8 @@ pub fn system_shard(founders: &[NodeRow]) -> ShardDescriptor {
     let voters = replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
     let founders = voters.map(|replica| replica.id).collect();
     let (start, end) = Layout::system().table_range();
-    ShardDescriptor {
-        id: ShardId::SYSTEM,
-        table: TableId::SYSTEM,
-        start: start.to_vec(),
-        end: end.to_vec(),
-        epoch: Epoch(1),
-        replicas,
-        founders,
-        founded: false,
-        split: None,
-        unasked: false,
-        merge: None,
-        merging_into: None,
-    }
+    let range = (start.to_vec(), end.to_vec());
+    ShardDescriptor { founders, ..ShardDescriptor::new(ShardId::SYSTEM, TableId::SYSTEM, range, replicas) }
 }
 
 /// The first write of a cluster: who it is, its founders, and shard 0 itself. Takes effect once, on an empty catalog.

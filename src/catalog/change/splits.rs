@@ -15,8 +15,8 @@ use crate::types::{
     TableState,
 };
 
-/// Wants a shard to be split at an encoded key; `unasked` if nobody asked for it. Returns the intent too; none to write if this very split is wanted
-/// already.
+/// Wants a shard to be split at an encoded key; `unasked` if nobody asked for it. Returns the intent too; none to write if
+/// this very split is wanted already.
 ///
 /// `UNKNOWN_SHARD`; `INVALID_REQUEST` if it cannot be cut there, with what would do; `CONFLICT` if another split of it is
 /// under way.
@@ -53,19 +53,11 @@ pub fn finish_split(directory: &Directory, shard: ShardId, epoch: Epoch) -> Resu
     };
     let Some(intent) = parent.split.as_ref().filter(|_| parent.epoch == epoch) else { return Ok(None) };
     let next = Epoch(epoch.0 + 1);
+    let range = (intent.at.clone(), parent.end.clone());
     let child = ShardDescriptor {
-        id: intent.child,
-        table: parent.table,
-        start: intent.at.clone(),
-        end: parent.end.clone(),
         epoch: next,
-        replicas: intent.replicas.clone(),
-        founders: Vec::new(),
-        founded: false,
-        split: None,
         unasked: intent.unasked,
-        merge: None,
-        merging_into: None,
+        ..ShardDescriptor::new(intent.child, parent.table, range, intent.replicas.clone())
     };
     let wanted = ShardDescriptor { end: intent.at.clone(), epoch: next, split: None, ..ShardDescriptor::clone(parent) };
     let mut draft = Draft::new(directory);

@@ -7,8 +7,8 @@ use crate::catalog::directory::Directory;
 use crate::catalog::rows::{Counter, RowKey};
 use crate::keyspace::Layout;
 use crate::types::{
-    Epoch, Error, NodeId, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor,
-    ShardId, TableDescriptor, TableId, TableState, check_table_name,
+    Error, NodeId, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId,
+    TableDescriptor, TableId, TableState, check_table_name,
 };
 
 /// Most shards a table is created with: their rows are one write, and half of a change is left for other things.
@@ -107,22 +107,8 @@ pub fn create_table(
         let replicas = found_replicas(&mut draft, &nodes, wish)?;
         let voters = replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
         let founders = voters.map(|replica| replica.id).collect();
-        let (start, end) = (start.to_vec(), end.to_vec());
-        let epoch = Epoch(1);
-        let shard = ShardDescriptor {
-            id,
-            table: table.id,
-            start,
-            end,
-            epoch,
-            replicas,
-            founders,
-            founded: false,
-            split: None,
-            unasked: false,
-            merge: None,
-            merging_into: None,
-        };
+        let range = (start.to_vec(), end.to_vec());
+        let shard = ShardDescriptor { founders, ..ShardDescriptor::new(id, table.id, range, replicas) };
         draft.put_fresh(&RowKey::Shard(table.id, id), &shard);
         shards.push(shard);
     }

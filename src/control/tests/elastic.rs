@@ -101,9 +101,7 @@ fn a_replica_moves_while_its_shard_is_split() {
     house.create(1, "t", 1);
     house.settle(1);
     let parent = house.shards()[0].id;
-    for key in ["a", "b", "c", "d"] {
-        house.write_and_read(key).expect("it serves");
-    }
+    house.serves(&["a", "b", "c", "d"]);
     let from = house.leader_of(parent);
     let on: Vec<u64> = house.shards()[0].replicas.iter().map(|replica| replica.node.0).collect();
     let to = (1..=4).find(|id| !on.contains(id)).expect("one of four has none");
@@ -159,9 +157,7 @@ fn a_node_drains_and_leaves_and_its_directory_does_not_come_back() {
     let mut house = House::of(4);
     house.create(1, "t", 8);
     house.settle(1);
-    for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
-        house.write_and_read(key).expect("it serves");
-    }
+    house.serves(&["a", "b", "c", "d", "e", "f", "g", "h"]);
     // Node 1 founded the cluster and most likely leads the catalog.
     let drained = NodeId(1);
     let refused = house.ask(3, async |control| control.decommission(drained, false).await).expect_err("not empty");
@@ -189,9 +185,7 @@ fn a_node_drains_and_leaves_and_its_directory_does_not_come_back() {
         std::thread::sleep(LOOK_EVERY);
     }
     house.settle(1);
-    for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
-        house.write_and_read(key).expect("it serves");
-    }
+    house.serves(&["a", "b", "c", "d", "e", "f", "g", "h"]);
     house.assert_equal();
     // New tables are placed on the others.
     house.ask(3, async |control| control.create_table(NewTable::hash("u", 2)).await.map(|_| ())).expect("a table");
@@ -229,9 +223,7 @@ fn what_a_lost_node_held_is_made_anew_elsewhere() {
     let mut house = House::of(4);
     house.create(1, "t", 4);
     house.settle(1);
-    for key in ["a", "b", "c", "d"] {
-        house.write_and_read(key).expect("it serves");
-    }
+    house.serves(&["a", "b", "c", "d"]);
     house.crash(2);
     let lost = NodeId(2);
     until(&house, "it is made anew", async |control| {
@@ -243,9 +235,7 @@ fn what_a_lost_node_held_is_made_anew_elsewhere() {
     let status = house.ask(3, async |control| control.status().await);
     assert!(status.notes.iter().any(|note| note.contains("every replica it held has been made anew")), "{status:?}");
     assert_eq!(status.problems, ["node 2 does not answer"]);
-    for key in ["a", "b", "c", "d"] {
-        house.write_and_read(key).expect("it serves");
-    }
+    house.serves(&["a", "b", "c", "d"]);
     house.assert_equal();
     // It comes back after all: its old replicas go, and it gets its share again.
     house.start(2, NO_END);

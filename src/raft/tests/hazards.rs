@@ -176,6 +176,49 @@ async fn a_discarded_proposal_is_undetermined() {
     cluster.stop().await;
 }
 
+/// What a leader that was paused finds when it wakes: answers from before, and a question of which they know nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_from_before_a_question_confirm_nothing() {
+    let cluster = Cluster::three().await;
+    let first = cluster.write("before").await;
+    cluster.agree_all(first).await;
+    let leader = cluster.leader().await;
+    let [one, other] = cluster.others(leader)[..] else { panic!("three replicas have two followers") };
+    let nodes = [one, other].map(|at| cluster.hosts[at].node);
+    let me = cluster.hosts[leader].node;
+    let group = cluster.hosts[leader].group.clone();
+    cluster.net.faults.lock().hold.extend(nodes);
+    let proposed = {
+        let group = group.clone();
+        runtime::spawn(async move { group.propose("answered".into()).await })
+    };
+    for other in cluster.others(leader) {
+        let status = || cluster.hosts[other].group.status();
+        until("the followers have the entry", || status().last_log > first).await;
+    }
+    let answered = |faults: &super::Faults, node| faults.held.iter().any(|held| held.from == node);
+    until("they have answered", || nodes.iter().all(|node| answered(&cluster.net.faults.lock(), *node))).await;
+    // Longer than a heartbeat's answer is waited for: what is held now are the answers to the entry.
+    runtime::sleep(2 * super::timers().heartbeat).await;
+    // From here on nobody hears the leader.
+    cluster.net.faults.lock().swallow.extend(nodes.map(|node| (me, node)));
+    let asked = {
+        let group = group.clone();
+        runtime::spawn(async move { group.read_index().await })
+    };
+    runtime::sleep(super::timers().heartbeat / 2).await;
+    // One answer commits the entry, and that is news for the other follower; then its answer to the entry comes.
+    cluster.net.release(nodes[0]);
+    group.wait_applied(first + 1).await.expect("it is committed");
+    runtime::sleep(super::timers().heartbeat / 2).await;
+    cluster.net.release(nodes[1]);
+    let confirmed = asked.await.expect("no panic");
+    assert!(confirmed.is_err(), "nobody has heard the question: {confirmed:?}");
+    cluster.net.heal();
+    proposed.await.expect("no panic").expect("it was committed");
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_replica_answers_everyone() {
     let cluster = Cluster::three().await;

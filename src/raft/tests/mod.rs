@@ -324,6 +324,16 @@ struct Faults {
     /// Links that swallow.
     swallow: HashSet<(NodeId, NodeId)>,
     swallowed: Vec<oneshot::Sender<Result<Bytes, TransportError>>>,
+    /// Nodes whose answers to appends wait where they arrive.
+    hold: HashSet<NodeId>,
+    held: Vec<Held>,
+}
+
+/// An answer that has arrived and was not looked at yet.
+struct Held {
+    from: NodeId,
+    answer: Result<Bytes, TransportError>,
+    sender: oneshot::Sender<Result<Bytes, TransportError>>,
 }
 
 /// Connects the groups of one process.
@@ -352,6 +362,16 @@ impl Net {
 
     fn heal(&self) {
         *self.faults.lock() = Faults::default();
+    }
+
+    /// Lets the answers of one node that were held go on.
+    fn release(&self, node: NodeId) {
+        let mut faults = self.faults.lock();
+        let (released, held) = std::mem::take(&mut faults.held).into_iter().partition(|held| held.from == node);
+        faults.held = held;
+        for Held { answer, sender, .. } in released {
+            let _ = sender.send(answer);
+        }
     }
 }
 
@@ -390,7 +410,13 @@ impl Transport for Link {
             }
             // An answer on a link that was cut meanwhile is lost: its sender is dropped.
             if !net.is_cut(to, me) {
-                let _ = sender.send(answer.map_err(TransportError::Refused));
+                let answer = answer.map_err(TransportError::Refused);
+                let mut faults = net.faults.lock();
+                if kind == Kind::Append && faults.hold.contains(&to) {
+                    faults.held.push(Held { from: to, answer, sender });
+                } else {
+                    let _ = sender.send(answer);
+                }
             }
         });
         receiver

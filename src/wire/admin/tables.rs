@@ -78,20 +78,8 @@ impl ShardDetails {
             incarnation: Incarnation::default(),
             role: if replica.voter { ReplicaRole::Voter } else { ReplicaRole::Learner },
         });
-        ShardDescriptor {
-            id: self.id,
-            table: self.table,
-            start: self.start.to_vec(),
-            end: self.end.to_vec(),
-            epoch: self.epoch,
-            replicas: replicas.collect(),
-            founders: Vec::new(),
-            founded: false,
-            split: None,
-            unasked: false,
-            merge: None,
-            merging_into: None,
-        }
+        let range = (self.start.to_vec(), self.end.to_vec());
+        ShardDescriptor { epoch: self.epoch, ..ShardDescriptor::new(self.id, self.table, range, replicas.collect()) }
     }
 }
 

@@ -12,7 +12,7 @@ use support::Pieces;
 use trivet::catalog::RowKey;
 use trivet::keyspace::{Layout, ScanCursor, ShardMap, prefix_end, side, slot, tag, version};
 use trivet::storage::log_keys;
-use trivet::types::{Epoch, Partitioning, Reason, RequestId, ScanBounds, ShardDescriptor, ShardId, Slot, TableId, Timestamp};
+use trivet::types::{Partitioning, Reason, RequestId, ScanBounds, ShardDescriptor, ShardId, Slot, TableId, Timestamp};
 
 fuzz_target!(|data: &[u8]| support::frugally(data, 1 << 20, check));
 
@@ -246,16 +246,8 @@ fn first_shards(layout: &Layout, number: u64, keys: [&[u8]; 2], cut: &[u8]) {
         }
     };
     assert_eq!(ranges.len(), if hashed { shards as usize } else { points.len() + 1 });
-    let shards = ranges.into_iter().enumerate().map(|(number, (start, end))| ShardDescriptor {
-        id: ShardId(number as u64),
-        table: layout.table,
-        start: start.to_vec(),
-        end: end.to_vec(),
-        epoch: Epoch(1),
-        replicas: Vec::new(),
-        founders: Vec::new(),
-        founded: false,
-        split: None,
+    let shards = ranges.into_iter().enumerate().map(|(number, (start, end))| {
+        ShardDescriptor::new(ShardId(number as u64), layout.table, (start.to_vec(), end.to_vec()), Vec::new())
     });
     let map = ShardMap::new(shards, layout).expect("the first shards are a total map");
     for key in keys {
