@@ -202,6 +202,9 @@ pub struct RecoveryRow {
     pub lost: Vec<LostNode>,
     /// The shards that go on from one replica, as long as their rows do not say so yet.
     pub shards: Vec<RecoveredShard>,
+    /// The shards of which nothing was left, in this recovery and those before it: nobody waits for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<ShardId>,
     /// No id below is given out any more, of tables, shards and replicas: the lost part of the catalog may have.
     pub next_ids: NextIds,
 }
@@ -227,6 +230,9 @@ pub struct RecoveredShard {
     /// Of shard 0: the empty replicas made on the other nodes that survived.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<RecoveredReplica>,
+    /// It was sealed for a left neighbour of which nothing is left, and goes on by itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
 }
 
 /// A replica made in a recovery.
@@ -258,7 +264,10 @@ impl RecoveryRow {
         let forgotten = before.lost.iter().filter(|lost| !self.lost.contains(lost));
         merged.lost.extend(forgotten.cloned());
         let done = |shard: &RecoveredShard| self.shards.iter().any(|mine| mine.shard == shard.shard);
-        merged.shards.extend(before.shards.iter().filter(|shard| !done(shard)).cloned());
+        merged
+            .shards
+            .extend(before.shards.iter().filter(|shard| !done(shard) && !self.gone.contains(&shard.shard)).cloned());
+        merged.gone.extend(before.gone.iter().filter(|shard| !self.gone.contains(shard)));
         let (mine, theirs) = (self.next_ids, before.next_ids);
         merged.next_ids = NextIds {
             table: mine.table.max(theirs.table),
@@ -266,6 +275,16 @@ impl RecoveryRow {
             replica: mine.replica.max(theirs.replica),
         };
         merged
+    }
+
+    /// What is still to be noted of a shard.
+    pub fn of(&self, shard: ShardId) -> Option<&RecoveredShard> {
+        self.shards.iter().find(|recovered| recovered.shard == shard)
+    }
+
+    /// Whether a shard is not what it was: it goes on from one replica, which its row does not say yet, or nothing is left.
+    pub fn concerns(&self, shard: ShardId) -> bool {
+        self.of(shard).is_some() || self.gone.contains(&shard)
     }
 
     /// Whether a data directory was given up.

@@ -57,7 +57,7 @@ pub struct Planned {
     #[arg(long, value_name = "DIR")]
     data: Vec<PathBuf>,
     /// A node that will never come back; may be repeated
-    #[arg(long, value_name = "ID", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
     lost: Vec<u64>,
     /// Where to write the plan
     #[arg(long, value_name = "FILE")]

@@ -322,7 +322,6 @@ mod tests {
             "trivet bench --mix reads=1",
             "trivet bench --rate 0",
             "trivet bench --time 5s --ops 5",
-            "trivet debug recover plan a.json",
             "trivet debug recover apply p --data d",
         ] {
             assert!(parse(bad).is_err(), "{bad}");

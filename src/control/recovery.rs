@@ -1,8 +1,9 @@
 //! What a recovery from a lost quorum leaves to be done once the nodes run again (see the module `recover`).
 //!
 //! The leader of shard 0 notes the recovery in the catalog, from the record that every node keeps which took part. Then it has the
-//! row of each recovered shard name the one replica that its group consists of, as soon as that leads, with new replicas wanted
-//! beside it; from there on the group fills up like any. At last it lets the lost nodes go, when nothing is wanted on them.
+//! row of each recovered shard name the one replica that its group consists of, as soon as that leads and no merge or split of
+//! it is left to be noted, with new replicas wanted beside it; from there on the group fills up like any. At last it lets the
+//! lost nodes go, when nothing is wanted on them.
 //!
 //! Each step is one write of the catalog that strikes itself off the list, so another leader goes on where this one stopped.
 
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Control;
 use crate::catalog::{Directory, RecoveryRow, change};
-use crate::node::NodeReport;
+use crate::node::{NodeReport, ShardReport};
 use crate::types::{NodeId, Result, ShardId};
 
 /// How long after it a recovery is mentioned in the cluster's status, in milliseconds: a week.
@@ -45,11 +46,10 @@ async fn adopt(control: &Control, row: &RecoveryRow) -> Result<()> {
     for recovered in &row.shards {
         let heir = recovered.heir;
         let report = reports.get(&heir.node).into_iter().flat_map(|report| &report.shards);
-        let mut leads = report.filter(|report| report.shard == recovered.shard && report.replica == heir.id);
-        // A split that has happened is noted first, by what notes every split.
-        let Some(led) = leads.find(|report| report.part == "leader" && !report.split_done) else {
-            continue;
-        };
+        let mut mine = report.filter(|report| report.shard == recovered.shard && report.replica == heir.id);
+        // What it had not applied may split it. That is noted first, by what notes every split.
+        let leads = |report: &&ShardReport| report.part == "leader" && report.members_applied && !report.split_done;
+        let Some(led) = mine.find(leads) else { continue };
         let adopted = control
             .change(|directory| {
                 Ok(change::adopt_survivor(directory, recovered.shard, led.epoch)?.map(|write| ((), write)))

@@ -14,6 +14,7 @@ use super::host::Node;
 use super::members;
 use super::merges;
 use super::metrics;
+use super::recovery;
 use super::splits;
 use crate::catalog::Directory;
 use crate::raft::Status;
@@ -94,7 +95,9 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
             }
             found(node, shard, descriptor, &status, memory).await;
             if status.is_leader() {
-                members::align(node, shard, descriptor, &status);
+                if !recovery::awaits_adoption(node, &directory, shard.id(), shard.replica()) {
+                    members::align(node, shard, descriptor, &status);
+                }
                 splits::further(node, shard, descriptor);
                 merges::further(node, shard, descriptor);
             } else if descriptor.replicas.iter().all(|replica| replica.id != shard.replica()) {

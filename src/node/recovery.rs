@@ -4,9 +4,10 @@
 //! directories that were given up, should one of them be started after all; and it has this node no longer wait for
 //! them when it starts itself.
 
-use crate::catalog::RecoveryRow;
+use super::host::Node;
+use crate::catalog::{Directory, RecoveryRow};
 use crate::storage::{Batch, Family, Lookup, Reader, Tier, log_keys};
-use crate::types::{Error, Incarnation, NodeId, Reason, Result};
+use crate::types::{Error, Incarnation, NodeId, Reason, ReplicaId, Result, ShardId};
 
 /// The name under which the node keeps it.
 const NAME: &str = "recovery";
@@ -24,6 +25,17 @@ pub fn load(reader: &dyn Reader) -> Result<Option<RecoveryRow>> {
 /// Adds it to a batch.
 pub fn put(recovery: &RecoveryRow, batch: &mut Batch) {
     batch.put(Family::Raft, log_keys::node(NAME), serde_json::to_vec(recovery).expect("a recovery is plain data"));
+}
+
+/// Whether a replica is all that is left of its group, and the catalog does not say so yet: its row still names members of
+/// the group that was, none of which may become one again.
+pub(super) fn awaits_adoption(node: &Node, directory: &Directory, shard: ShardId, replica: ReplicaId) -> bool {
+    let is_heir = |row: &RecoveryRow| row.of(shard).is_some_and(|recovered| recovered.heir.id == replica);
+    let Some(mine) = node.recovery().filter(|mine| is_heir(mine)) else { return false };
+    match directory.recovery() {
+        Some(noted) if noted.made_ms >= mine.made_ms => is_heir(noted),
+        _ => true,
+    }
 }
 
 /// Refuses a data directory that was given up.

@@ -38,6 +38,9 @@ pub struct ShardReport {
     /// The epoch it has applied.
     #[serde(default)]
     pub epoch: Epoch,
+    /// It has applied the entry that set its members.
+    #[serde(default)]
+    pub members_applied: bool,
     /// It has applied the split that the catalog wants of it.
     #[serde(default)]
     pub split_done: bool,
@@ -97,6 +100,7 @@ impl Node {
                 requests: shard.load().requests(),
                 bytes: shard.load().bytes(),
                 epoch: state.epoch,
+                members_applied: !status.joint && status.members_at <= status.applied,
                 split_done: split.is_some_and(|split| split.at == state.end[..]),
                 failure: status.failure,
             }

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::codec::{self, CodecError};
+use super::machine::Entry;
 use super::types::{Command, LeaderId, LogEntry, LogId, Membership, Payload, StoredMembership, Vote};
 use crate::storage::{self, Batch, Family, Lookup, Reader, Tier, log_keys};
 use crate::types::{NodeId, ReplicaId, ShardId};
@@ -58,8 +59,14 @@ fn position(id: &LogId) -> Position {
 }
 
 impl Remains {
-    /// Reads what lies in storage; `mark` is the position stored with the applied state.
-    pub fn read(reader: &dyn Reader, group: ShardId, mark: Option<Bytes>) -> storage::Result<Remains> {
+    /// Reads what lies in storage; `mark` is the position stored with the applied state. `each` is told of the entries after
+    /// that, in order, as a machine would be.
+    pub fn read(
+        reader: &dyn Reader,
+        group: ShardId,
+        mark: Option<Bytes>,
+        mut each: impl FnMut(Entry),
+    ) -> storage::Result<Remains> {
         let corrupt = |error: CodecError| storage::Error::corruption(format!("the log of {group}: {error}"));
         let stored = |key: Bytes| match reader.get(Family::Raft, &key, Tier::Disk)? {
             Lookup::Found(bytes) => Ok(Some(bytes)),
@@ -84,9 +91,16 @@ impl Remains {
         cursor.seek(&log_keys::entry(group, from));
         while let Some((_, value)) = cursor.entry() {
             let entry = codec::decode_entry(Bytes::copy_from_slice(value)).map_err(corrupt)?;
-            if let Payload::Membership(members) = entry.payload {
-                membership = StoredMembership::new(Some(entry.id), members);
-            }
+            let payload = match entry.payload {
+                Payload::Membership(members) => {
+                    membership = StoredMembership::new(Some(entry.id), members);
+                    None
+                }
+                Payload::Normal(Command(payload)) => Some(payload),
+                Payload::Blank => None,
+            };
+            let members_at = membership.log_id().as_ref().map_or(0, |id| id.index);
+            each(Entry { index: entry.id.index, payload, members_at });
             cursor.next();
         }
         cursor.status()?;

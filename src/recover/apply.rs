@@ -56,14 +56,15 @@ pub fn apply(engine: &dyn Engine, plan: &Plan, dry_run: bool) -> Result<Applied>
         let Some(recovered) = plan.recovery.shards.iter().find(|recovered| recovered.shard == shard) else { continue };
         let Some((replica, heir)) = replica_here(recovered, &collected) else { continue };
         if heir {
-            survivor.take_over(replica.id, replica.node, now, &mut batch);
+            survivor.take_over(replica.id, replica.node, now, recovered.released, &mut batch);
         } else {
             survivor.begin_anew(replica.id, &mut batch);
         }
         changes.push(Change { shard, from: survivor.record.replica, to: replica.id, heir });
     }
-    let record = collected.recovery.as_ref().map_or_else(|| plan.recovery.clone(), |it| plan.recovery.after(it));
-    recovery::put(&RecoveryRow { id: plan.recovery.id, made_ms: plan.recovery.made_ms, ..record }, &mut batch);
+    // Whom an earlier recovery gave up stays so; what that has left to be noted is in the plan or in the catalog.
+    let given_up = collected.recovery.as_ref().map_or_else(|| plan.recovery.clone(), |it| plan.recovery.after(it));
+    recovery::put(&RecoveryRow { shards: plan.recovery.shards.clone(), ..given_up }, &mut batch);
     if !dry_run {
         engine.write(batch)?;
         engine.sync()?;

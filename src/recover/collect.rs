@@ -8,6 +8,7 @@ use crate::node::{Identity, recovery};
 use crate::raft::Remains;
 use crate::shard::Survivor;
 use crate::storage::{Reader, mvcc};
+use crate::types::hex_bytes;
 use crate::types::{
     ClusterId, Epoch, Error, Incarnation, NodeId, Reason, ReplicaId, Result, ShardId, TableId, Timestamp,
 };
@@ -47,8 +48,17 @@ pub struct Replica {
     pub replica: ReplicaId,
     /// The table.
     pub table: TableId,
-    /// The epoch it has applied.
+    /// First encoded key that it owns, when everything in its log is applied.
+    #[serde(with = "hex_bytes")]
+    pub start: Vec<u8>,
+    /// First encoded key that it no longer owns then.
+    #[serde(with = "hex_bytes")]
+    pub end: Vec<u8>,
+    /// Its epoch then.
     pub epoch: Epoch,
+    /// The left neighbour that it is sealed for then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_for: Option<ShardId>,
     /// The newest version it has applied.
     pub newest: Timestamp,
     /// What it holds of its group.
@@ -68,7 +78,10 @@ impl Collected {
             shard: survivor.record.shard,
             replica: survivor.record.replica,
             table: survivor.record.table,
-            epoch: survivor.epoch(),
+            start: survivor.end.start.to_vec(),
+            end: survivor.end.end.to_vec(),
+            epoch: survivor.end.epoch,
+            sealed_for: survivor.end.sealed_for,
             newest: survivor.newest(),
             log: survivor.log.clone(),
         });

@@ -15,23 +15,28 @@
 //! 4. The nodes are started. Control notes the recovery in the catalog and has new replicas made (`control::recovery`).
 //!
 //! Invariants
-//! - A shard that has a majority is never touched, but for shard 0 its replicas stay as they are.
+//! - A shard that has a majority is never touched.
 //! - Every node of the catalog is either collected or declared lost, and none is both: what a plan does not know of cannot go on
 //!   behind its back.
 //! - A plan is carried out only on the very stores it was made from: each is collected again and compared. A part that was
 //!   carried out is recognized, so after a crash the command is given again.
 //! - The chosen survivor is the one whose log ends last: it holds every entry that any survivor knows to be committed.
-//! - No former member of a recovered group can reach the new one: the replica ids are new. A lost directory that is started after
+//! - A merge that is under way with a recovered shard is abandoned, unless a log that is left says that it has happened: a shard
+//!   that was sealed for it goes on by itself, as soon as its left neighbour has said so (`node::merges`), or at once if nothing is
+//!   left of that. A split that no such log has is given up.
+//! - The ranges of what is left are those that the surviving catalog knows, or the plan is refused (`survey`).
+//! - No former member of a recovered group can reach the new one: the replica ids are new, and until the catalog names them the
+//!   heir takes nobody in. A lost directory that is started after
 //!   all is refused by every node that took part. (Lost nodes that meet only one another would go on as the old cluster;
 //!   nothing on this side can prevent that, so they must be destroyed.)
 //!
 //! Left out: shards without any survivor are reported, not made anew. A split that is still to be applied by the chosen
-//! survivor gives birth to a child without a quorum; a second recovery takes care of it. A shard that was split after the last
-//! change of the catalog that survives is refused, since its rows would have to be guessed.
+//! survivor gives birth to a child without a quorum; a second recovery takes care of it.
 
 mod apply;
 mod collect;
 mod plan;
+mod survey;
 #[cfg(test)]
 mod tests;
 

@@ -52,17 +52,9 @@ fn shard(id: u64, nodes: &[u64]) -> ShardDescriptor {
         incarnation: incarnation(node),
         role: ReplicaRole::Voter,
     };
-    ShardDescriptor {
-        id: ShardId(id),
-        table: TableId(1),
-        start: start.to_vec(),
-        end: end.to_vec(),
-        epoch: Epoch(1),
-        replicas: nodes.iter().map(replica).collect(),
-        founders: Vec::new(),
-        founded: true,
-        split: None,
-    }
+    let replicas = nodes.iter().map(replica).collect();
+    let range = (start.to_vec(), end.to_vec());
+    ShardDescriptor { founded: true, ..ShardDescriptor::new(ShardId(id), TableId(1), range, replicas) }
 }
 
 fn table() -> TableDescriptor {

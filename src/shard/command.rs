@@ -105,8 +105,6 @@ pub struct Proposal {
     pub absorb: Option<Absorb>,
     /// Do without a merge.
     pub abandon: Option<Abandon>,
-    /// The shard lost its quorum and goes on from the one replica that wrote this: the next epoch begins.
-    pub recovered: bool,
 }
 
 /// The end of a merge that does not come about, as it stands in the log of either shard.
@@ -273,7 +271,6 @@ impl Proposal {
             seal: self.seal.map(Seal::to_log),
             absorb: self.absorb.as_ref().map(Absorb::to_log),
             abandon: self.abandon.map(Abandon::to_log),
-            recovered: self.recovered,
         })
     }
 
@@ -292,7 +289,6 @@ impl Proposal {
             seal: proposal.seal.map(Seal::from_log),
             absorb: proposal.absorb.map(Absorb::from_log),
             abandon: proposal.abandon.map(Abandon::from_log),
-            recovered: proposal.recovered,
         })
     }
 }
@@ -410,7 +406,6 @@ mod tests {
             seal: Some(seal()),
             absorb: Some(absorb()),
             abandon: Some(Abandon { epoch: Epoch(6), next: Epoch(7) }),
-            recovered: true,
         };
         assert_eq!(Proposal::decode(proposal.encode()).unwrap(), proposal);
     }
@@ -424,10 +419,6 @@ mod tests {
         let proposal = Proposal { stamped: Timestamp(77), split: Some(split()), ..Proposal::default() }.encode();
         let hex: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, include_str!("testdata/split.hex").trim());
-        let passed = Some(Timestamp(78));
-        let proposal = Proposal { stamped: Timestamp(77), passed, recovered: true, ..Proposal::default() }.encode();
-        let hex: String = proposal.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "094d00000000000000294e000000000000005801");
         let (seal, absorb) = (Some(seal()), Some(absorb()));
         let abandon = Some(Abandon { epoch: Epoch(6), next: Epoch(7) });
         let proposal = Proposal { stamped: Timestamp(77), seal, absorb, abandon, ..Proposal::default() }.encode();

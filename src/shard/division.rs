@@ -130,13 +130,6 @@ pub(super) fn divide(shard: ShardId, state: &mut State, split: &Split, index: u6
     Ok(Child { state: child, birth })
 }
 
-/// Begins the next epoch with an entry, of a shard that goes on from one replica. As after a split, whoever comes later
-/// begins with a snapshot: the entries before were routed by an epoch that a newcomer never had.
-pub(super) fn begin_epoch(state: &mut State, index: u64) {
-    state.epoch = Epoch(state.epoch.0 + 1);
-    state.divided_at = index;
-}
-
 /// Another shard whose replica here owns a part of the range that `shard` has in this state, and was not taken over.
 pub(super) fn overlapping(engine: &dyn Reader, shard: ShardId, coming: &State) -> storage::Result<Option<ShardId>> {
     for record in Record::load_all(engine).map_err(storage::Error::from)? {

@@ -253,10 +253,6 @@ impl ShardMachine {
             let limit = if self.state.carried_until < carried_from { Timestamp::MAX } else { carried_from.previous() };
             self.state.horizon = self.state.horizon.max(horizon.min(self.state.last_timestamp).min(limit));
         }
-        if proposal.recovered {
-            division::begin_epoch(&mut self.state, index);
-            self.published = None;
-        }
         if let Some(split) = &proposal.split {
             outcomes.push(match division::divide(self.shard, &mut self.state, split, index, members_at) {
                 Ok(child) => {

@@ -163,7 +163,6 @@ fn gather(waiting: &mut VecDeque<Pending>, clock: &Clock, versions_carry_outcome
         seal,
         absorb,
         abandon,
-        recovered: false,
     };
     (command::encode(proposal), answers)
 }

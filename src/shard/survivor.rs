@@ -1,19 +1,28 @@
 //! Replicas on a stopped node: what each still holds, and what becomes of one whose group has lost its quorum.
 //!
-//! One of the survivors of such a group takes over: under a new id it is the only member, and the next epoch begins, so that
-//! whoever was routed by a map from before asks for the map again. What it writes for that is added to a batch; whoever
-//! recovers a node makes one batch of all its replicas, so a crash leaves the node as it was or as it is to be.
+//! One of the survivors of such a group takes over: under a new id it is the only member. What it writes for that is added to
+//! a batch; whoever recovers a node makes one batch of all its replicas, so a crash leaves the node as it was or as it is to
+//! be.
+//!
+//! Invariants
+//! - Everything in the log of who takes over takes effect, as it would on any leader. So what counts of its range and epoch is
+//!   not the applied state but the state at the end of the log ([`Survivor::end`]), which is computed here: splits and the
+//!   halves of merges may still lie before it.
+//! - The epoch stays. Only members change, as in a move, so splits and merges go on, or are abandoned, by their own rules.
+//! - A sealed shard stays sealed: its left neighbour may have taken it over, and only that one's log knows. The one exception
+//!   is that nothing is left of the neighbour.
 //!
 //! Left out: choosing (recover), and everything that happens once the node runs again.
 
-use crate::raft::Remains;
-use crate::storage::{Batch, Reader};
-use crate::types::{Epoch, NodeId, ReplicaId, Result, Timestamp};
+use std::collections::BTreeSet;
 
-use super::command::Proposal;
-use super::machine;
+use super::command::{Abandon, Proposal};
 use super::record::Record;
 use super::state::State;
+use super::{division, machine, merging};
+use crate::raft::{Entry, Remains};
+use crate::storage::{Batch, Reader};
+use crate::types::{Epoch, NodeId, ReplicaId, Result, ShardId, Timestamp};
 
 /// A replica that is not running.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,26 +31,36 @@ pub struct Survivor {
     pub record: Record,
     /// Its applied state, if it has applied anything.
     pub state: Option<State>,
+    /// Its range and epoch, and whether it is sealed, when everything in its log is applied.
+    pub end: State,
     /// What it holds of its group.
     pub log: Remains,
 }
 
 impl Survivor {
-    /// All replicas of a store; those that were destroyed are left out.
+    /// All replicas of a store; those that have ended are left out, be it that only a crash has kept them from being removed.
     pub fn load_all(reader: &dyn Reader) -> Result<Vec<Survivor>> {
         let mut all = Vec::new();
         for record in Record::load_all(reader)?.into_iter().filter(|record| !record.tombstone) {
             let state = machine::load(reader, record.shard)?;
             let mark = state.as_ref().and_then(|state| state.mark.clone());
-            let log = Remains::read(reader, record.shard, mark)?;
-            all.push(Survivor { record, state, log });
+            let begun = || State::fresh(record.table, record.start.clone(), record.end.clone(), record.epoch);
+            let mut end = state.clone().unwrap_or_else(begun);
+            let mut broken = None;
+            let log = Remains::read(reader, record.shard, mark, |entry| {
+                if broken.is_none() {
+                    broken = follow(record.shard, &mut end, entry).err();
+                }
+            })?;
+            if let Some(error) = broken {
+                return Err(error);
+            }
+            all.push(Survivor { record, state, end, log });
         }
+        let over: BTreeSet<ShardId> =
+            all.iter().filter_map(|one| one.state.as_ref()).flat_map(|state| state.absorbed.iter().copied()).collect();
+        all.retain(|one| !over.contains(&one.record.shard));
         Ok(all)
-    }
-
-    /// The epoch it has applied.
-    pub fn epoch(&self) -> Epoch {
-        self.state.as_ref().map_or(self.record.epoch, |state| state.epoch)
     }
 
     /// The newest timestamp it has applied.
@@ -50,21 +69,48 @@ impl Survivor {
     }
 
     /// Adds to a batch what makes it, as `heir` on `node`, the only member of its group. No later version will lie at or
-    /// before `now`, which must not be before any that the lost replicas acknowledged.
-    pub fn take_over(&self, heir: ReplicaId, node: NodeId, now: Timestamp, batch: &mut Batch) {
-        let proposal = Proposal { stamped: now, passed: Some(now), recovered: true, ..Proposal::default() };
+    /// before `now`, which must not be before any that the lost replicas acknowledged. If it is sealed, `release` has it go
+    /// on by itself: only if nothing is left of the left neighbour.
+    pub fn take_over(&self, heir: ReplicaId, node: NodeId, now: Timestamp, release: bool, batch: &mut Batch) {
+        let abandon = (release && self.end.sealed_for.is_some())
+            .then(|| Abandon { epoch: self.end.epoch, next: Epoch(self.end.epoch.0 + 1) });
+        let proposal = Proposal { stamped: now, passed: Some(now), abandon, ..Proposal::default() };
         self.log.take_over(self.record.shard, heir, node, proposal.encode(), batch);
         Record { replica: heir, ..self.record.clone() }.put(batch);
     }
 
-    /// Adds to a batch what removes all it holds and makes an empty replica `heir` of it, which begins with a snapshot.
+    /// Adds to a batch what removes all it holds and makes an empty replica `heir` of it, which is sent everything.
     pub fn begin_anew(&self, heir: ReplicaId, batch: &mut Batch) {
         let (start, end) = match &self.state {
             Some(state) => (&state.start, &state.end),
             None => (&self.record.start, &self.record.end),
         };
         self.record.erase(start, end, batch);
-        let epoch = Epoch(self.epoch().0 + 1);
-        Record { replica: heir, start: start.clone(), end: end.clone(), epoch, ..self.record.clone() }.put(batch);
+        Record { replica: heir, ..self.record.clone() }.put(batch);
     }
+}
+
+/// Does to a state what an entry does to range, epoch and seal.
+fn follow(shard: ShardId, state: &mut State, entry: Entry) -> Result<()> {
+    let Some(payload) = entry.payload else { return Ok(()) };
+    let proposal = Proposal::decode(payload)?;
+    // A refusal has no effect; whoever proposed it has heard of it.
+    if let Some(abandon) = &proposal.abandon {
+        let _ = merging::abandon(shard, state, abandon, entry.index);
+        return Ok(());
+    }
+    if let Some(split) = &proposal.split {
+        let _ = division::divide(shard, state, split, entry.index, entry.members_at);
+    }
+    if let Some(seal) = &proposal.seal {
+        let _ = merging::seal(shard, state, seal, entry.members_at);
+    }
+    if let Some(absorb) = &proposal.absorb
+        && merging::admits(shard, state, absorb, entry.members_at).is_ok()
+    {
+        // It was proposed only when the right shard lay sealed beside every member, durably.
+        state.end = absorb.end.clone();
+        state.epoch = Epoch(absorb.sealed.0 + 1);
+    }
+    Ok(())
 }

@@ -3,6 +3,12 @@
 //! First that it happened ([`note_recovery`]): whom it gave up, and that no id is given out again which the lost part of the
 //! catalog may have given out. Then, shard by shard, that a group goes on from one replica ([`adopt_survivor`]), with new
 //! replicas wanted beside it in place of all others. Those on nodes that are lost are moved by the planner like any.
+//!
+//! Nothing is wanted of a shard any more that was under way when it was recovered. A merge is abandoned by the leader of the
+//! left shard (node::merges), and only then the rows name the survivors; only what is to be taken over by a shard of which
+//! nothing is left is let go here. A split that the log does not have will not come: its row forgets it.
+
+use std::sync::Arc;
 
 use super::nodes::SYSTEM_VOTERS_MAX;
 use super::{Draft, Write};
@@ -26,16 +32,30 @@ pub fn note_recovery(directory: &Directory, recovery: &RecoveryRow) -> Result<Op
             draft.counters.insert(counter, least);
         }
     }
+    let is_gone = |shard: &&Arc<ShardDescriptor>| row.gone.contains(&shard.id);
+    for left in directory.shards().filter(is_gone) {
+        let Some(intent) = left.merge else { continue };
+        let alone = ShardDescriptor { merge: None, ..ShardDescriptor::clone(left) };
+        draft.put(&RowKey::Shard(alone.table, alone.id), &alone);
+        if let Some(right) = directory.shard(intent.right) {
+            let alone = ShardDescriptor { merging_into: None, ..ShardDescriptor::clone(right) };
+            draft.put(&RowKey::Shard(alone.table, alone.id), &alone);
+        }
+    }
     draft.put(&RowKey::Recovery, &row);
     draft.finish().map(Some)
 }
 
-/// Has the row of a recovered shard say so, once its heir leads in `epoch`. None if it does, or if the shard is gone.
+/// Has the row of a recovered shard say so, once its heir leads and has applied all it has, up to `epoch`. None if it does, or
+/// if a merge must be ended first.
 pub fn adopt_survivor(directory: &Directory, shard: ShardId, epoch: Epoch) -> Result<Option<Write>> {
     let Some(row) = directory.recovery() else { return Ok(None) };
-    let Some(recovered) = row.shards.iter().find(|known| known.shard == shard) else { return Ok(None) };
+    let Some(recovered) = row.of(shard) else { return Ok(None) };
     let mut draft = Draft::new(directory);
     if let Some(known) = directory.shard(shard) {
+        if known.merge.is_some() || known.merging_into.is_some() {
+            return Ok(None);
+        }
         let mut wanted = ShardDescriptor { epoch, founded: true, split: None, ..ShardDescriptor::clone(known) };
         if shard == ShardId::SYSTEM {
             wanted.replicas = system_replicas(recovered);

@@ -68,6 +68,12 @@ pub fn recovery_plan(plan: &Plan) -> String {
         let ids = plan.unknown.iter().map(|shard| shard.0.to_string()).collect::<Vec<_>>().join(", ");
         text += &format!("REMOVED: shards {ids}, whose tables were made after that and are forgotten with it.\n");
     }
+    for (left, right) in &plan.merges {
+        text += &format!(
+            "The merge of shards {} and {} is given up, if it has not happened: ask for it again.\n",
+            left.0, right.0
+        );
+    }
     text += &format!(
         "{} {} a majority and {} left alone.\n",
         shards(healthy.len()),

@@ -13,7 +13,7 @@ use crate::types::{NodeId, ReplicaId};
 
 fn remains(cluster: &Cluster, at: usize) -> Remains {
     let engine = cluster.hosts[at].base.engine();
-    Remains::read(&*engine, SHARD, stored_mark(&*engine, SHARD)).expect("it can be read")
+    Remains::read(&*engine, SHARD, stored_mark(&*engine, SHARD), |_| ()).expect("it can be read")
 }
 
 fn values(content: &BTreeMap<u64, Bytes>) -> Vec<&[u8]> {
