@@ -95,7 +95,7 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
             }
             found(node, shard, descriptor, &status, memory).await;
             if status.is_leader() {
-                if !recovery::awaits_adoption(node, &directory, shard.id(), shard.replica()) {
+                if !recovery::awaits_adoption(node.recovery(), directory.recovery(), shard.id(), shard.replica()) {
                     members::align(node, shard, descriptor, &status);
                 }
                 splits::further(node, shard, descriptor);

@@ -4,8 +4,7 @@
 //! directories that were given up, should one of them be started after all; and it has this node no longer wait for
 //! them when it starts itself.
 
-use super::host::Node;
-use crate::catalog::{Directory, RecoveryRow};
+use crate::catalog::RecoveryRow;
 use crate::storage::{Batch, Family, Lookup, Reader, Tier, log_keys};
 use crate::types::{Error, Incarnation, NodeId, Reason, ReplicaId, Result, ShardId};
 
@@ -29,10 +28,17 @@ pub fn put(recovery: &RecoveryRow, batch: &mut Batch) {
 
 /// Whether a replica is all that is left of its group, and the catalog does not say so yet: its row still names members of
 /// the group that was, none of which may become one again.
-pub(super) fn awaits_adoption(node: &Node, directory: &Directory, shard: ShardId, replica: ReplicaId) -> bool {
+///
+/// `mine` is what the node keeps, `noted` the catalog's row as far as the node has heard of it.
+pub(super) fn awaits_adoption(
+    mine: Option<&RecoveryRow>,
+    noted: Option<&RecoveryRow>,
+    shard: ShardId,
+    replica: ReplicaId,
+) -> bool {
     let is_heir = |row: &RecoveryRow| row.of(shard).is_some_and(|recovered| recovered.heir.id == replica);
-    let Some(mine) = node.recovery().filter(|mine| is_heir(mine)) else { return false };
-    match directory.recovery() {
+    let Some(mine) = mine.filter(|mine| is_heir(mine)) else { return false };
+    match noted {
         Some(noted) if noted.made_ms >= mine.made_ms => is_heir(noted),
         _ => true,
     }
@@ -50,4 +56,35 @@ pub(super) fn refuse_lost(reader: &dyn Reader, node: NodeId, incarnation: Incarn
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::{NextIds, RecoveredReplica, RecoveredShard};
+
+    #[test]
+    fn an_heir_takes_nobody_in_until_the_catalog_names_it() {
+        let (shard, heir) = (ShardId(7), ReplicaId(70));
+        let replica = RecoveredReplica { id: heir, node: NodeId(1), incarnation: Incarnation(1) };
+        let recovered = RecoveredShard { shard, heir: replica, others: Vec::new(), released: false };
+        let row = |made_ms: u64, shards: &[RecoveredShard]| RecoveryRow {
+            id: made_ms,
+            made_ms,
+            lost: Vec::new(),
+            shards: shards.to_vec(),
+            gone: Vec::new(),
+            next_ids: NextIds::default(),
+        };
+        let mine = row(5, std::slice::from_ref(&recovered));
+        let waits = |noted: Option<&RecoveryRow>| awaits_adoption(Some(&mine), noted, shard, heir);
+        assert!(waits(None), "the catalog has heard of nothing");
+        assert!(waits(Some(&row(4, &[]))), "nor of this one");
+        assert!(waits(Some(&mine)), "its row is still to come");
+        assert!(!waits(Some(&row(5, &[]))), "it is done");
+        assert!(!waits(Some(&row(6, &[]))), "and another recovery has happened since");
+        assert!(waits(Some(&row(6, &[recovered]))), "which had this left to do");
+        assert!(!awaits_adoption(Some(&mine), None, shard, ReplicaId(71)), "another replica is a member like any");
+        assert!(!awaits_adoption(None, Some(&mine), shard, heir));
+    }
 }

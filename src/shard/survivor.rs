@@ -114,3 +114,57 @@ fn follow(shard: ShardId, state: &mut State, entry: Entry) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::command::{Absorb, ChildReplica, Seal, Split};
+    use super::*;
+    use crate::types::{Incarnation, TableId};
+
+    const SHARD: ShardId = ShardId(7);
+    const OTHER: ShardId = ShardId(9);
+    const MEMBERS_AT: u64 = 3;
+
+    /// The range, epoch and seal after these proposals, of a shard of epoch 2 that owns from "a" to "z".
+    fn after(proposals: &[Proposal]) -> (State, String) {
+        let mut state = State::fresh(TableId(1), "a".into(), "z".into(), Epoch(2));
+        for (index, proposal) in (10..).zip(proposals) {
+            let entry = Entry { index, payload: Some(proposal.encode()), members_at: MEMBERS_AT };
+            follow(SHARD, &mut state, entry).expect("a proposal");
+        }
+        follow(SHARD, &mut state, Entry { index: 99, payload: None, members_at: 99 }).expect("nothing to do");
+        let shown = format!("{} {}", state.end.escape_ascii(), state.epoch);
+        (state, shown)
+    }
+
+    fn split(members_at: u64) -> Proposal {
+        let (node, incarnation) = (NodeId(1), Incarnation(1));
+        let replicas = vec![ChildReplica { replica: ReplicaId(5), node, incarnation, voter: true }];
+        let split = Split { epoch: Epoch(2), at: "m".into(), child: OTHER, members_at, replicas };
+        Proposal { split: Some(split), ..Proposal::default() }
+    }
+
+    #[test]
+    fn what_is_still_to_be_applied_tells_the_range_to_come() {
+        let seal = Seal { epoch: Epoch(2), sealed: Epoch(6), into: OTHER, members_at: MEMBERS_AT };
+        let seal = Proposal { seal: Some(seal), ..Proposal::default() };
+        let absorb =
+            Absorb { epoch: Epoch(2), right: OTHER, sealed: Epoch(6), end: "zz".into(), members_at: MEMBERS_AT };
+        let absorb = Proposal { absorb: Some(absorb), ..Proposal::default() };
+        let abandon = |epoch: u64, next: u64| {
+            let abandon = Abandon { epoch: Epoch(epoch), next: Epoch(next) };
+            Proposal { abandon: Some(abandon), ..Proposal::default() }
+        };
+        let shown = |proposals: &[Proposal]| after(proposals).1;
+        assert_eq!(shown(&[Proposal::default()]), "z e2");
+        assert_eq!(shown(&[split(MEMBERS_AT)]), "m e3");
+        assert_eq!(shown(&[split(MEMBERS_AT - 1)]), "z e2", "the members had changed");
+        assert_eq!(shown(std::slice::from_ref(&absorb)), "zz e7");
+        assert_eq!(shown(&[abandon(2, 6), absorb.clone()]), "z e6", "a merge that is off comes too late");
+        assert_eq!(shown(&[absorb, split(MEMBERS_AT)]), "zz e7", "and so does a split that was routed before");
+        let (sealed, text) = after(std::slice::from_ref(&seal));
+        assert_eq!((sealed.sealed_for, text.as_str()), (Some(OTHER), "z e6"));
+        let (released, text) = after(&[seal, abandon(6, 7)]);
+        assert_eq!((released.sealed_for, text.as_str()), (None, "z e7"));
+    }
+}

@@ -1,5 +1,7 @@
 //! Plans made from stores written by hand, and their application.
 
+mod shapes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -273,9 +275,12 @@ fn what_the_surviving_catalog_has_not_heard_of_is_not_guessed() {
     let one = Store::new(1);
     one.add(&listed[0], &[1]).add(&child, &[1]).catalog(&listed, &[1]);
     assert!(refusal(make(&[&one], &[2, 3, 4, 5])).contains("s12 was split off"));
-    // Its parent alone, in a later epoch than its row.
+    // Its parent alone, which has given up a part of its range.
     let one = Store::new(1);
-    one.add(&ShardDescriptor { epoch: Epoch(2), ..listed[0].clone() }, &[1]).catalog(&listed, &[1]);
+    let mut parent = ShardDescriptor { epoch: Epoch(2), ..listed[0].clone() };
+    parent.end.clone_from(&parent.start);
+    parent.end.push(1);
+    one.add(&parent, &[1]).catalog(&listed, &[1]);
     assert!(refusal(make(&[&one], &[2, 3, 4, 5])).contains("the range of s2 has changed"));
     // A shard of a table that was made in the lost part: it cannot be served, and that is said.
     let made = ShardDescriptor { id: ShardId(12), table: TableId(2), ..shard(3, &[1, 3, 4]) };
@@ -344,7 +349,7 @@ fn a_plan_is_carried_out_wholly_or_not_at_all_and_only_once() {
     assert_eq!(apply(&*one.memory, &plan, false).expect("applied"), began);
     let collected = one.collected();
     let system = Survivor::load_all(&*one.memory).expect("they can be read").remove(0);
-    assert_eq!((system.state, system.log.last, system.record.epoch), (None, None, Epoch(2)));
+    assert_eq!((system.state, system.log.last, system.record.epoch), (None, None, Epoch(1)));
     assert!(collected.catalog.is_empty() && one.has(&key), "only the catalog was removed");
 }
 
