@@ -47,8 +47,8 @@ async fn adopt(control: &Control, row: &RecoveryRow) -> Result<()> {
         let heir = recovered.heir;
         let report = reports.get(&heir.node).into_iter().flat_map(|report| &report.shards);
         let mut mine = report.filter(|report| report.shard == recovered.shard && report.replica == heir.id);
-        // What it had not applied may split it. That is noted first, by what notes every split.
-        let leads = |report: &&ShardReport| report.part == "leader" && report.members_applied && !report.split_done;
+        // Before that its epoch is not known: what it had not applied may split it.
+        let leads = |report: &&ShardReport| report.part == "leader" && report.members_applied;
         let Some(led) = mine.find(leads) else { continue };
         let adopted = control
             .change(|directory| {

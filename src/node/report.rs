@@ -41,9 +41,6 @@ pub struct ShardReport {
     /// It has applied the entry that set its members.
     #[serde(default)]
     pub members_applied: bool,
-    /// It has applied the split that the catalog wants of it.
-    #[serde(default)]
-    pub split_done: bool,
     /// Why it stopped, if it failed.
     pub failure: Option<String>,
 }
@@ -84,8 +81,6 @@ impl Node {
         let replicas = self.replicas().all();
         let shards = replicas.iter().map(|shard| {
             let status = shard.group().status();
-            let state = shard.state();
-            let split = directory.shard(shard.id()).and_then(|wanted| wanted.split.as_ref());
             ShardReport {
                 shard: shard.id(),
                 replica: shard.replica(),
@@ -99,9 +94,8 @@ impl Node {
                 joint: status.joint,
                 requests: shard.load().requests(),
                 bytes: shard.load().bytes(),
-                epoch: state.epoch,
+                epoch: shard.state().epoch,
                 members_applied: !status.joint && status.members_at <= status.applied,
-                split_done: split.is_some_and(|split| split.at == state.end[..]),
                 failure: status.failure,
             }
         });

@@ -46,16 +46,19 @@ pub fn note_recovery(directory: &Directory, recovery: &RecoveryRow) -> Result<Op
     draft.finish().map(Some)
 }
 
-/// Has the row of a recovered shard say so, once its heir leads and has applied all it has, up to `epoch`. None if it does, or
-/// if a merge must be ended first.
+/// Has the row of a recovered shard say so, once its heir leads and has applied all it had; then its `epoch` was this. None if
+/// it does, or if a merge must be ended or a split noted first.
 pub fn adopt_survivor(directory: &Directory, shard: ShardId, epoch: Epoch) -> Result<Option<Write>> {
     let Some(row) = directory.recovery() else { return Ok(None) };
     let Some(recovered) = row.of(shard) else { return Ok(None) };
     let mut draft = Draft::new(directory);
     if let Some(known) = directory.shard(shard) {
-        if known.merge.is_some() || known.merging_into.is_some() {
+        let is_split = known.split.is_some() && epoch > known.epoch;
+        if known.merge.is_some() || known.merging_into.is_some() || is_split {
             return Ok(None);
         }
+        // It may be an older one than what ended a merge since.
+        let epoch = epoch.max(known.epoch);
         let mut wanted = ShardDescriptor { epoch, founded: true, split: None, ..ShardDescriptor::clone(known) };
         if shard == ShardId::SYSTEM {
             wanted.replicas = system_replicas(recovered);

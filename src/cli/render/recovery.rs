@@ -29,8 +29,10 @@ pub fn recovery_plan(plan: &Plan) -> String {
     let mut text = format!("cluster {}: {here} survive, {lost} lost for good\n\n", plan.cluster);
     if !gone.is_empty() {
         text += &format!(
-            "GONE: nothing is left of {}. Their data is lost, and this does not bring them back:\n\n",
-            shards(gone.len())
+            "GONE: nothing is left of {}. What {} held is lost, and this does not bring it back: that part of the table will not be\n\
+             served, until the table is dropped.\n\n",
+            shards(gone.len()),
+            if gone.len() == 1 { "it" } else { "they" },
         );
         let mut table = Table::new(&["shard", "table", "was on"]);
         for shard in &gone {
@@ -41,8 +43,8 @@ pub fn recovery_plan(plan: &Plan) -> String {
         text.push('\n');
     }
     text += &format!(
-        "{} lost {} majority and would go on from one replica. Lost is what only the lost replicas hold: up to all that was\n\
-         acknowledged after the newest write below. Entries not known to be committed take effect.\n\n",
+        "{} lost {} majority and would go on from one replica. Of each, what was acknowledged up to its newest write is there;\n\
+         what was acknowledged later may be lost. Its uncertain entries, which nobody knows to be committed, take effect.\n\n",
         shards(recovered.len()),
         if recovered.len() == 1 { "its" } else { "their" },
     );
@@ -54,7 +56,7 @@ pub fn recovery_plan(plan: &Plan) -> String {
         "term",
         "uncertain",
         "newest write",
-        "also left, behind",
+        "others, entries behind",
     ]);
     for shard in &recovered {
         table.row(recovered_row(shard));
@@ -66,7 +68,7 @@ pub fn recovery_plan(plan: &Plan) -> String {
     }
     if !plan.unknown.is_empty() {
         let ids = plan.unknown.iter().map(|shard| shard.0.to_string()).collect::<Vec<_>>().join(", ");
-        text += &format!("REMOVED: shards {ids}, whose tables were made after that and are forgotten with it.\n");
+        text += &format!("REMOVED: shards {ids}, whose tables were made after that and are forgotten too.\n");
     }
     for (left, right) in &plan.merges {
         text += &format!(
@@ -90,7 +92,7 @@ fn recovered_row(shard: &PlannedShard) -> Vec<String> {
     let end = first.last.map_or(0, |last| last.index);
     let others: Vec<String> = shard.rests[1..]
         .iter()
-        .map(|rest| format!("n{} {}", rest.node.0, end.saturating_sub(rest.last.map_or(0, |last| last.index))))
+        .map(|rest| format!("n{}: {}", rest.node.0, end.saturating_sub(rest.last.map_or(0, |last| last.index))))
         .collect();
     vec![
         shard.shard.0.to_string(),
@@ -131,7 +133,9 @@ mod tests {
 
     #[test]
     fn the_report_says_what_is_lost() {
-        let plan = Plan::from_json(include_str!("../../recover/testdata/plan.json")).expect("a plan");
+        let mut plan = Plan::from_json(include_str!("../../recover/testdata/plan.json")).expect("a plan");
+        plan.merges.push((ShardId(2), ShardId(3)));
+        plan.unknown.push(ShardId(12));
         let change = |shard: u64, from: u64, to: u64, heir: bool| Change {
             shard: ShardId(shard),
             from: ReplicaId(from),

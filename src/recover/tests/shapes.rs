@@ -112,7 +112,8 @@ fn a_shard_that_was_sealed_stays_so_until_its_left_neighbour_has_said_that_the_m
     assert!(!catalog.adopt(LEFT, 1) && !catalog.adopt(RIGHT, 2));
     let off = change::abandon_merge(&catalog.directory, LEFT, Epoch(1)).expect("it is off").expect("it is news");
     catalog.write(&off);
-    assert!(catalog.adopt(LEFT, 2) && catalog.adopt(RIGHT, 3));
+    // A report from before the end of the merge comes late.
+    assert!(catalog.adopt(LEFT, 2) && catalog.adopt(RIGHT, 2));
     assert_eq!((catalog.row(LEFT).epoch, catalog.row(RIGHT).epoch), (Epoch(2), Epoch(3)));
     catalog.assert_whole();
 }
@@ -218,6 +219,7 @@ fn a_split_goes_on_if_the_log_has_it_and_is_forgotten_if_not() {
     assert_eq!(fates(&plan), [(0, Fate::Recovered), (1, Fate::Recovered), (2, Fate::Recovered)]);
     let mut catalog = Catalog::of(&one, &plan);
     assert!(!catalog.adopt(RIGHT, 2), "it has no row yet");
+    assert!(!catalog.adopt(LEFT, 2), "its row has to be told of the split first");
     let done = change::finish_split(&catalog.directory, LEFT, Epoch(1)).expect("it fits").expect("it is news");
     catalog.write(&done);
     assert!(catalog.adopt(RIGHT, 2) && catalog.adopt(LEFT, 2));
