@@ -19,8 +19,7 @@ use super::recovery;
 use super::registry::Registry;
 use super::room::{self, Rooms};
 use super::transport::{LinkTransport, Links};
-use super::{follower, splits, sweeper};
-use crate::catalog::{Directory, NodeRow, RecoveryRow, Standing};
+use super::{follower, merges, splits, sweeper};
 use crate::client::Connection;
 use crate::placement::sizing::Sizes;
 use crate::raft::{GroupError, LogBounds, Timers};
@@ -304,9 +303,13 @@ impl Node {
     }
 
     /// Starts all replicas that the directory holds.
-    pub(super) async fn recover(&self) -> Result<()> {
+    pub(super) async fn recover(self: &Arc<Self>) -> Result<()> {
         for record in survivors(&*self.engine)? {
-            self.host(&record).await?;
+            let hosted = self.host(&record).await;
+            // One that runs already may have taken it over in this moment: then it has failed to start, or must not have.
+            if !merges::bury(self, record.shard).await {
+                hosted?;
+            }
         }
         Ok(())
     }

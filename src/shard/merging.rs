@@ -160,9 +160,11 @@ pub(super) fn may_replace(engine: &dyn Reader, ours: &State, coming: &State) -> 
 }
 
 /// The replicas that live here, without those that were taken over already by a snapshot whose installation a crash has cut
-/// short: those are buried. For a node that starts.
+/// short: those are buried. For a node that starts, in the order in which to start them: one that is sealed may be absorbed
+/// as soon as the one beside it runs, and must not be in the middle of its own start then.
 pub fn survivors(engine: &dyn Engine) -> storage::Result<Vec<Record>> {
     let mut survivors = Vec::new();
+    let mut sealed: BTreeSet<ShardId> = BTreeSet::new();
     let mut over: BTreeSet<ShardId> = BTreeSet::new();
     for record in Record::load_all(engine).map_err(storage::Error::from)? {
         if record.tombstone {
@@ -170,13 +172,17 @@ pub fn survivors(engine: &dyn Engine) -> storage::Result<Vec<Record>> {
             record.remove_traces(engine)?;
             continue;
         }
-        over.extend(machine::load(engine, record.shard)?.into_iter().flat_map(|state| state.absorbed));
+        if let Some(state) = machine::load(engine, record.shard)? {
+            sealed.extend(state.sealed_for.map(|_| record.shard));
+            over.extend(state.absorbed);
+        }
         survivors.push(record);
     }
     for record in survivors.iter().filter(|record| over.contains(&record.shard)) {
         bury(engine, record)?;
     }
     survivors.retain(|record| !over.contains(&record.shard));
+    survivors.sort_by_key(|record| !sealed.contains(&record.shard));
     Ok(survivors)
 }
 
@@ -285,6 +291,20 @@ mod tests {
         seal_and_absorb(&mut machines, &mut left, &mut right);
         let old = record(RIGHT, "m", "z", EPOCHS.1);
         let _ = old.destroy(&*machines.memory, &old.start, &old.end);
+    }
+
+    #[test]
+    fn a_node_starts_first_what_may_be_absorbed_as_soon_as_its_neighbour_runs() {
+        let mut machines = Machines::new();
+        let (mut left, mut right) = neighbours(&machines);
+        let order = |machines: &Machines| {
+            survivors(&*machines.memory).expect("reads").iter().map(|record| record.shard).collect::<Vec<_>>()
+        };
+        assert_eq!(order(&machines), [LEFT, RIGHT]);
+        machines.apply(&mut right, 5, &sealing(EPOCHS.1, 6, 5)).expect("sealed");
+        assert_eq!(order(&machines), [RIGHT, LEFT]);
+        machines.apply(&mut left, 5, &absorbing(EPOCHS.0, 6, "z", 5)).expect("absorbed");
+        assert_eq!(order(&machines), [LEFT]);
     }
 
     #[test]
