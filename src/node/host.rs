@@ -20,6 +20,7 @@ use super::registry::Registry;
 use super::room::{self, Rooms};
 use super::transport::{LinkTransport, Links};
 use super::{follower, merges, splits, sweeper};
+use crate::catalog::{Directory, NodeRow, RecoveryRow, Standing};
 use crate::client::Connection;
 use crate::placement::sizing::Sizes;
 use crate::raft::{GroupError, LogBounds, Timers};

@@ -158,8 +158,17 @@ pub(crate) mod testing {
 
     /// Adds an entry that asks for nothing to a group's log.
     pub fn blank(group: ShardId, at: Position, batch: &mut Batch) {
+        put(group, at, Payload::Blank, batch);
+    }
+
+    /// Adds an entry with a payload to a group's log.
+    pub fn entry(group: ShardId, at: Position, payload: Bytes, batch: &mut Batch) {
+        put(group, at, Payload::Normal(Command(payload)), batch);
+    }
+
+    fn put(group: ShardId, at: Position, payload: Payload, batch: &mut Batch) {
         let id = LogId::new(LeaderId { term: at.term, node_id: at.leader.0 }, at.index);
-        let entry = LogEntry { id, payload: Payload::Blank, encoded: None };
+        let entry = LogEntry { id, payload, encoded: None };
         batch.put(Family::Log, log_keys::entry(group, at.index), codec::encode_entry(&entry));
     }
 }

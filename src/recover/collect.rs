@@ -1,4 +1,9 @@
 //! What one stopped node holds, as a small file.
+//!
+//! A node that was killed has hardly ever applied all that its log has; an heir applies it. So of shards and of the catalog alike,
+//! what is said here is how they will be when everything in the log is applied.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
@@ -10,7 +15,8 @@ use crate::shard::Survivor;
 use crate::storage::{Reader, mvcc};
 use crate::types::hex_bytes;
 use crate::types::{
-    ClusterId, Epoch, Error, Incarnation, NodeId, Reason, ReplicaId, Result, ShardId, TableId, Timestamp,
+    Action, ClusterId, Epoch, Error, Incarnation, NodeId, Reason, ReplicaId, Result, ShardId, TableId, Test, Timestamp,
+    Write,
 };
 
 /// What the file says it is; another version of it is refused.
@@ -31,9 +37,9 @@ pub struct Collected {
     pub incarnation: Incarnation,
     /// The last recovery it took part in.
     pub recovery: Option<RecoveryRow>,
-    /// How far its copy of the catalog has come.
+    /// How far its copy of the catalog has come, when everything in its log is applied.
     pub revision: Timestamp,
-    /// The rows of its copy: key, version, value.
+    /// The rows of its copy then: key, version, value.
     pub catalog: Vec<(String, Timestamp, String)>,
     /// Its replicas, in order of their shards.
     pub replicas: Vec<Replica>,
@@ -73,7 +79,12 @@ impl Collected {
         })?;
         let survivors = Survivor::load_all(reader)?;
         let system = survivors.iter().find(|survivor| survivor.record.shard == ShardId::SYSTEM);
-        let revision = system.map_or(Timestamp::ZERO, Survivor::newest);
+        let applied = system.map_or(Timestamp::ZERO, Survivor::newest);
+        let mut catalog = catalog_rows(reader, applied)?;
+        for (at, write) in system.into_iter().flat_map(|system| &system.writes) {
+            follow(&mut catalog, *at, write)?;
+        }
+        let catalog = catalog.into_iter().map(|(key, (version, value))| (key, version, value));
         let replicas = survivors.iter().map(|survivor| Replica {
             shard: survivor.record.shard,
             replica: survivor.record.replica,
@@ -91,8 +102,8 @@ impl Collected {
             node: identity.node,
             incarnation: identity.incarnation,
             recovery: recovery::load(reader)?,
-            revision,
-            catalog: catalog_rows(reader, revision)?,
+            revision: system.map_or(Timestamp::ZERO, |system| system.end.last_timestamp),
+            catalog: catalog.collect(),
             replicas: replicas.collect(),
         })
     }
@@ -133,11 +144,14 @@ impl Collected {
     }
 }
 
+/// The rows of the system table: by key, version and value.
+type Rows = BTreeMap<String, (Timestamp, String)>;
+
 /// The rows of the system table as of a revision.
-fn catalog_rows(reader: &dyn Reader, revision: Timestamp) -> Result<Vec<(String, Timestamp, String)>> {
+fn catalog_rows(reader: &dyn Reader, revision: Timestamp) -> Result<Rows> {
     let layout = Layout::system();
     let (mut start, end) = layout.table_range();
-    let mut rows = Vec::new();
+    let mut rows = Rows::new();
     loop {
         let limits = mvcc::ScanLimits { rows_max: PAGE_ROWS, bytes_max: PAGE_BYTES, count_only: false };
         let page = mvcc::scan(reader, &start, &end, revision, 0, false, limits)?;
@@ -146,7 +160,7 @@ fn catalog_rows(reader: &dyn Reader, revision: Timestamp) -> Result<Vec<(String,
             // Rows of kinds that this version does not know need not be text, and are of no use to it.
             let key = String::from_utf8(layout.decode(&encoded)?.to_vec());
             if let (Ok(key), Ok(value)) = (key, String::from_utf8(value.to_vec())) {
-                rows.push((key, version.timestamp, value));
+                rows.insert(key, (version.timestamp, value));
             }
         }
         match page.next {
@@ -154,6 +168,41 @@ fn catalog_rows(reader: &dyn Reader, revision: Timestamp) -> Result<Vec<(String,
             None => return Ok(rows),
         }
     }
+}
+
+/// Does to the rows what a write of the catalog does that is not applied yet. Such a write puts and deletes rows if others are
+/// as they were.
+fn follow(rows: &mut Rows, at: Timestamp, write: &Write) -> Result<()> {
+    let layout = Layout::system();
+    // Rows of kinds that this version does not know need not be text, and are not among these.
+    let text =
+        |encoded: &[u8]| -> Result<Option<String>> { Ok(String::from_utf8(layout.decode(encoded)?.to_vec()).ok()) };
+    for condition in &write.conditions {
+        let version = text(&condition.key)?.and_then(|key| rows.get(&key)).map(|(version, _)| *version);
+        let holds = match condition.test {
+            Test::Version(wanted) => version == Some(wanted),
+            Test::Absent => version.is_none(),
+            _ => return Err(refused("the catalog's log has a write that this version does not know")),
+        };
+        if !holds {
+            return Ok(());
+        }
+    }
+    for operation in &write.operations {
+        let Some(key) = text(&operation.key)? else { continue };
+        match &operation.action {
+            Action::Put { value, .. } => {
+                if let Ok(value) = String::from_utf8(value.to_vec()) {
+                    rows.insert(key, (at, value));
+                }
+            }
+            Action::Delete => drop(rows.remove(&key)),
+            Action::Increment { .. } | Action::Rollback { .. } => {
+                return Err(refused("the catalog's log has a write that this version does not know"));
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Replica {

@@ -26,7 +26,7 @@ pub(super) struct Survey<'a> {
 impl<'a> Survey<'a> {
     pub(super) fn of(survivors: &'a [Collected]) -> Result<Survey<'a>> {
         let newest = survivors.iter().max_by_key(|survivor| {
-            survivor.replica(ShardId::SYSTEM).map(|system| (system.log.applied, system.log.last))
+            survivor.replica(ShardId::SYSTEM).map(|system| (system.log.last, system.log.applied))
         });
         let directory = newest.map_or_else(|| Ok(Directory::empty()), Collected::directory)?;
         if directory.cluster().is_none() {

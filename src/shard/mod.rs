@@ -64,3 +64,5 @@ pub use reads::{PageRequest, ShardPage};
 pub use record::Record;
 pub use state::{State, requests_from};
 pub use survivor::Survivor;
+#[cfg(test)]
+pub(crate) use survivor::testing;

@@ -22,7 +22,7 @@ use super::state::State;
 use super::{division, machine, merging};
 use crate::raft::{Entry, Remains};
 use crate::storage::{Batch, Reader};
-use crate::types::{Epoch, NodeId, ReplicaId, Result, ShardId, Timestamp};
+use crate::types::{Epoch, NodeId, ReplicaId, Result, ShardId, Timestamp, Write};
 
 /// A replica that is not running.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,9 @@ pub struct Survivor {
     pub end: State,
     /// What it holds of its group.
     pub log: Remains,
+    /// Of shard 0: the writes in its log that it has not applied, in order, each with the timestamp that it gets if it takes
+    /// effect.
+    pub writes: Vec<(Timestamp, Write)>,
 }
 
 impl Survivor {
@@ -46,16 +49,17 @@ impl Survivor {
             let mark = state.as_ref().and_then(|state| state.mark.clone());
             let begun = || State::fresh(record.table, record.start.clone(), record.end.clone(), record.epoch);
             let mut end = state.clone().unwrap_or_else(begun);
+            let mut writes = Vec::new();
             let mut broken = None;
-            let log = Remains::read(reader, record.shard, mark, |entry| {
-                if broken.is_none() {
-                    broken = follow(record.shard, &mut end, entry).err();
-                }
+            let log = Remains::read(reader, record.shard, mark, |entry| match follow(record.shard, &mut end, entry) {
+                Ok(new) if record.shard == ShardId::SYSTEM => writes.extend(new),
+                Ok(_) => {}
+                Err(error) => broken = broken.take().or(Some(error)),
             })?;
             if let Some(error) = broken {
                 return Err(error);
             }
-            all.push(Survivor { record, state, end, log });
+            all.push(Survivor { record, state, end, log, writes });
         }
         let over: BTreeSet<ShardId> =
             all.iter().filter_map(|one| one.state.as_ref()).flat_map(|state| state.absorbed.iter().copied()).collect();
@@ -90,14 +94,20 @@ impl Survivor {
     }
 }
 
-/// Does to a state what an entry does to range, epoch and seal.
-fn follow(shard: ShardId, state: &mut State, entry: Entry) -> Result<()> {
-    let Some(payload) = entry.payload else { return Ok(()) };
-    let proposal = Proposal::decode(payload)?;
+/// Does to a state what an entry does to range, epoch, seal and timestamps. Returns its writes.
+fn follow(shard: ShardId, state: &mut State, entry: Entry) -> Result<Vec<(Timestamp, Write)>> {
+    let Some(payload) = entry.payload else { return Ok(Vec::new()) };
+    let mut proposal = Proposal::decode(payload)?;
+    let mut writes = Vec::with_capacity(proposal.commands.len());
+    for command in std::mem::take(&mut proposal.commands) {
+        state.last_timestamp = proposal.stamped.max(state.last_timestamp.next());
+        writes.push((state.last_timestamp, command.write));
+    }
+    state.last_timestamp = state.last_timestamp.max(proposal.passed.unwrap_or_default());
     // A refusal has no effect; whoever proposed it has heard of it.
     if let Some(abandon) = &proposal.abandon {
         let _ = merging::abandon(shard, state, abandon, entry.index);
-        return Ok(());
+        return Ok(writes);
     }
     if let Some(split) = &proposal.split {
         let _ = division::divide(shard, state, split, entry.index, entry.members_at);
@@ -112,12 +122,24 @@ fn follow(shard: ShardId, state: &mut State, entry: Entry) -> Result<()> {
         state.end = absorb.end.clone();
         state.epoch = Epoch(absorb.sealed.0 + 1);
     }
-    Ok(())
+    Ok(writes)
+}
+
+/// Log entries written by hand, for the tests of those who read stopped stores.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use crate::shard::command::Command;
+
+    /// The payload of an entry with one write, of a shard of epoch 1.
+    pub fn proposal(write: Write) -> bytes::Bytes {
+        Proposal { commands: vec![Command { epoch: Epoch(1), write }], ..Proposal::default() }.encode()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::command::{Absorb, ChildReplica, Seal, Split};
+    use super::super::command::{Absorb, ChildReplica, Command, Seal, Split};
     use super::*;
     use crate::types::{Incarnation, TableId};
 
@@ -130,9 +152,9 @@ mod tests {
         let mut state = State::fresh(TableId(1), "a".into(), "z".into(), Epoch(2));
         for (index, proposal) in (10..).zip(proposals) {
             let entry = Entry { index, payload: Some(proposal.encode()), members_at: MEMBERS_AT };
-            follow(SHARD, &mut state, entry).expect("a proposal");
+            assert_eq!(follow(SHARD, &mut state, entry), Ok(Vec::new()));
         }
-        follow(SHARD, &mut state, Entry { index: 99, payload: None, members_at: 99 }).expect("nothing to do");
+        assert_eq!(follow(SHARD, &mut state, Entry { index: 99, payload: None, members_at: 99 }), Ok(Vec::new()));
         let shown = format!("{} {}", state.end.escape_ascii(), state.epoch);
         (state, shown)
     }
@@ -166,5 +188,24 @@ mod tests {
         assert_eq!((sealed.sealed_for, text.as_str()), (Some(OTHER), "z e6"));
         let (released, text) = after(&[seal, abandon(6, 7)]);
         assert_eq!((released.sealed_for, text.as_str()), (None, "z e7"));
+    }
+
+    #[test]
+    fn writes_that_are_still_to_be_applied_come_with_the_timestamps_they_will_get() {
+        let mut state = State::fresh(TableId(1), "a".into(), "z".into(), Epoch(2));
+        state.last_timestamp = Timestamp(50);
+        let command = || Command { epoch: Epoch(2), write: Write::default() };
+        let mut stamps = |stamped: u64, passed: Option<u64>, commands: usize| {
+            let commands = std::iter::repeat_with(command).take(commands).collect();
+            let passed = passed.map(Timestamp);
+            let payload = Proposal { stamped: Timestamp(stamped), passed, commands, ..Proposal::default() }.encode();
+            let entry = Entry { index: 9, payload: Some(payload), members_at: MEMBERS_AT };
+            let writes = follow(SHARD, &mut state, entry).expect("a proposal");
+            writes.into_iter().map(|(at, _)| at).collect::<Vec<_>>()
+        };
+        let next = Timestamp(50).next();
+        assert_eq!(stamps(7, None, 2), [next, next.next()], "a leader's clock may be behind");
+        assert_eq!(stamps(90, Some(95), 1), [Timestamp(90)]);
+        assert_eq!(stamps(90, None, 1), [Timestamp(95).next()]);
     }
 }

@@ -296,6 +296,31 @@ fn what_the_surviving_catalog_has_not_heard_of_is_not_guessed() {
 }
 
 #[test]
+fn the_catalog_is_taken_as_it_will_be_when_its_log_is_applied() {
+    let listed = [shard(1, &[1, 2, 3])];
+    let one = Store::new(1);
+    one.add(&listed[0], &[1]).catalog(&listed, &[1]);
+    let before = one.collected().directory().expect("a catalog");
+    let paused = change::set_balancing(&before, true).expect("it can be").expect("it is news");
+    let stale = paused.clone();
+    for (index, mut write) in [(2, paused), (3, stale)] {
+        for key in (write.conditions.iter_mut().map(|condition| &mut condition.key))
+            .chain(write.operations.iter_mut().map(|operation| &mut operation.key))
+        {
+            *key = Layout::system().encode(key);
+        }
+        let mut batch = Batch::new();
+        let at = Position { term: 1, leader: ReplicaId(1), index };
+        raft::testing::entry(ShardId::SYSTEM, at, crate::shard::testing::proposal(write), &mut batch);
+        one.memory.write(batch).expect("written");
+    }
+    let after = one.collected().directory().expect("a catalog");
+    assert!(!before.balancing_is_paused() && after.balancing_is_paused());
+    let version = |directory: &crate::catalog::Directory| directory.version(&RowKey::Balancing);
+    assert_eq!((version(&before), version(&after)), (None, Some(before.revision().next())), "the second came too late");
+}
+
+#[test]
 fn a_plan_is_carried_out_wholly_or_not_at_all_and_only_once() {
     let (one, two) = two_of_five();
     let key = shard(3, &[1]).start;
