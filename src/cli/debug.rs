@@ -134,7 +134,7 @@ fn apply(args: &Apply, global: &Global) -> Ended {
     let plan = Plan::from_json(&read(&args.plan)?).map_err(|error| Stop::from(error).about(args.plan.display()))?;
     let engine = recover::open(&args.data)?;
     let node = Collected::from_store(&*engine)?.node;
-    let applied = recover::apply(&*engine, &plan, !args.accepted)?;
+    let applied = recover::apply(&*engine, &plan, Clock::system().wall_ms(), !args.accepted)?;
     if global.json() {
         let changes: &[recover::Change] = match &applied {
             Applied::Before => &[],

@@ -8,6 +8,10 @@ use crate::shard::Survivor;
 use crate::storage::{Batch, Engine};
 use crate::types::{ReplicaId, Result, ShardId, Timestamp};
 
+/// How far the clock of the machine that made the plan may be ahead of that which carries it out, in milliseconds. What is
+/// written later gets later timestamps than the plan's: one far ahead would make every request look old.
+const AHEAD_MAX_MS: u64 = 60_000;
+
 /// What becomes of one replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -31,11 +35,16 @@ pub enum Applied {
 }
 
 /// Carries out a node's part of a plan; with `dry_run` it only says what it would do. Given again after a crash, it finds what
-/// it had done.
+/// it had done. `now_ms` is now, in milliseconds since 1970.
 ///
 /// Errors, which leave everything as it was: the store is of another cluster, of a node that the plan does not name, or it
-/// changed since the plan was made.
-pub fn apply(engine: &dyn Engine, plan: &Plan, dry_run: bool) -> Result<Applied> {
+/// changed since the plan was made; or one of the two machines' clocks is wrong.
+pub fn apply(engine: &dyn Engine, plan: &Plan, now_ms: u64, dry_run: bool) -> Result<Applied> {
+    if plan.recovery.made_ms > now_ms + AHEAD_MAX_MS {
+        return Err(refused(
+            "by the clock of this machine the plan is from the future: set the clocks of both right, and plan again",
+        ));
+    }
     let collected = Collected::from_store(engine)?;
     let mine = plan.part_of(&collected)?;
     if collected.recovery.as_ref().is_some_and(|recovery| recovery.id == plan.recovery.id) {

@@ -114,7 +114,7 @@ impl<'a> Survey<'a> {
     fn was_taken_over(&self, shard: &ShardDescriptor) -> bool {
         let Some(left) = shard.merging_into.and_then(|left| self.directory.shard(left)) else { return false };
         let Some(intent) = left.merge else { return false };
-        self.replicas(left.id).iter().any(|(_, replica)| replica.epoch > intent.sealed)
+        self.replicas(left.id).first().is_some_and(|(_, replica)| replica.epoch > intent.sealed)
     }
 
     /// The merges under way of which one of the two is recovered or gone, and which have not happened.

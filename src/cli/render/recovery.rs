@@ -26,7 +26,8 @@ pub fn recovery_plan(plan: &Plan) -> String {
     let (healthy, recovered, gone) = (of(Fate::Healthy), of(Fate::Recovered), of(Fate::Gone));
     let lost = nodes(plan.recovery.lost.iter().map(|lost| lost.node.0));
     let here = nodes(plan.nodes.iter().map(|node| node.node.0));
-    let mut text = format!("cluster {}: {here} survive, {lost} lost for good\n\n", plan.cluster);
+    let s = if plan.nodes.len() == 1 { "s" } else { "" };
+    let mut text = format!("cluster {}: {here} survive{s}, {lost} lost for good\n\n", plan.cluster);
     if !gone.is_empty() {
         text += &format!(
             "GONE: nothing is left of {}. What {} held is lost, and this does not bring it back: that part of the table will not be\n\
@@ -82,24 +83,29 @@ pub fn recovery_plan(plan: &Plan) -> String {
         if healthy.len() == 1 { "has" } else { "have" },
         if healthy.len() == 1 { "is" } else { "are" },
     );
-    text += &format!("\nNothing has been changed. To go on, apply the plan on {here}, then start them.\n");
+    text += &format!("\nNothing has been changed. To go on, apply the plan on {here}, then start what survives.\n");
     text += &format!("The data of {lost} must be destroyed and never be served again.\n");
     text
 }
 
 fn recovered_row(shard: &PlannedShard) -> Vec<String> {
     let first = &shard.rests[0];
-    let end = first.last.map_or(0, |last| last.index);
+    let end = first.last.map_or((0, 0), |last| (last.term, last.index));
     let others: Vec<String> = shard.rests[1..]
         .iter()
-        .map(|rest| format!("n{}: {}", rest.node.0, end.saturating_sub(rest.last.map_or(0, |last| last.index))))
+        .map(|rest| {
+            let (term, index) = rest.last.map_or((0, 0), |last| (last.term, last.index));
+            // What follows in an older term was never acknowledged, or the leader of the later one would have it.
+            let behind = if term < end.0 { "older term".to_owned() } else { (end.1 - index.min(end.1)).to_string() };
+            format!("n{}: {behind}", rest.node.0)
+        })
         .collect();
     vec![
         shard.shard.0.to_string(),
         shard.table.clone(),
         format!("n{}", first.node.0),
-        end.to_string(),
-        first.last.map_or(0, |last| last.term).to_string(),
+        end.1.to_string(),
+        end.0.to_string(),
         first.unapplied.to_string(),
         if first.newest.0 == 0 { "-".to_owned() } else { show_time_ms(first.newest.millis()) },
         if others.is_empty() { "-".to_owned() } else { others.join(", ") },

@@ -328,7 +328,7 @@ fn a_plan_is_carried_out_wholly_or_not_at_all_and_only_once() {
     two.put(&key);
     let plan = make(&[&one, &two], &[3, 4, 5]).expect("a plan");
     let before = two.collected();
-    let would = apply(&*two.memory, &plan, true).expect("a dry run");
+    let would = apply(&*two.memory, &plan, PLANNED_MS, true).expect("a dry run");
     assert_eq!(two.collected(), before, "a dry run changes nothing");
 
     let ids = |shard: u64| plan.recovery.shards.iter().find(|known| known.shard.0 == shard).expect("recovered");
@@ -344,13 +344,13 @@ fn a_plan_is_carried_out_wholly_or_not_at_all_and_only_once() {
     // A store of which a crash left nothing of it is as it was, and takes it again.
     assert_eq!(two.memory.unsynced(), 0);
     let undone = Store { node: 2, memory: two.memory.survivor(0).expect("a copy") };
-    assert_eq!(apply(&*two.memory, &plan, false).expect("applied"), expected);
+    assert_eq!(apply(&*two.memory, &plan, PLANNED_MS, false).expect("applied"), expected);
     assert_eq!(two.memory.unsynced(), 0, "it is durable");
     assert_eq!(undone.collected(), before);
-    assert_eq!(apply(&*undone.memory, &plan, false).expect("again"), expected);
+    assert_eq!(apply(&*undone.memory, &plan, PLANNED_MS, false).expect("again"), expected);
     assert_eq!(undone.collected(), two.collected());
     let done = two.collected();
-    assert_eq!(apply(&*two.memory, &plan, false).expect("once more"), Applied::Before);
+    assert_eq!(apply(&*two.memory, &plan, PLANNED_MS, false).expect("once more"), Applied::Before);
     assert_eq!(two.collected(), done);
 
     // Each heir is the only voter of its group; a healthy shard is as it was.
@@ -371,7 +371,7 @@ fn a_plan_is_carried_out_wholly_or_not_at_all_and_only_once() {
         Change { shard: ShardId(0), from: ReplicaId(1), to: ids(0).others[0].id, heir: false },
         heir(2, 21),
     ]);
-    assert_eq!(apply(&*one.memory, &plan, false).expect("applied"), began);
+    assert_eq!(apply(&*one.memory, &plan, PLANNED_MS, false).expect("applied"), began);
     let collected = one.collected();
     let system = Survivor::load_all(&*one.memory).expect("they can be read").remove(0);
     assert_eq!((system.state, system.log.last, system.record.epoch), (None, None, Epoch(1)));
@@ -385,19 +385,22 @@ fn a_plan_is_refused_where_it_does_not_belong() {
     let edited = plan.to_json().replacen("\"node\": 2", "\"node\": 1", 1);
     assert!(refusal(Plan::from_json(&edited)).contains("changed or damaged"));
     assert!(refusal(Plan::from_json("{}")).contains("no file of"));
-    assert!(refusal(apply(&*Store::new(3).memory, &plan, false)).contains("made without this data directory"));
+    assert!(
+        refusal(apply(&*Store::new(3).memory, &plan, PLANNED_MS, false)).contains("made without this data directory")
+    );
+    assert!(refusal(apply(&*two.memory, &plan, WRITTEN_MS - 1, false)).contains("from the future"));
     let stranger = Store::new(2);
     let mut batch = Batch::new();
     Identity { cluster: ClusterId(1), node: NodeId(2), incarnation: incarnation(2) }.put(&mut batch);
     stranger.memory.write(batch).expect("written");
-    assert!(refusal(apply(&*stranger.memory, &plan, false)).contains("belongs to cluster"));
+    assert!(refusal(apply(&*stranger.memory, &plan, PLANNED_MS, false)).contains("belongs to cluster"));
 
     // The node was started meanwhile and took in another entry.
     let mut batch = Batch::new();
     raft::testing::blank(ShardId(1), Position { term: 1, leader: ReplicaId(11), index: 2 }, &mut batch);
     two.memory.write(batch).expect("written");
     let before = two.collected();
-    assert!(refusal(apply(&*two.memory, &plan, false)).contains("has changed since"));
+    assert!(refusal(apply(&*two.memory, &plan, PLANNED_MS, false)).contains("has changed since"));
     assert_eq!(two.collected(), before);
 }
 

@@ -99,7 +99,7 @@ fn a_shard_that_was_sealed_stays_so_until_its_left_neighbour_has_said_that_the_m
     assert_eq!(plan.merges, [(LEFT, RIGHT)], "it is said that the merge is given up");
     assert!(plan.recovery.shards.iter().all(|shard| !shard.released), "that is not for the right one to say");
     let catalog = one.collected().directory().expect("a catalog");
-    apply(&*one.memory, &plan, false).expect("applied");
+    apply(&*one.memory, &plan, PLANNED_MS, false).expect("applied");
     assert_eq!((one.survivor(RIGHT).end.sealed_for, one.survivor(RIGHT).end.epoch), (Some(LEFT), SEALED));
     assert_eq!(one.survivor(LEFT).end.epoch, Epoch(1), "its epoch tells how far the merge has come");
 
@@ -172,7 +172,7 @@ fn a_merge_with_a_shard_of_which_nothing_is_left_is_let_go() {
     one.add(&shards[1], &[1]).catalog(&shards, &[1]).shape(RIGHT, seal);
     let plan = make(&[&one], &[2, 3, 4, 5]).expect("a plan");
     let mut catalog = Catalog::of(&one, &plan);
-    apply(&*one.memory, &plan, false).expect("applied");
+    apply(&*one.memory, &plan, PLANNED_MS, false).expect("applied");
     let end = one.survivor(RIGHT).end;
     assert_eq!((end.sealed_for, end.epoch), (None, Epoch(SEALED.0 + 1)));
     assert!(catalog.adopt(RIGHT, 3));
@@ -245,7 +245,7 @@ fn what_an_earlier_recovery_left_undone_is_not_forgotten_by_the_next() {
     let one = Store::new(1);
     one.add(&shards[0], &[1]).add(&shards[1], &[1]).catalog(&shards, &[1]);
     let first = make(&[&one], &[2, 3, 4, 5]).expect("a plan");
-    apply(&*one.memory, &first, false).expect("applied");
+    apply(&*one.memory, &first, PLANNED_MS, false).expect("applied");
     // The catalog has not heard of the first when the next is made; all shards consist of their heirs, and so are healthy.
     let mut collected = one.collected();
     assert!(
