@@ -64,7 +64,7 @@ pub struct Planned {
     save: Option<PathBuf>,
 }
 
-/// Carries out a plan on one stopped node. Without the consent to lose data it only says what it would do.
+/// Carries out a plan on one stopped node, with the consent to lose data; or says what it would do.
 ///
 /// It is done wholly or not at all, and may be given again. Run it for every surviving node before any is started.
 #[derive(Clone, Debug, clap::Args)]

@@ -172,3 +172,39 @@ pub(crate) mod testing {
         batch.put(Family::Log, log_keys::entry(group, at.index), codec::encode_entry(&entry));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{Engine, Memory};
+
+    #[test]
+    fn a_replica_whose_snapshot_has_gone_beyond_its_log_goes_on_from_the_snapshot() {
+        let (group, old, heir, node) = (ShardId(7), ReplicaId(3), ReplicaId(70), NodeId(1));
+        let memory = Memory::new().expect("a directory");
+        let mut batch = Batch::new();
+        for index in 1..=3 {
+            testing::blank(group, Position { term: 1, leader: old, index }, &mut batch);
+        }
+        memory.write(batch).expect("written");
+        let applied = LogId::new(LeaderId { term: 2, node_id: 3 }, 10);
+        let voters = BTreeSet::from([3, 4, 5]);
+        let nodes = voters.iter().map(|&voter| (voter, NodeId(voter))).collect();
+        let members = Membership::new(vec![voters], nodes).expect("a group");
+        let mark = codec::encode_mark(Some(&applied), &StoredMembership::new(Some(applied), members));
+        let read = || Remains::read(&*memory, group, Some(mark.clone()), |_| ()).expect("it can be read");
+        let before = read();
+        assert!(before.ahead_of_log && before.last == before.applied && before.unapplied() == 0, "{before:?}");
+
+        let mut batch = Batch::new();
+        before.take_over(group, heir, node, "recovered".into(), &mut batch);
+        memory.write(batch).expect("written");
+        let mut seen = Vec::new();
+        let after =
+            Remains::read(&*memory, group, Some(mark.clone()), |entry| seen.push(entry)).expect("it can be read");
+        assert_eq!(after.last, Some(Position { term: 3, leader: heir, index: 12 }));
+        assert_eq!((after.quorums, after.ahead_of_log), (vec![BTreeSet::from([heir])], false));
+        let payloads: Vec<_> = seen.into_iter().map(|entry| (entry.index, entry.payload, entry.members_at)).collect();
+        assert_eq!(payloads, [(11, None, 11), (12, Some("recovered".into()), 11)], "nothing is left of the older log");
+    }
+}

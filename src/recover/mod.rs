@@ -26,9 +26,8 @@
 //!   left of that. A split that no such log has is given up.
 //! - The ranges of what is left are those that the surviving catalog knows, or the plan is refused (`survey`).
 //! - No former member of a recovered group can reach the new one: the replica ids are new, and until the catalog names them the
-//!   heir takes nobody in. A lost directory that is started after
-//!   all is refused by every node that took part. (Lost nodes that meet only one another would go on as the old cluster;
-//!   nothing on this side can prevent that, so they must be destroyed.)
+//!   heir takes nobody in. A lost directory that is started after all is refused by every node that took part. (Lost nodes that
+//!   meet only one another would go on as the old cluster; nothing on this side can prevent that, so they must be destroyed.)
 //!
 //! Left out: shards without any survivor are reported, not made anew. A split that is still to be applied by the chosen
 //! survivor gives birth to a child without a quorum; a second recovery takes care of it.
