@@ -189,7 +189,7 @@ mod tests {
         memory.write(batch).expect("written");
         let applied = LogId::new(LeaderId { term: 2, node_id: 3 }, 10);
         let voters = BTreeSet::from([3, 4, 5]);
-        let nodes = voters.iter().map(|&voter| (voter, NodeId(voter))).collect();
+        let nodes: BTreeMap<u64, NodeId> = voters.iter().map(|&voter| (voter, NodeId(voter))).collect();
         let members = Membership::new(vec![voters], nodes).expect("a group");
         let mark = codec::encode_mark(Some(&applied), &StoredMembership::new(Some(applied), members));
         let read = || Remains::read(&*memory, group, Some(mark.clone()), |_| ()).expect("it can be read");
