@@ -90,20 +90,22 @@ impl Control {
     /// Creates a table on shard 0's leader.
     pub(super) async fn create_here(&self, wish: CreateAsk) -> Result<Created> {
         let build = |directory: &Directory| -> Result<Creation> {
-            let serving = directory.nodes().filter(|row| row.standing.is_serving());
-            let living: Vec<NodeId> = serving.map(|row| row.id).filter(|&node| self.node.hears(node)).collect();
-            let replication = wish.replication.unwrap_or_else(|| REPLICATION_DEFAULT.min(living.len().max(1) as u32));
+            let serving = directory.nodes().filter(|row| row.standing.is_serving()).map(|row| row.id);
+            let (living, silent): (Vec<NodeId>, Vec<NodeId>) = serving.partition(|&node| self.node.hears(node));
+            let members = (living.len() + silent.len()).max(1) as u32;
+            let replication = wish.replication.unwrap_or(REPLICATION_DEFAULT.min(members));
+            let hosts = Hosts::choose(living, silent, replication, wish.read_replicas)?;
             let new = change::NewTable {
                 name: wish.name.clone(),
                 partitioning: wish.partitioning.clone(),
-                shards: if wish.shards == 0 { living.len().max(1) as u32 } else { wish.shards },
+                shards: if wish.shards == 0 { members } else { wish.shards },
                 split_points: wish.split_points.iter().map(|point| Bytes::copy_from_slice(point)).collect(),
                 replication,
                 read_replicas: wish.read_replicas,
                 read_replica_zone: wish.read_replica_zone.clone(),
                 history_ms: wish.history_ms,
             };
-            change::create_table(directory, &new, |shards| place(directory, &living, shards, &new))
+            change::create_table(directory, &new, |shards| place(directory, &hosts, shards, &new))
         };
         if wish.dry_run {
             let Creation { table, shards, .. } = build(&self.node.directory())?;
@@ -205,22 +207,56 @@ impl Control {
     }
 }
 
+/// The nodes that may host what is new.
+struct Hosts {
+    /// Heard from lately.
+    living: Vec<NodeId>,
+    /// Not heard from, and needed all the same: a replica on a node that is away for a moment is there when the node is,
+    /// and is replaced if it does not come back; a replica that was never wanted would be missing for good.
+    silent: Vec<NodeId>,
+}
+
+impl Hosts {
+    /// All that are heard, and as many others as are missing then, but never so many that a shard could lack a quorum.
+    fn choose(living: Vec<NodeId>, mut silent: Vec<NodeId>, replication: u32, read_replicas: u32) -> Result<Hosts> {
+        let wanted = replication as usize + read_replicas as usize;
+        silent.truncate(wanted.saturating_sub(living.len()));
+        if silent.len() > (replication.saturating_sub(1) / 2) as usize {
+            let text = format!(
+                "only {} of the {wanted} nodes that are to hold a copy can be reached now: try again when more are back, \
+                 or ask for fewer copies",
+                living.len()
+            );
+            return Err(Error::new(Reason::NotEnoughNodes, text));
+        }
+        Ok(Hosts { living, silent })
+    }
+
+    fn contains(&self, node: NodeId) -> bool {
+        self.living.contains(&node) || self.silent.contains(&node)
+    }
+}
+
 /// Chooses nodes for the replicas of new shards: those of the voters, then those of the learners.
 fn place(
     directory: &Directory,
-    living: &[NodeId],
+    hosts: &Hosts,
     shards: &[ShardId],
     wish: &change::NewTable,
 ) -> Result<Vec<Vec<NodeId>>> {
     let loads = directory.loads();
     let candidates: Vec<Candidate> = (directory.nodes())
-        .filter(|row| living.contains(&row.id))
+        .filter(|row| hosts.contains(row.id))
         .map(|row| {
             let load = loads.get(&row.id).copied().unwrap_or_default();
             Candidate { node: row.id, zone: row.zone.clone(), capacity: 1, load: load.replicas, leaders: load.leaders }
         })
         .collect();
     let mut placed = placement::place(&candidates, shards, wish.replication as usize, IMBALANCE)?;
+    for voters in &mut placed {
+        // The first is to found the shard, and the others would wait for it.
+        voters.sort_by_key(|node| hosts.silent.contains(node));
+    }
     if wish.read_replicas > 0 {
         let voters: Vec<_> = shards.iter().copied().zip(placed.iter().cloned()).collect();
         let zone = wish.read_replica_zone.as_deref();
@@ -228,4 +264,29 @@ fn place(
         placed.iter_mut().zip(readers).for_each(|(nodes, readers)| nodes.extend(readers));
     }
     Ok(placed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_placed_on_a_silent_node_only_where_none_else_is_left_and_a_quorum_is() {
+        let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+        let choose = |living: &[u64], silent: &[u64], replication, read_replicas| {
+            let chosen = Hosts::choose(nodes(living), nodes(silent), replication, read_replicas);
+            chosen.map(|hosts| hosts.silent.iter().map(|node| node.0).collect::<Vec<_>>()).map_err(|error| error.reason)
+        };
+        assert_eq!(choose(&[1, 2, 3], &[4, 5], 3, 0), Ok(vec![]));
+        assert_eq!(choose(&[1, 2], &[4, 5], 3, 0), Ok(vec![4]));
+        assert_eq!(choose(&[1], &[4, 5], 3, 0), Err(Reason::NotEnoughNodes), "two of three would be silent");
+        assert_eq!(choose(&[1, 2, 3], &[4, 5], 5, 0), Ok(vec![4, 5]));
+        assert_eq!(choose(&[1, 2, 3], &[4, 5], 3, 1), Ok(vec![4]));
+        assert_eq!(choose(&[1], &[2], 2, 0), Err(Reason::NotEnoughNodes), "both of two are a quorum");
+        assert_eq!(
+            choose(&[1, 2], &[], 3, 0),
+            Ok(vec![]),
+            "that there are too few at all is found where they are placed"
+        );
+    }
 }

@@ -22,6 +22,7 @@ use parking_lot::RwLock;
 use tokio::runtime::{Builder, Runtime};
 
 use super::Control;
+use crate::catalog::{Directory, change};
 use crate::node::{AskHandler, Bootstrap, Context, JoinAnswer, JoinAsk, Node, NodeOptions, ask, testing};
 use crate::placement::sizing::Sizes;
 use crate::raft::{LogBounds, Timers};
@@ -30,8 +31,8 @@ use crate::storage::{
     self, Batch, Cursor, Engine, Family, Horizons, LogWriter, Lookup, Memory, Ranges, Reader, TableWriter, Tier,
 };
 use crate::types::{
-    Action, Limits, NodeId, Operation, Read, ReadLevel, Reason, ReplicaId, Request, RequestId, Response, Result,
-    ShardDescriptor, ShardId, Slot, Write,
+    Action, Limits, NodeId, Operation, Partitioning, Read, ReadLevel, Reason, ReplicaId, Request, RequestId, Response,
+    Result, ShardDescriptor, ShardId, Slot, Write,
 };
 use crate::wire::admin::{NewTable, SplitPoint, SplitReport};
 
@@ -596,17 +597,52 @@ fn a_newcomers_question_is_passed_on_once() {
 #[test]
 fn a_shard_whose_first_founder_is_wiped_before_it_was_founded_is_founded_by_the_others() {
     let mut house = House::founded();
-    // It still counts as alive for a while, so replicas are placed on it.
     house.crash(2);
-    house.create(2, "t", 6);
+    // As it is when the node dies in the moment in which it is chosen.
+    let new = change::NewTable {
+        name: "t".to_owned(),
+        partitioning: Partitioning::Hash,
+        shards: 3,
+        split_points: Vec::new(),
+        replication: 3,
+        read_replicas: 0,
+        read_replica_zone: None,
+        history_ms: 0,
+    };
+    let nodes = [2, 1, 3].map(NodeId).to_vec();
+    let build = |directory: &Directory| {
+        let placed = |shards: &[ShardId]| Ok(shards.iter().map(|_| nodes.clone()).collect());
+        change::create_table(directory, &new, placed).map(|creation| Some(((), creation.write)))
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while ![1, 3].iter().any(|&id| house.ask(id, async |control| control.change(build).await).is_ok()) {
+        assert!(Instant::now() < deadline, "the table is not created");
+        std::thread::sleep(LOOK_EVERY);
+    }
     house.wipe(2);
     house.start(2, NO_END);
     house.settle(2);
     let replaced = |shard: &Arc<ShardDescriptor>| shard.replicas.iter().all(|replica| replica.id != shard.founders[0]);
-    assert!(house.shards().iter().any(replaced), "no shard was to be founded by the lost replica");
+    assert!(house.shards().iter().all(replaced), "the lost replicas were to found the shards");
     for key in ["a", "b", "c", "d", "e", "f", "g"] {
         house.write_and_read(key).expect("every shard serves");
     }
+    house.assert_equal();
+}
+
+#[test]
+fn a_table_created_while_a_node_is_away_has_its_copies_when_the_node_is_back() {
+    let mut house = House::founded();
+    house.crash(2);
+    house.create(2, "t", 4);
+    for shard in house.shards() {
+        assert_eq!(shard.replicas.len(), 3, "{shard:?}");
+        assert_ne!(shard.replicas[0].node, NodeId(2), "whoever is to found it is there");
+    }
+    house.write_and_read("before").expect("two of three serve");
+    house.start(2, NO_END);
+    house.settle(2);
+    house.write_and_read("after").expect("all serve");
     house.assert_equal();
 }
 

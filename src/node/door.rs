@@ -150,6 +150,7 @@ impl Node {
             }
             async move {
                 if shard.is_leader() {
+                    self.refuse_while_stalled()?;
                     self.refuse_without_room(&shard)?;
                 }
                 shard.write(descriptor.epoch, encoded, context.deadline).await

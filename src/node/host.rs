@@ -18,6 +18,8 @@ use super::lineage;
 use super::recovery;
 use super::registry::Registry;
 use super::room::{self, Rooms};
+use super::stall::{self, Stalled};
+use super::takeover::{self, Sign};
 use super::transport::{LinkTransport, Links};
 use super::{follower, merges, splits, sweeper};
 use crate::catalog::{Directory, NodeRow, RecoveryRow, Standing};
@@ -78,6 +80,7 @@ pub struct Node {
     registry: Registry,
     links: Arc<Links>,
     rooms: Rooms,
+    stalled: Stalled,
     directory: ArcSwap<Directory>,
     directory_changed: watch::Sender<Timestamp>,
     connections: RwLock<HashMap<NodeId, (String, Arc<Connection>)>>,
@@ -115,13 +118,15 @@ impl Node {
         if let Some(identity) = &stored {
             identity.check(options.id)?;
         }
-        let links = Links::new(options.id, options.clock.clone());
+        let (signs, signs_seen) = mpsc::channel(takeover::SIGNS_MAX);
+        let links = Links::new(options.id, options.clock.clone(), signs);
         links.set_address(options.id, &options.address);
         let (news, told) = mpsc::channel(NEWS_MAX);
         let node = Arc::new(Node {
             incarnation: stored.map_or_else(|| Incarnation(random_u64()), |identity| identity.incarnation),
             rooms: Rooms::new(&*engine),
             recovery: recovery::load(&*engine)?,
+            stalled: Stalled::default(),
             engine,
             writer,
             identity: OnceLock::new(),
@@ -149,8 +154,10 @@ impl Node {
         spawn(formation::run(node.clone()));
         spawn(follower::run(node.clone()));
         spawn(room::run(node.clone()));
+        spawn(stall::run(node.clone()));
         spawn(sweeper::run(node.clone()));
         spawn(splits::welcome(node.clone(), told));
+        spawn(takeover::run(node.clone(), signs_seen));
         Ok(node)
     }
 
@@ -219,6 +226,10 @@ impl Node {
 
     pub(super) fn rooms(&self) -> &Rooms {
         &self.rooms
+    }
+
+    pub(super) fn stalled(&self) -> &Stalled {
+        &self.stalled
     }
 
     /// Whether something was heard from `node` lately.
@@ -300,7 +311,10 @@ impl Node {
             return Err(Error::new(Reason::NotReady, "not a member of a cluster yet"));
         }
         let _one_at_a_time = self.admitting.lock();
-        lineage::admit(&*self.engine, question)
+        if lineage::admit(&*self.engine, question)? {
+            self.links.tell(Sign::StartedAgain(question.node()));
+        }
+        Ok(())
     }
 
     /// Starts all replicas that the directory holds.
@@ -341,6 +355,9 @@ impl Node {
                 Error::new(Reason::Corruption, format!("{} of {} cannot start: {error}", record.replica, record.shard))
             },
         )?;
+        if self.disk_stands_still() {
+            shard.group().stand_in_elections(false);
+        }
         self.registry.insert(shard.clone());
         Ok(shard)
     }

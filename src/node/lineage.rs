@@ -57,6 +57,13 @@ pub struct StartAsk {
     starts: Vec<Start>,
 }
 
+impl StartAsk {
+    /// Who asks.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+}
+
 /// What a peer remembers of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 struct Known {
@@ -94,8 +101,8 @@ fn begin(engine: &dyn Engine) -> Result<Vec<Start>> {
     Ok(starts)
 }
 
-/// Answers a member that asks whether it may take part, and remembers it.
-pub fn admit(engine: &dyn Engine, question: &StartAsk) -> Result<()> {
+/// Answers a member that asks whether it may take part, and remembers it; whether this start is news.
+pub fn admit(engine: &dyn Engine, question: &StartAsk) -> Result<bool> {
     recovery::refuse_lost(engine, question.node, question.incarnation)?;
     let name = format!("start-of/{:020}", question.node.0);
     let Some(&present) = question.starts.last() else {
@@ -116,10 +123,11 @@ pub fn admit(engine: &dyn Engine, question: &StartAsk) -> Result<()> {
             ));
         }
         if known.start == present {
-            return Ok(());
+            return Ok(false);
         }
     }
-    store(engine, &name, &Known { incarnation: question.incarnation, start: present })
+    store(engine, &name, &Known { incarnation: question.incarnation, start: present })?;
+    Ok(true)
 }
 
 /// Waits until a majority of the peers, this node included, agrees that its directory is the newest; an error is a
@@ -221,8 +229,8 @@ mod tests {
         let copied: Vec<Start> = load(&*mine, MINE).unwrap().expect("just stored");
         admit(&*peer, &question(1, &copied)).unwrap();
         let now = begin(&*mine).unwrap();
-        admit(&*peer, &question(1, &now)).unwrap();
-        admit(&*peer, &question(1, &now)).unwrap();
+        assert!(admit(&*peer, &question(1, &now)).unwrap(), "a start that was not known");
+        assert!(!admit(&*peer, &question(1, &now)).unwrap(), "the same again");
 
         // The copy is put back and started: its second start is another one than that which the peer knows.
         let copy = Memory::new().expect("a temporary directory");

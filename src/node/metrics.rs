@@ -12,6 +12,8 @@ pub const FRAMES_REFUSED: &str = "trivet_peer_frames_refused_total";
 pub const FORWARDED: &str = "trivet_door_forwarded_total";
 /// Requests, by kind.
 pub const REQUESTS: &str = "trivet_door_requests_total";
+/// Elections stood for because a leader's node was gone.
+pub const TAKEN_OVER: &str = "trivet_node_shards_taken_over_total";
 /// Replicas hosted.
 pub const REPLICAS: &str = "trivet_node_replicas";
 /// Replicas that lead.
@@ -20,6 +22,8 @@ pub const LEADERS: &str = "trivet_node_leaders";
 pub const SHARDS_COMPACTED: &str = "trivet_node_shards_compacted_total";
 /// Room left on the disk.
 pub const DISK_ROOM: &str = "trivet_node_disk_room";
+/// Whether the disk stands still.
+pub const DISK_STALLED: &str = "trivet_node_disk_stalled";
 /// Writes refused because disks are nearly full.
 pub const WRITES_REFUSED_FULL: &str = "trivet_node_writes_refused_disk_full_total";
 /// Snapshots received and installed.
@@ -35,12 +39,17 @@ pub fn describe() {
     metrics::describe_counter!(FRAMES_REFUSED, "Frames refused: wrong cluster, node, group or replica");
     metrics::describe_counter!(FORWARDED, "Requests passed on to the node that can answer them");
     metrics::describe_counter!(REQUESTS, "Requests for data by kind");
+    metrics::describe_counter!(TAKEN_OVER, "Elections stood for at once because the leader's node was gone");
     metrics::describe_gauge!(REPLICAS, "Replicas hosted by this node");
     metrics::describe_gauge!(LEADERS, "Replicas of this node that lead their shard");
     metrics::describe_counter!(SHARDS_COMPACTED, "Shards compacted because much of them was garbage");
     metrics::describe_gauge!(
         DISK_ROOM,
         "Room left on the disk: 2 enough, 1 little (this node leads no writes), 0 none (it takes no entries)"
+    );
+    metrics::describe_gauge!(
+        DISK_STALLED,
+        "Whether the disk stands still (1): this node leads nothing it can hand over"
     );
     metrics::describe_counter!(WRITES_REFUSED_FULL, "Writes refused because disks are nearly full");
     metrics::describe_counter!(SNAPSHOTS_RECEIVED, "Snapshots received and installed");

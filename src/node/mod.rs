@@ -15,7 +15,8 @@
 //! - `members`: brings the members of a group to what the catalog wants; who is wanted no more goes.
 //! - `splits`: brings about the splits that are wanted, hosts the children.
 //! - `merges`: brings about the merges that are wanted, buries who was taken over.
-//! - `room`: yields before the disk is full; `sweeper`: makes what was deleted leave it.
+//! - `takeover`: stands for election when another node's process is gone, without waiting for the timeout.
+//! - `room`: yields before the disk is full; `stall`: yields while the disk stands still; `sweeper`: makes what was deleted leave it.
 //! - `door`: `(table, Request) -> Response`: local replica, or forwarded to the node that can; `routing`: its attempts,
 //!   one after the other, and what they leave to be said; `paging`: scans,
 //!   page by page.
@@ -44,7 +45,9 @@ mod report;
 mod room;
 mod routing;
 mod splits;
+mod stall;
 mod sweeper;
+mod takeover;
 mod transport;
 
 pub use ask::{AskHandler, ChecksumAnswer, IdentityAnswer, JoinAnswer, JoinAsk, ShardAsk};

@@ -103,7 +103,7 @@ impl Node {
             node: self.id(),
             revision: directory.revision(),
             hears: directory.nodes().map(|node| node.id).filter(|&node| self.links().is_alive(node)).collect(),
-            disk: self.check_room().err().map(|error| error.message),
+            disk: self.check_disk().err().map(|error| error.message),
             shards: shards.collect(),
         }
     }

@@ -92,7 +92,7 @@ impl Rooms {
     }
 
     /// Whether another node has told lately that it has little room.
-    fn lacks(&self, node: NodeId, now: Instant) -> bool {
+    pub(super) fn lacks(&self, node: NodeId, now: Instant) -> bool {
         if !self.any_other.load(Ordering::Relaxed) {
             return false;
         }

@@ -19,8 +19,9 @@ use super::keeper;
 use super::log::LogStore;
 use super::machine::{Cutter, Machine};
 use super::metrics;
-use super::network::Network;
+use super::network::{Behind, Network};
 use super::options::Options;
+use super::pulse::{self, Heard};
 use super::receive;
 use super::staged::Staged;
 use super::status::{Part, Status};
@@ -50,7 +51,12 @@ pub(super) struct Inner {
     applied: watch::Receiver<u64>,
     /// Held while leadership is being handed over.
     pub(super) transferring: tokio::sync::Mutex<()>,
-    keeper: parking_lot::Mutex<Option<Task<()>>>,
+    /// Whether another voter's log was found to go further than this one, when it stood.
+    pub(super) behind: Behind,
+    /// Whether a leader has been heard from lately.
+    pub(super) heard: Arc<Heard>,
+    /// What runs beside the replica.
+    tasks: parking_lot::Mutex<Vec<Task<()>>>,
 }
 
 impl Group {
@@ -72,7 +78,9 @@ impl Group {
         let cutter = machine.cutter();
         let (applier, applied) = Applier::open(options.shard, machine, engine, log.clone())
             .map_err(|error| GroupError::Start(error.to_string()))?;
-        let network = Network::new(options.shard, options.replica, options.timers, log.clone(), transport, clock);
+        let Options { shard, replica, timers, .. } = options;
+        let behind = Behind::default();
+        let network = Network::new(shard, replica, timers, log.clone(), behind.clone(), transport, clock.clone());
         let raft = Raft::new(options.replica.0, config, network, log.clone(), applier)
             .await
             .map_err(|error| GroupError::Start(error.to_string()))?;
@@ -88,9 +96,11 @@ impl Group {
             status,
             applied,
             transferring: tokio::sync::Mutex::new(()),
-            keeper: parking_lot::Mutex::new(None),
+            behind,
+            heard: Arc::default(),
+            tasks: parking_lot::Mutex::default(),
         });
-        *inner.keeper.lock() = Some(keeper::spawn(&inner));
+        *inner.tasks.lock() = vec![keeper::spawn(&inner), pulse::spawn(&inner, &clock)];
         Ok(Group { inner })
     }
 
@@ -210,7 +220,7 @@ impl Group {
             let _ = answer.send(Err(format!("{to} begins with a snapshot")));
             return;
         }
-        receive::dispatch(&self.inner.raft, &self.inner.log, kind, payload, answer);
+        receive::dispatch(&self.inner, kind, payload, answer);
     }
 
     /// Takes in a snapshot that was received whole: its header and its files in order. Dropping the future leaves the
@@ -289,9 +299,9 @@ impl Group {
             self.inner.log.close();
             ended.await;
         }
-        let keeper = self.inner.keeper.lock().take();
-        if let Some(keeper) = keeper {
-            let _ = keeper.await;
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock());
+        for task in tasks {
+            let _ = task.await;
         }
     }
 

@@ -7,9 +7,9 @@ use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::type_config::async_runtime::watch::WatchReceiver;
 use openraft::{ChangeMembers, Instant as _, Precondition};
 
-use super::error::{ChangeError, TransferError};
+use super::error::{ChangeError, GroupError, TransferError};
 use super::group::Group;
-use super::types::{LogId, Membership, Metrics, TypeConfig};
+use super::types::{LogId, Membership, Metrics, TransferRequest, TypeConfig};
 use crate::runtime;
 use crate::types::{NodeId, ReplicaId};
 
@@ -147,6 +147,46 @@ impl Group {
             }
         });
         taken.await.unwrap_or(Err(TransferError::NotTaken))
+    }
+
+    /// Stands for election at once in the place of a replica that is gone, as if that had handed its leadership over to
+    /// this one: voters that still keep to it grant their votes all the same, if this log is as long as theirs. False if
+    /// that replica neither is the leader that this one follows nor has its vote, or if this one has no vote.
+    ///
+    /// Safe whether or not the leader is gone: it takes the votes of a majority, and if the leader is there after all it
+    /// loses its term and nothing else. That holds because reads ask a majority each time; a leader that read by a lease
+    /// would count on being followed until that ends.
+    pub async fn take_over(&self, gone: ReplicaId) -> Result<bool, GroupError> {
+        let known = (self.inner.raft)
+            .with_raft_state(|state| {
+                let members = state.membership_state.effective().membership();
+                (*state.vote_ref(), state.log_ids.last().copied(), members.clone())
+            })
+            .await;
+        let (vote, last_log, members) = known.map_err(|_| GroupError::Stopped)?;
+        // A vote that is not committed was given to a candidate: it may have died before it led, or before it said so.
+        let waits_for_it = vote.leader_id.node_id == gone.0 && gone != self.replica();
+        if !waits_for_it || !members.voter_ids().any(|voter| voter == self.replica().0) {
+            return Ok(false);
+        }
+        self.inner.behind.forget();
+        // openraft waits until this much of its log is durable under that vote. Under one that is not committed there is no
+        // log; and the vote, being durable, was written after all there is.
+        let durable = last_log.filter(|_| vote.committed);
+        let request = TransferRequest::new(vote, self.replica().0, durable);
+        let taken = self.inner.raft.handle_transfer_leader(request).await.map_err(|_| GroupError::Stopped)?;
+        Ok(taken.is_ok())
+    }
+
+    /// Whether, since this replica last took over, a voter refused it its vote because its log is shorter: it cannot lead,
+    /// and by standing again would only be in the way of those that can.
+    pub fn is_behind(&self) -> bool {
+        self.inner.behind.is()
+    }
+
+    /// Whether this replica stands in elections by itself. It goes on voting, and takes a leadership that is handed to it.
+    pub fn stand_in_elections(&self, stand: bool) {
+        self.inner.raft.runtime_config().elect(stand);
     }
 
     /// Whether `to` could take over without a pause, as openraft's report has it.

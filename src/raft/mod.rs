@@ -25,7 +25,8 @@
 //!
 //! Snapshots hold no second copy: to "build" one makes the applied state durable, which entitles us to trim the log.
 //! The data is cut from a storage snapshot only when a follower needs it, position and content from one moment, and
-//! travels file by file on a connection of its own. `keeper` starts both when the log has grown by a number of bytes.
+//! travels file by file on a connection of its own. `keeper` starts both when the log has grown by a number of bytes. `pulse`
+//! sends a leader's heartbeats, and lets openraft's own timer rest while a leader is heard.
 //!
 //! A group comes to be in one of two ways: founded empty by its first members ([`Group::found`]), or born with a state
 //! beside the members of another ([`Birth`]), when a shard is split. One whose quorum is lost for good goes on from a single
@@ -49,6 +50,7 @@ mod members;
 pub mod metrics;
 mod network;
 mod options;
+mod pulse;
 mod receive;
 mod recovery;
 mod runtime;

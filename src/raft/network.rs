@@ -21,6 +21,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -59,6 +60,26 @@ const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(1);
 
 type RpcError = RPCError<TypeConfig>;
 
+/// Whether a voter refused this replica its vote since its own log goes further.
+#[derive(Clone, Debug, Default)]
+pub struct Behind(Arc<AtomicBool>);
+
+impl Behind {
+    /// Whether that has happened since it was last forgotten.
+    pub fn is(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Before another election.
+    pub fn forget(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    fn note(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Makes connections to the other replicas of one group.
 #[derive(Clone)]
 pub struct Network {
@@ -68,6 +89,7 @@ pub struct Network {
     patience: Duration,
     /// Knows which entries all members hold.
     log: LogStore,
+    behind: Behind,
     transport: Arc<dyn Transport>,
     clock: Clock,
 }
@@ -79,10 +101,11 @@ impl Network {
         from: ReplicaId,
         timers: Timers,
         log: LogStore,
+        behind: Behind,
         transport: Arc<dyn Transport>,
         clock: Clock,
     ) -> Network {
-        Network { group, from, patience: 2 * timers.election_max, log, transport, clock }
+        Network { group, from, patience: 2 * timers.election_max, log, behind, transport, clock }
     }
 }
 
@@ -152,7 +175,11 @@ impl NetBackoff<TypeConfig> for Peer {
 impl NetVote<TypeConfig> for Peer {
     async fn vote(&mut self, request: VoteRequest, option: RPCOption) -> Result<VoteResponse, RpcError> {
         let answer = self.ask(Kind::Vote, codec::encode_vote_request(&request), option.hard_ttl()).await?;
-        codec::decode_vote_response(answer).map_err(bad_answer)
+        let answer = codec::decode_vote_response(answer).map_err(bad_answer)?;
+        if !answer.vote_granted && answer.last_log_id > request.last_log_id {
+            self.network.behind.note();
+        }
+        Ok(answer)
     }
 
     /// Written out because openraft's own default grants the vote.

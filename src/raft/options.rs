@@ -23,6 +23,12 @@ const PROPOSALS_PER_TURN: u64 = 256;
 const BACKOFF: &str = "50ms 100ms 200ms ...1s";
 
 /// The timers of a group, equal on all its replicas.
+///
+/// A voter that has heard from its leader keeps to it for `election_max` and then waits for a time between the other two
+/// before it stands: with the defaults a leader that falls silent is replaced after 1.6 to 2 seconds, and four of its
+/// heartbeats may get lost before. A leader takes no writes once no majority has answered for `election_max`, which are two
+/// of its heartbeats and a half. Heartbeats are what idle groups cost, in proportion; a leader whose process ends is
+/// replaced without waiting for any of these times (`node::takeover`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timers {
     /// How often a leader shows that it is there.
@@ -36,7 +42,7 @@ pub struct Timers {
 impl Default for Timers {
     fn default() -> Timers {
         Timers {
-            heartbeat: Duration::from_millis(200),
+            heartbeat: Duration::from_millis(400),
             election_min: Duration::from_millis(600),
             election_max: Duration::from_millis(1_000),
         }
@@ -96,7 +102,7 @@ impl Options {
             cluster_name: self.shard.to_string(),
             heartbeat_interval: millis(heartbeat),
             // Replication is as good as a heartbeat: a busy group sends none.
-            heartbeat_min_interval: Some(millis(heartbeat) / 2),
+            heartbeat_min_interval: Some(millis(heartbeat) / 4),
             election_timeout_min: millis(election_min),
             election_timeout_max: millis(election_max),
             max_payload_entries: APPEND_ENTRIES_MAX,
@@ -143,6 +149,13 @@ mod tests {
     #[test]
     fn timers_that_cannot_work_are_refused() {
         let mut options = Options::new(ShardId(1), ReplicaId(2), NodeId(3));
+        // The narrowest that a node's configuration lets through.
+        for heartbeat_ms in [10_u64, 400, 9_999] {
+            let ms = Duration::from_millis;
+            let election_min = ms((3 * heartbeat_ms).div_ceil(2));
+            options.timers = Timers { heartbeat: ms(heartbeat_ms), election_min, election_max: election_min + ms(50) };
+            options.config().expect("these work");
+        }
         options.timers.election_min = options.timers.heartbeat;
         assert!(matches!(options.config(), Err(GroupError::Start(_))));
     }

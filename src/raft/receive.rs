@@ -14,22 +14,16 @@ use openraft::raft::TransferLeaderError;
 use tokio::sync::oneshot;
 
 use super::codec::{self, CodecError};
-use super::log::LogStore;
+use super::group::Inner;
 use super::transport::Kind;
-use super::types::{Raft, VoteResponse};
+use super::types::{AppendResponse, VoteResponse};
 use crate::runtime;
 
 type Handler = Pin<Box<dyn Future<Output = Result<Bytes, String>> + Send>>;
 
 /// Hands a message to the core and sees to its answer.
-pub fn dispatch(
-    raft: &Raft,
-    log: &LogStore,
-    kind: Kind,
-    payload: Bytes,
-    answer: oneshot::Sender<Result<Bytes, String>>,
-) {
-    let handler = match handler(raft.clone(), log, kind, payload) {
+pub fn dispatch(inner: &Inner, kind: Kind, payload: Bytes, answer: oneshot::Sender<Result<Bytes, String>>) {
+    let handler = match handler(inner, kind, payload) {
         Ok(handler) => handler,
         Err(error) => {
             let _ = answer.send(Err(error.to_string()));
@@ -65,15 +59,20 @@ pub fn is_the_beginning(kind: Kind, payload: &Bytes) -> bool {
 
 /// What to do about a message. A question for a confirmed index is not one for the core: whoever owns the group answers
 /// it, so that all who wait share one confirmation.
-fn handler(raft: Raft, log: &LogStore, kind: Kind, payload: Bytes) -> Result<Handler, CodecError> {
+fn handler(inner: &Inner, kind: Kind, payload: Bytes) -> Result<Handler, CodecError> {
+    let raft = inner.raft.clone();
     Ok(match kind {
         Kind::Append => {
             // Entries stay in the cache as slices of what they came in. The connection's buffer also holds the frames
             // of other groups and must not be kept for the sake of a few of them.
             let (request, held) = codec::decode_append(Bytes::copy_from_slice(&payload))?;
-            log.note_held(held);
+            inner.log.note_held(held);
+            let heard = inner.heard.clone();
             Box::pin(async move {
                 let response = raft.append_entries(request).await.map_err(|error| error.to_string())?;
+                if !matches!(response, AppendResponse::HigherVote(_)) {
+                    heard.note();
+                }
                 Ok(codec::encode_append_response(&response))
             })
         }

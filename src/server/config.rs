@@ -86,7 +86,7 @@ pub struct Log {
 pub struct Timers {
     /// How often a leader tells its followers that it lives.
     pub heartbeat_ms: u64,
-    /// A follower that hears nothing for between this …
+    /// A follower that hears nothing for between this, at least one and a half heartbeats, …
     pub election_min_ms: u64,
     /// … and this long asks to be elected.
     pub election_max_ms: u64,
@@ -127,7 +127,7 @@ impl Default for Log {
 impl Default for Timers {
     fn default() -> Timers {
         Timers {
-            heartbeat_ms: 200,
+            heartbeat_ms: 400,
             election_min_ms: 600,
             election_max_ms: 1_000,
             drain_ms: 10_000,
@@ -153,6 +153,8 @@ const ZONE_BYTES_MAX: usize = 64;
 /// Less would make more shards than the data is worth.
 const SPLIT_MB_MIN: u64 = 1;
 const SPLIT_REQUESTS_MIN: u64 = 10;
+/// A minute: what waits longer before it stands for election is no failover.
+const ELECTION_MIN_MS_MAX: u64 = 60_000;
 /// Sooner would undo a split before its effect is seen; later than a month is never.
 const MERGE_AFTER_MS_MIN: u64 = 1_000;
 const MERGE_AFTER_MS_MAX: u64 = 31 * 24 * 3_600_000;
@@ -224,6 +226,15 @@ impl Config {
             problem(key, why);
         }
 
+        let timers = &self.timers;
+        // A follower acts after `election_max` and then `election_min` without a word, so two heartbeats may get lost and a
+        // third be late before it does.
+        let election_min_ms = timers.heartbeat_ms.saturating_mul(3).div_ceil(2)..=ELECTION_MIN_MS_MAX;
+        if !election_min_ms.contains(&timers.election_min_ms) {
+            let (is, low, high) = (timers.election_min_ms, election_min_ms.start(), election_min_ms.end());
+            let why = format!("is {is}, must be from {low} (one and a half times timers.heartbeat_ms) to {high}");
+            problem("timers.election_min_ms", why);
+        }
         let mut within = |key, value: u64, low: u64, high: u64| {
             if value < low || value > high {
                 problem(key, format!("is {value}, must be from {low} to {high}"));
@@ -232,10 +243,7 @@ impl Config {
         within("block_cache_mb", self.block_cache_mb, BLOCK_CACHE_MB_MIN, MEMORY_MB_MAX);
         within("write_buffer_mb", self.write_buffer_mb, WRITE_BUFFER_MB_MIN, MEMORY_MB_MAX);
         within("worker_threads", self.worker_threads, 0, WORKER_THREADS_MAX);
-        let timers = &self.timers;
         within("timers.heartbeat_ms", timers.heartbeat_ms, 10, 10_000);
-        // Two heartbeats must be able to get lost before a follower acts.
-        within("timers.election_min_ms", timers.election_min_ms, timers.heartbeat_ms.saturating_mul(2), 60_000);
         within("timers.election_max_ms", timers.election_max_ms, timers.election_min_ms.saturating_add(50), 120_000);
         within("timers.drain_ms", timers.drain_ms, 0, DRAIN_MS_MAX);
         within("timers.replace_lost_ms", timers.replace_lost_ms, REPLACE_LOST_MS_MIN, REPLACE_LOST_MS_MAX);
@@ -413,8 +421,13 @@ mod tests {
     fn numbers_have_bounds() {
         assert_eq!(why_not(|c| c.block_cache_mb = 1), ["block_cache_mb: is 1, must be from 8 to 1048576"]);
         assert_eq!(
-            why_not(|c| c.timers.heartbeat_ms = 400),
-            ["timers.election_min_ms: is 600, must be from 800 to 60000"]
+            why_not(|c| c.timers.heartbeat_ms = 401),
+            ["timers.election_min_ms: is 600, must be from 602 (one and a half times timers.heartbeat_ms) to 60000"]
+        );
+        assert_eq!(why_not(|c| (c.timers.heartbeat_ms, c.timers.election_min_ms) = (401, 602)), [] as [String; 0]);
+        assert_eq!(
+            why_not(|c| (c.timers.election_min_ms, c.timers.election_max_ms) = (60_001, 70_000)),
+            ["timers.election_min_ms: is 60001, must be from 600 (one and a half times timers.heartbeat_ms) to 60000"]
         );
         assert_eq!(
             why_not(|c| c.limits.value_bytes_max = 5 << 20),

@@ -293,7 +293,7 @@ fn check_node(live: &Checks, ready: &Checks, node: &Arc<Node>) {
         }
     });
     let weak = Arc::downgrade(node);
-    ready.set("disk", move || weak.upgrade().ok_or_else(gone)?.check_room().map_err(|error| error.message));
+    ready.set("disk", move || weak.upgrade().ok_or_else(gone)?.check_disk().map_err(|error| error.message));
     let weak = Arc::downgrade(node);
     ready.set("leader", move || match weak.upgrade().ok_or_else(gone)?.system_leader() {
         Some(_) => Ok(()),

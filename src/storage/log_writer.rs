@@ -38,6 +38,8 @@ struct Shared {
     /// Wakes the task that stands for the thread in a simulation.
     woken: Notify,
     bytes: AtomicUsize,
+    /// Since when a batch has been on its way to the disk.
+    outstanding: Mutex<Option<Instant>>,
 }
 
 impl Shared {
@@ -87,6 +89,7 @@ impl LogWriter {
             wake: Condvar::new(),
             woken: Notify::new(),
             bytes: AtomicUsize::new(0),
+            outstanding: Mutex::new(None),
         });
         let worker = Worker { shared: shared.clone(), fatal, metrics: LogMetrics::new(), clock: Clock::system() };
         if simulation::active() {
@@ -173,6 +176,12 @@ impl LogWriter {
         self.shared.bytes.load(Ordering::Relaxed)
     }
 
+    /// Since when a batch has been on its way to the disk; none while there is nothing to write. A disk that stands still
+    /// shows here, whatever the groups are waiting for.
+    pub fn outstanding_since(&self) -> Option<Instant> {
+        *self.shared.outstanding.lock()
+    }
+
     /// Finishes what is queued and ends the thread; later operations are done with [`Error::Stopped`]. Blocks for as
     /// long as the last batch takes.
     pub fn stop(&self) {
@@ -233,6 +242,7 @@ impl Worker {
                 self.shared.woken.notified().await;
                 continue;
             };
+            *self.shared.outstanding.lock() = Some(self.clock.now());
             simulation::disk_writes().await;
             let written = match self.write(ops, hints) {
                 Ok(written) => written,
@@ -242,6 +252,7 @@ impl Worker {
             if let Err((error, ops)) = self.finish(written) {
                 return self.close(ops, &error);
             }
+            *self.shared.outstanding.lock() = None;
         }
         self.close(Vec::new(), &Error::Stopped);
     }
@@ -281,8 +292,11 @@ impl Worker {
     }
 
     fn process(&self, ops: Vec<Queued>, hints: HashMap<ShardId, Bytes>) -> Result<(), (Error, Vec<Queued>)> {
+        *self.shared.outstanding.lock() = Some(self.clock.now());
         let written = self.write(ops, hints)?;
-        self.finish(written)
+        self.finish(written)?;
+        *self.shared.outstanding.lock() = None;
+        Ok(())
     }
 
     /// Writes a batch; afterwards it is readable and not yet durable.

@@ -1,4 +1,4 @@
-//! Disks that are full, flip bits or lose their tail: the node notices, says so, and the cluster keeps every promise.
+//! Disks that are full, stand still, flip bits or lose their tail: the node notices, says so, and the cluster keeps every promise.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -54,6 +54,48 @@ async fn a_leader_whose_disk_fills_up_yields_and_no_call_fails() {
     cluster.kv(3).put(put("t", "k", "v")).await.expect("it leads and writes again");
     let log = cluster.node(3).log_tail(1_000);
     assert!(log.contains("there is room on the disk again") && !log.contains("panicked"), "{log}");
+}
+
+/// How long a sync takes on a disk that stands still: several times what makes the node yield.
+const STANDSTILL: Duration = Duration::from_secs(4);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_disk_stands_still_yields_and_no_call_fails() {
+    const SHARDS: u32 = 6;
+    let mut cluster = Cluster::unstarted(3);
+    let Some(syncs) = Syncs::of_node(&mut cluster, 3) else { return };
+    for id in cluster.ids() {
+        cluster.start(id);
+    }
+    cluster.healthy().await;
+    cluster.create_hash_table("t", SHARDS).await;
+    for number in 0..8 {
+        cluster.transfer("t", &format!("counter-{number}"), 3).await;
+    }
+    let load = Load::start(&cluster, "t", 8).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    syncs.take(STANDSTILL);
+    eventually("the node says so and others lead everything", || async {
+        let (code, text) = http(cluster.node(3).http, "/readyz").await;
+        let led = cluster.metric(1, "trivet_node_leaders").await + cluster.metric(2, "trivet_node_leaders").await;
+        let so = code == 503 && text.contains("the disk stands still") && led == f64::from(SHARDS + 1);
+        if so { Ok(()) } else { Err(format!("{code} {text} the others lead {led}")) }
+    })
+    .await;
+    for number in 0..16 {
+        cluster.trivet(&["put", "t", &format!("meanwhile-{number}"), "v"]).ok();
+    }
+    assert!(cluster.node(3).is_running(), "{}", cluster.node(3).log_tail(40));
+
+    syncs.take(Duration::ZERO);
+    cluster.healthy().await;
+    load.finish().await.assert_flawless(200);
+    cluster.checksums_equal("t").await;
+    cluster.transfer("t", "k", 3).await;
+    cluster.kv(3).put(put("t", "k", "v")).await.expect("it leads and writes again");
+    let log = cluster.node(3).log_tail(1_000);
+    assert!(log.contains("the disk answers again") && !log.contains("panicked"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -277,6 +319,38 @@ fn flip_bits(path: &Path, at: f64) {
 fn used_length(path: &Path) -> u64 {
     let bytes = std::fs::read(path).expect("readable");
     bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1)
+}
+
+/// How long the syncs of a node take: a preloaded library, which the fault harness has too, waits before each.
+struct Syncs {
+    control: PathBuf,
+}
+
+impl Syncs {
+    /// Where in the control file the library finds the delay, and how long that file is.
+    const DELAY_AT: u64 = 4;
+    const LENGTH: usize = 40;
+
+    /// Of a node that is not started yet; none where the library cannot be compiled.
+    fn of_node(cluster: &mut Cluster, id: u64) -> Option<Syncs> {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("jepsen/src/disk/shim.c");
+        let (library, control) = (cluster.root().join("shim.so"), cluster.root().join("shim"));
+        let mut compiler = Command::new("gcc");
+        compiler.args(["-shared", "-fPIC", "-O2", "-o"]).arg(&library).arg(&source).arg("-ldl");
+        if !compiler.status().is_ok_and(|status| status.success()) {
+            println!("skipped: a disk that stands still (gcc is needed for the library that makes it so)");
+            return None;
+        }
+        std::fs::write(&control, [0; Syncs::LENGTH]).expect("a control file");
+        cluster.node_mut(id).environment = vec![("LD_PRELOAD", library), ("JEPSEN_SHIM", control.clone())];
+        Some(Syncs { control })
+    }
+
+    fn take(&self, longer: Duration) {
+        let ms = u32::try_from(longer.as_millis()).expect("seconds");
+        let mut file = OpenOptions::new().write(true).open(&self.control).expect("the control file is there");
+        file.seek(SeekFrom::Start(Syncs::DELAY_AT)).and_then(|_| file.write_all(&ms.to_ne_bytes())).expect("told");
+    }
 }
 
 /// A tmpfs that is unmounted again.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Cluster, rounds, wait};
+use crate::harness::{Cluster, eventually, rounds, wait};
 use crate::load::Load;
 
 /// Long enough for an election and for clients to notice; short enough for a suite.
@@ -17,6 +17,46 @@ async fn killing_nodes_in_turn_loses_nothing() {
         let victim = u64::from(round % 3) + 1;
         cluster.kill(victim);
         tokio::time::sleep(PAUSE_BETWEEN).await;
+        cluster.start(victim);
+        cluster.healthy().await;
+    }
+    load.finish().await.assert_flawless(500);
+    cluster.checksums_equal("t").await;
+}
+
+/// Shards of the table whose leaders die.
+const MANY_SHARDS: u32 = 48;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaderships_of_a_killed_node_are_taken_over_at_once() {
+    let mut cluster = Cluster::of(3).await;
+    cluster.create_hash_table("t", MANY_SHARDS).await;
+    cluster.healthy().await;
+    let load = Load::start(&cluster, "t", 16).await;
+    let taken = async |cluster: &Cluster, ids: &[u64]| {
+        let mut taken = 0.0;
+        for &id in ids {
+            taken += cluster.metric(id, "trivet_node_shards_taken_over_total").await;
+        }
+        taken
+    };
+    for victim in [1, 2] {
+        let led = cluster.metric(victim, "trivet_node_leaders").await;
+        assert!(led >= 1.0, "node {victim} leads nothing");
+        let others: Vec<u64> = cluster.ids().into_iter().filter(|&id| id != victim).collect();
+        let before = taken(&cluster, &others).await;
+        cluster.kill(victim);
+        // By the election timeout alone nothing would be counted here, however long one waits.
+        eventually("the others have taken over", || async {
+            let count = taken(&cluster, &others).await - before;
+            let mut leaders = 0.0;
+            for &id in &others {
+                leaders += cluster.metric(id, "trivet_node_leaders").await;
+            }
+            let all = f64::from(MANY_SHARDS) + 1.0;
+            if count >= 1.0 && leaders == all { Ok(()) } else { Err(format!("{count} of {led} taken, {leaders} led")) }
+        })
+        .await;
         cluster.start(victim);
         cluster.healthy().await;
     }

@@ -26,6 +26,7 @@ const FLOORS: &[(&str, u64)] = &[
     ("pauses", 60),
     ("wipes", 10),
     ("transfers", 60),
+    ("wrong verdicts", 60),
     ("orderly restarts", 30),
     ("splits", 100),
     ("merges", 30),

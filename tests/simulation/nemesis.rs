@@ -242,6 +242,7 @@ impl Nemesis {
             }
             Fault::Transfer => self.transfer(cluster, at),
             Fault::Split => self.split(cluster, watch, at).await,
+            Fault::Verdict => self.verdict(cluster, at),
             Fault::Merge => self.merge(cluster, watch, at).await,
             Fault::Move => self.relocate(cluster, at),
             Fault::Drain => {
@@ -296,6 +297,21 @@ impl Nemesis {
                 return self.later(Remedy::Boot(at));
             }
         }
+    }
+
+    /// Lets a node believe that another one, which runs, is gone.
+    fn verdict(&mut self, cluster: &Cluster, gone: usize) {
+        let judges = (0..cluster.members.len()).filter(|&at| at != gone && cluster.members[at].up);
+        let judges: Vec<usize> = judges.collect();
+        if judges.is_empty() {
+            return;
+        }
+        let judge = *self.random.pick(&judges);
+        let Some(node) = cluster.members[judge].node() else { return };
+        let gone = NodeId(cluster.members[gone].id);
+        self.report.event(format_args!("node {} believes that {gone} is gone", cluster.members[judge].id));
+        self.report.count("wrong verdicts");
+        cluster.members[judge].scope().spawn(async move { node.take_over(gone).await });
     }
 
     /// Asks a node to merge some shard with its right neighbour. Whether that works out while other things go wrong, and

@@ -214,7 +214,7 @@ impl Network {
     async fn dial(self, from: Host, address: String) -> Result<Simulated, StdError> {
         sleep(self.way()).await;
         let found = self.state.lock().servers.get(&address).map(|server| server.host);
-        let Some(to) = found else { return Err("connection refused".into()) };
+        let Some(to) = found else { return Err(refused()) };
         if self.is_cut(from, to) || self.is_cut(to, from) {
             sleep(CONNECT_PATIENCE).await;
             return Err("connection timed out".into());
@@ -222,7 +222,7 @@ impl Network {
         sleep(self.way()).await;
         let connection = Arc::new(Connection { from, to, broken: CancellationToken::new() });
         let mut state = self.state.lock();
-        let server = state.servers.get(&address).ok_or("connection refused")?;
+        let server = state.servers.get(&address).ok_or_else(refused)?;
         let caller = Caller {
             network: self.clone(),
             connection: connection.clone(),
@@ -232,6 +232,11 @@ impl Network {
         state.connections.push(Arc::downgrade(&connection));
         Ok(BoxCloneSyncService::new(Shared(Mutex::new(caller))))
     }
+}
+
+/// What a machine says where no process listens.
+fn refused() -> StdError {
+    std::io::Error::from(std::io::ErrorKind::ConnectionRefused).into()
 }
 
 /// The client's end of a connection.

@@ -45,10 +45,12 @@ pub enum Fault {
     Move,
     /// A node is to drain for a while.
     Drain,
+    /// A node is told that another one is gone, which is not so.
+    Verdict,
 }
 
 /// All faults.
-pub const FAULTS: [Fault; 17] = [
+pub const FAULTS: [Fault; 18] = [
     Fault::Crash,
     Fault::CrashAll,
     Fault::Pause,
@@ -66,6 +68,7 @@ pub const FAULTS: [Fault; 17] = [
     Fault::Merge,
     Fault::Move,
     Fault::Drain,
+    Fault::Verdict,
 ];
 
 /// The parameters of one run.

@@ -1,4 +1,4 @@
-//! Disks that fail a sync or all writes, are full, slow, hung or read-only.
+//! Disks that fail a sync or all writes, are full, slow, stalled, hung or read-only.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +32,7 @@ enum Kind {
     Write,
     Full,
     Slow,
+    Stall,
     Hung,
     ReadOnly,
 }
@@ -40,7 +41,7 @@ struct Disk(Kind);
 
 pub(super) fn all() -> Vec<Arc<dyn Nemesis>> {
     use Kind::*;
-    [Sync, Write, Full, Slow, Hung, ReadOnly].map(|kind| Arc::new(Disk(kind)) as Arc<dyn Nemesis>).to_vec()
+    [Sync, Write, Full, Slow, Stall, Hung, ReadOnly].map(|kind| Arc::new(Disk(kind)) as Arc<dyn Nemesis>).to_vec()
 }
 
 /// Lets a fault last; whether the node ended over it.
@@ -89,6 +90,16 @@ impl Disk {
                 ensure!(delayed > 0, "n{} synced nothing", fixed.id);
                 format!("{delayed} syncs took {delay} ms more")
             }
+            Kind::Stall => {
+                let before = shim()?.done()?.syncs_delayed;
+                let delay = random.random_range(1_500..8_000);
+                shim()?.delay_syncs(delay)?;
+                ended |= last(stage, node, random).await?;
+                shim()?.rest()?;
+                let delayed = shim()?.done()?.syncs_delayed - before;
+                ensure!(delayed > 0, "n{} synced nothing", fixed.id);
+                format!("{delayed} syncs took {delay} ms more")
+            }
             Kind::Full => {
                 image()?.fill()?;
                 ended |= last(stage, node, random).await?;
@@ -130,6 +141,7 @@ impl Nemesis for Disk {
             Kind::Write => "disk-write",
             Kind::Full => "disk-full",
             Kind::Slow => "disk-slow",
+            Kind::Stall => "disk-stall",
             Kind::Hung => "disk-hung",
             Kind::ReadOnly => "disk-read-only",
         }
@@ -141,6 +153,7 @@ impl Nemesis for Disk {
             Kind::Write => "every write of a node fails for a while",
             Kind::Full => "a node's disk is full for a while",
             Kind::Slow => "every sync of a node takes 50 to 400 ms longer",
+            Kind::Stall => "every sync of a node takes 1.5 to 8 s longer: it must yield, and the others go on",
             Kind::Hung => "a node's disk takes no writes for 1 to 20 s; they hang",
             Kind::ReadOnly => "a node's file system meets an error and turns read-only",
         }
@@ -148,14 +161,14 @@ impl Nemesis for Disk {
 
     fn wants(&self) -> Wants {
         match self.0 {
-            Kind::Sync | Kind::Write | Kind::Slow => Wants { shim: true, ..Wants::default() },
+            Kind::Sync | Kind::Write | Kind::Slow | Kind::Stall => Wants { shim: true, ..Wants::default() },
             Kind::Full | Kind::Hung | Kind::ReadOnly => Wants { disk: true, ..Wants::default() },
         }
     }
 
     fn excuses(&self) -> &'static [&'static str] {
         match self.0 {
-            Kind::Slow | Kind::Hung => &[],
+            Kind::Slow | Kind::Stall | Kind::Hung => &[],
             Kind::Full => {
                 &["the disk is full: no more entries are taken", "cannot make the log durable", BROKEN_OFF, NO_SPACE]
             }

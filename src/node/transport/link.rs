@@ -14,6 +14,7 @@ use tonic::transport::Endpoint;
 
 use super::snapshot;
 use crate::node::metrics;
+use crate::node::takeover::Sign;
 use crate::raft::{Cut, Outgoing, Transport, TransportError};
 use crate::runtime::{Clock, Instant, random_u64, sleep, spawn, timeout, yield_now};
 use crate::types::{ClusterId, Error, NodeId, Reason, Result};
@@ -67,6 +68,8 @@ pub struct Links {
     cluster: AtomicU64,
     addresses: RwLock<HashMap<NodeId, String>>,
     links: RwLock<HashMap<NodeId, Arc<Link>>>,
+    /// Told of links that broke, and of nodes that started again.
+    signs: mpsc::Sender<Sign>,
 }
 
 type Pending = HashMap<u64, oneshot::Sender<Result<Bytes, TransportError>>>;
@@ -85,13 +88,14 @@ type Heard = Mutex<Option<Instant>>;
 
 impl Links {
     /// No links yet; they are made when first used.
-    pub fn new(me: NodeId, clock: Clock) -> Arc<Links> {
+    pub fn new(me: NodeId, clock: Clock, signs: mpsc::Sender<Sign>) -> Arc<Links> {
         Arc::new(Links {
             me,
             clock,
             cluster: AtomicU64::new(0),
             addresses: RwLock::default(),
             links: RwLock::default(),
+            signs,
         })
     }
 
@@ -125,6 +129,18 @@ impl Links {
         }
         let heard = self.links.read().get(&node).and_then(|link| *link.heard.lock());
         heard.is_some_and(|heard| self.clock.now().saturating_duration_since(heard) < ALIVE_WITHIN)
+    }
+
+    /// Tells that something was seen of a node that may be gone; lost if too much waits to be looked into.
+    pub fn tell(&self, sign: Sign) {
+        let _ = self.signs.try_send(sign);
+    }
+
+    /// A node was gone at that moment: it counts as alive again when something is heard from it, or if it has been since.
+    pub fn silence(&self, node: NodeId, at: Instant) {
+        if let Some(link) = self.links.read().get(&node) {
+            link.heard.lock().take_if(|heard| *heard <= at);
+        }
     }
 
     /// Ends all links.
@@ -236,6 +252,7 @@ async fn run(links: std::sync::Weak<Links>, to: NodeId, heard: Arc<Heard>, mut q
                         let taken = first.take();
                         converse(&links, to, &heard, connection, taken, &mut queue).await;
                         ::metrics::counter!(metrics::LINKS_BROKEN).increment(1);
+                        links.tell(Sign::LinkBroke(to));
                         Ok(())
                     }
                     Err(error) => Err(error),
@@ -384,4 +401,25 @@ fn take_answers(
         pending.retain(|_, answer| !answer.is_closed());
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_found_out_before_a_node_was_heard_again_does_not_silence_it() {
+        let clock = Clock::system();
+        let (signs, _seen) = mpsc::channel(1);
+        let links = Links::new(NodeId(1), clock.clone(), signs);
+        let link = links.link(NodeId(2));
+        let refused = clock.now();
+        let heard = refused + Duration::from_millis(1);
+        *link.heard.lock() = Some(heard);
+        links.silence(NodeId(2), refused);
+        assert!(links.is_alive(NodeId(2)), "it came back since");
+        links.silence(NodeId(2), heard);
+        assert!(!links.is_alive(NodeId(2)));
+        links.silence(NodeId(3), heard);
+    }
 }

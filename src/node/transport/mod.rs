@@ -6,7 +6,8 @@
 //! (`super::ask`) are plain calls.
 //!
 //! Order: frames of one link arrive in the order sent, and are handed to their groups in that order. A link that
-//! breaks fails everything in flight at once, and everything asked while it is down, so that Raft backs off.
+//! breaks fails everything in flight at once, and everything asked while it is down, so that Raft backs off; and it is a
+//! sign that the process at its other end may be gone (`super::takeover`).
 
 mod link;
 mod receive;
@@ -14,5 +15,5 @@ mod snapshot;
 #[cfg(test)]
 pub mod testing;
 
-pub use link::{LinkTransport, Links};
+pub use link::{LinkTransport, Links, endpoint};
 pub use receive::PeerService;

@@ -14,6 +14,7 @@ use super::link::MESSAGE_BYTES_MAX;
 use super::snapshot;
 use crate::node::host::Node;
 use crate::node::metrics;
+use crate::node::takeover::Sign;
 use crate::raft::{self, Kind};
 use crate::runtime::{spawn, timeout, yield_now};
 use crate::types::{Error, NodeId, Reason, ReplicaId, ShardId};
@@ -147,7 +148,11 @@ impl PeerService {
                             in_hand.push(self.dispatch(frame));
                         }
                     }
-                    Ok(None) | Err(_) => open = false,
+                    Ok(None) | Err(_) => {
+                        open = false;
+                        // A node that only ever follows the other has no link of its own to it that could break.
+                        self.node.links().tell(Sign::LinkBroke(NodeId(to_node)));
+                    }
                 },
                 _ = &mut stopped, if open => open = false,
             }

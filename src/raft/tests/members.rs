@@ -148,3 +148,93 @@ async fn leadership_goes_only_to_a_voter_that_keeps_up() {
     cluster.agree_all(index(&written)).await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_takes_over_whether_its_leader_is_gone_or_only_said_to_be() {
+    let cluster = Cluster::three().await;
+    let leader = cluster.leader().await;
+    cluster.agree_all(cluster.write("before").await).await;
+    let [one, other] = cluster.others(leader)[..] else { panic!("three replicas") };
+    let [leader_id, one_id, other_id] = [leader, one, other].map(|at| cluster.hosts[at].replica);
+    let term = cluster.hosts[leader].status().term;
+
+    let take_over = async |at: usize, gone| cluster.hosts[at].group.take_over(gone).await.expect("it runs");
+    assert!(!take_over(one, other_id).await, "that one does not lead");
+    assert!(!take_over(leader, leader_id).await, "nobody takes over from itself");
+    assert_eq!(cluster.hosts[one].status().term, term);
+
+    // The leader is well and heard: nobody would vote against it, but for this.
+    assert!(take_over(one, leader_id).await);
+    until("the one that stood leads", || cluster.hosts[one].status().is_leader()).await;
+    assert!(cluster.hosts[one].status().term > term);
+    let last = cluster.write("a wrong verdict costs an election").await;
+    let content = cluster.agree_all(last).await;
+    assert!(content.values().any(|payload| payload == "before"), "{content:?}");
+
+    cluster.isolate(one);
+    assert!(take_over(other, one_id).await);
+    until("the other leads", || cluster.hosts[other].status().is_leader()).await;
+    assert!(!take_over(leader, one_id).await || cluster.hosts[leader].status().leader.is_none(), "that is over");
+    cluster.net.heal();
+    let last = cluster.write("after").await;
+    cluster.agree_all(last).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_whose_log_is_shorter_learns_that_it_cannot_take_over() {
+    let cluster = Cluster::three().await;
+    let leader = cluster.leader().await;
+    cluster.agree_all(cluster.write("before").await).await;
+    let [one, other] = cluster.others(leader)[..] else { panic!("three replicas") };
+    let leader_id = cluster.hosts[leader].replica;
+
+    let node = |at: usize| cluster.hosts[at].node;
+    cluster.net.isolate(node(one), [node(leader)]);
+    let missed = cluster.write("one of them misses this").await;
+    cluster.agree(&[leader, other], missed).await;
+
+    // As its process ends: the two that are left see each other.
+    cluster.isolate(leader);
+    let take_over = async |at: usize| cluster.hosts[at].group.take_over(leader_id).await.expect("it runs");
+    assert!(take_over(one).await);
+    until("it hears that it is behind", || cluster.hosts[one].group.is_behind()).await;
+    assert!(take_over(other).await);
+    until("the one with the longer log leads", || cluster.hosts[other].status().is_leader()).await;
+    assert!(!cluster.hosts[other].group.is_behind());
+    cluster.agree(&[one, other], missed).await;
+    cluster.net.heal();
+    cluster.agree_all(cluster.write("after").await).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_takes_over_from_a_candidate_that_it_gave_its_vote_to() {
+    let cluster = Cluster::three().await;
+    let leader = cluster.leader().await;
+    cluster.agree_all(cluster.write("before").await).await;
+    let [one, other] = cluster.others(leader)[..] else { panic!("three replicas") };
+    let [leader_id, one_id] = [leader, one].map(|at| cluster.hosts[at].replica);
+
+    // It is asked to vote and votes, and its answer, with all that would come after, is lost. Nobody stands unasked.
+    let node = |at: usize| cluster.hosts[at].node;
+    cluster.net.faults.lock().cut.extend([leader, other].map(|at| (node(at), node(one))));
+    for at in [leader, other] {
+        cluster.hosts[at].group.stand_in_elections(false);
+    }
+    let term = cluster.hosts[other].status().term;
+    assert!(cluster.hosts[one].group.take_over(leader_id).await.expect("it runs"));
+    for at in [leader, other] {
+        until("it has voted", || cluster.hosts[at].status().term > term).await;
+        assert_eq!(cluster.hosts[at].status().leader, None);
+    }
+    cluster.isolate(one);
+
+    let taken = cluster.hosts[other].group.take_over(leader_id).await.expect("it runs");
+    assert!(!taken, "nobody waits for that one any more");
+    assert!(cluster.hosts[other].group.take_over(one_id).await.expect("it runs"));
+    until("it leads", || cluster.hosts[other].status().is_leader()).await;
+    cluster.net.heal();
+    cluster.agree_all(cluster.write("after").await).await;
+    cluster.stop().await;
+}

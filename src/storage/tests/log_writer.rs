@@ -198,6 +198,28 @@ fn what_queues_during_a_sync_shares_the_next_one() {
 }
 
 #[test]
+fn a_disk_that_stands_still_shows_in_what_is_outstanding() {
+    let engine = Gated::new(0);
+    let writer = LogWriter::start_with(engine.clone(), no_fatality()).unwrap();
+    assert_eq!(writer.outstanding_since(), None);
+    let (mut asker, answers) = Asker::new(&writer);
+    asker.ask(1, append(1..=1, "a"));
+    engine.wait_for(&engine.writes, 1);
+    let since = writer.outstanding_since().expect("the sync is waited for");
+    asker.ask(2, append(1..=1, "b"));
+    assert_eq!(writer.outstanding_since(), Some(since), "what queues behind it changes nothing");
+    engine.permit(1);
+    answers.recv().unwrap().1.unwrap();
+    engine.wait_for(&engine.writes, 2);
+    assert!(writer.outstanding_since().is_some_and(|other| other > since), "the next batch has its own time");
+    engine.permit(1);
+    answers.recv().unwrap().1.unwrap();
+    while writer.outstanding_since().is_some() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn in_a_crowd_groups_that_keep_step_share_a_batch_and_one_that_stays_away_holds_nobody_up() {
     let engine = Gated::new(0);
     let writer = LogWriter::start_with(engine.clone(), no_fatality()).unwrap();

@@ -25,6 +25,8 @@ pub struct Node {
     pub http: u16,
     pub directory: PathBuf,
     pub entry: Entry,
+    /// Further variables of its environment.
+    pub environment: Vec<(&'static str, PathBuf)>,
     /// Given as `--set`, each.
     pub settings: Vec<String>,
     process: Option<Child>,
@@ -33,7 +35,16 @@ pub struct Node {
 impl Node {
     pub fn new(id: u64, directory: PathBuf) -> Node {
         let entry = Entry::Join(String::new());
-        Node { id, grpc: free_port(), http: free_port(), directory, entry, settings: Vec::new(), process: None }
+        Node {
+            id,
+            grpc: free_port(),
+            http: free_port(),
+            directory,
+            entry,
+            environment: Vec::new(),
+            settings: Vec::new(),
+            process: None,
+        }
     }
 
     pub fn address(&self) -> String {
@@ -43,6 +54,7 @@ impl Node {
     /// The command that serves this node.
     pub fn command(&self) -> Command {
         let mut command = super::binary();
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(["serve", "--id", &self.id.to_string(), "--data"]).arg(&self.directory);
         command.args(["--listen", &self.address(), "--http", &format!("127.0.0.1:{}", self.http)]);
         match &self.entry {

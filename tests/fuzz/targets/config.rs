@@ -68,7 +68,7 @@ fn stands(config: &Config) {
         assert_eq!(founders.get(&config.id), Some(&config.advertise));
     }
     let timers = &config.timers;
-    assert!(2 * timers.heartbeat_ms <= timers.election_min_ms && timers.election_min_ms < timers.election_max_ms);
+    assert!(3 * timers.heartbeat_ms <= 2 * timers.election_min_ms && timers.election_min_ms < timers.election_max_ms);
     let limits = &config.limits;
     assert!(limits.key_bytes_max.max(limits.value_bytes_max) <= limits.batch_bytes_max);
 
