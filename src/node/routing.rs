@@ -11,16 +11,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::door::Context;
 use super::host::Node;
 use super::metrics;
 use crate::catalog::TableEntry;
+use crate::raft::Status;
 use crate::runtime::planted::{self, Bug};
-use crate::runtime::{random_u64, sleep, timeout_at};
+use crate::runtime::{random_u64, sleep, timeout, timeout_at};
 use crate::shard::{Served, Shard};
 use crate::types::{Error, Kind, NodeId, ReadLevel, Reason, Request, Response, Result, ShardDescriptor};
 
-/// Between attempts: an election takes about a second, so asking again sooner than this only makes noise.
+/// Between attempts of which nothing better is known: an election takes about a second, so asking again sooner than this only
+/// makes noise. A hand-over, the first election of a new shard, or one that follows the end of a process take a few
+/// milliseconds, and are not waited out: see [`another_leads`].
 const RETRY_WAIT: Duration = Duration::from_millis(40);
 /// How long one forwarded attempt may take when it can be repeated safely: a node that hangs must not use up the whole
 /// deadline.
@@ -101,18 +106,21 @@ impl Node {
         let mut failed: Option<NodeId> = None;
         let mut attempts = Attempts::default();
         let mut copies = copies;
+        let mut asked_at: Option<NodeId> = None;
         loop {
             let descriptor = entry.shards.locate(anchor).clone();
             let error = match self.place(&descriptor, copies, hint.take(), failed.take(), context.forwarded) {
                 Place::Here(shard) => match local(shard, descriptor.clone()).await {
                     Ok(served) => return Ok(Routed::Here(served, descriptor)),
                     Err(error) => {
+                        asked_at = Some(self.id());
                         copies &= error.kind() != Kind::Redirect;
                         error
                     }
                 },
                 Place::There(node) => {
                     ::metrics::counter!(metrics::FORWARDED).increment(1);
+                    asked_at = Some(node);
                     let now = self.clock().now();
                     let patience = if repeatable { ATTEMPT_TIMEOUT } else { context.deadline.duration_since(now) };
                     let deadline = context.deadline.min(now + patience);
@@ -157,6 +165,8 @@ impl Node {
             hint = redirect;
             if error.reason == Reason::WrongEpoch {
                 self.range_news(&entry, anchor, &descriptor, wait).await;
+            } else if let Some(hosted) = self.replicas().get(descriptor.id) {
+                timeout(wait, another_leads(hosted.group().watch(), asked_at)).await;
             } else {
                 sleep(wait).await;
             }
@@ -224,9 +234,20 @@ impl Node {
     }
 }
 
+/// Waits until a replica here knows a leader elsewhere than at the node that was just asked in vain.
+async fn another_leads(mut status: watch::Receiver<Status>, asked: Option<NodeId>) {
+    let other = |status: &Status| status.leader.is_some_and(|(_, node)| Some(node) != asked);
+    if status.wait_for(other).await.is_err() {
+        // The replica stops: whoever waits does so until the end of its patience.
+        std::future::pending::<()>().await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::members::tests::real;
+    use crate::types::ReplicaId;
 
     fn last_word(reasons: &[Reason]) -> Reason {
         let mut attempts = Attempts::default();
@@ -249,6 +270,28 @@ mod tests {
             assert_eq!(last_word(&[last]), last);
         }
         assert_eq!(last_word(&[ResultUndetermined]), ResultUndetermined);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_goes_on_as_soon_as_another_leads_and_not_before() {
+        let at = |node: u64| Status { leader: Some((ReplicaId(node), NodeId(node))), ..real(1, &[1, 2, 3], &[], &[]) };
+        let unled = Status { leader: None, ..at(1) };
+        let (sender, status) = watch::channel(at(1));
+        let patience = Duration::from_secs(1);
+        let asked = |node: Option<u64>| timeout(patience, another_leads(status.clone(), node.map(NodeId)));
+        assert_eq!(asked(Some(2)).await, Some(()), "that is news");
+        assert_eq!(asked(None).await, Some(()), "nobody was asked yet");
+        assert_eq!(asked(Some(1)).await, None, "it is still the one that refused");
+        let waits = asked(Some(1));
+        let (told, ()) = tokio::join!(waits, async {
+            sender.send_replace(unled.clone());
+            tokio::task::yield_now().await;
+            sender.send_replace(at(3));
+        });
+        assert_eq!(told, Some(()));
+        sender.send_replace(unled);
+        drop(sender);
+        assert_eq!(asked(Some(1)).await, None, "a replica that stops is no news of a leader");
     }
 
     #[test]
