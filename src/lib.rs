@@ -33,9 +33,11 @@ pub mod shard;
 #[cfg(feature = "server")]
 pub mod node;
 
-// 6: decides where things go
+// 6: decides where things go; and, on stopped nodes, how a lost quorum is recovered
 #[cfg(feature = "server")]
 pub mod control;
+#[cfg(feature = "server")]
+pub mod recover;
 
 // 7: the edges
 #[cfg(feature = "server")]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::rows::{BalancingRow, ClusterRow, Counter, LeftRow, NodeRow, RowKey, corrupt, decode_row};
+use super::rows::{BalancingRow, ClusterRow, Counter, LeftRow, NodeRow, RecoveryRow, RowKey, corrupt, decode_row};
 use crate::keyspace::{Layout, ShardMap};
 use crate::types::{
     ClusterId, Incarnation, NodeId, ReplicaDescriptor, ReplicaRole, Result, ShardDescriptor, ShardId, TableDescriptor,
@@ -20,6 +20,7 @@ pub struct Directory {
     nodes: BTreeMap<NodeId, Stored<NodeRow>>,
     left: BTreeMap<NodeId, Stored<LeftRow>>,
     balancing: Option<Stored<BalancingRow>>,
+    recovery: Option<Stored<RecoveryRow>>,
     descriptors: BTreeMap<TableId, Stored<TableDescriptor>>,
     names: BTreeMap<String, Stored<TableId>>,
     shards: BTreeMap<ShardId, Stored<Arc<ShardDescriptor>>>,
@@ -124,6 +125,11 @@ impl Directory {
     /// Whether nothing is to be moved about unasked.
     pub fn balancing_is_paused(&self) -> bool {
         self.balancing.as_ref().is_some_and(|stored| stored.row.paused)
+    }
+
+    /// The last recovery from a lost quorum, if there was one.
+    pub fn recovery(&self) -> Option<&RecoveryRow> {
+        self.recovery.as_ref().map(|stored| &stored.row)
     }
 
     /// A table that serves, by id.
@@ -231,6 +237,7 @@ impl Directory {
             RowKey::Node(id) => self.nodes.get(id).map(|stored| stored.version),
             RowKey::Left(id) => self.left.get(id).map(|stored| stored.version),
             RowKey::Balancing => self.balancing.as_ref().map(|stored| stored.version),
+            RowKey::Recovery => self.recovery.as_ref().map(|stored| stored.version),
             RowKey::Table(id) => self.descriptors.get(id).map(|stored| stored.version),
             RowKey::TableName(name) => self.names.get(name).map(|stored| stored.version),
             RowKey::Shard(_, id) => self.shards.get(id).map(|stored| stored.version),
@@ -259,6 +266,7 @@ impl Directory {
             }
             RowKey::Left(id) => replace(&mut self.left, *id, read(key, version, value)?),
             RowKey::Balancing => self.balancing = read(key, version, value)?,
+            RowKey::Recovery => self.recovery = read(key, version, value)?,
             RowKey::Table(id) => {
                 let row = read(key, version, value)?;
                 check(key, row.as_ref().is_none_or(|stored: &Stored<TableDescriptor>| stored.row.id == *id))?;

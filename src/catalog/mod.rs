@@ -12,6 +12,7 @@
 //! table_name/{name}                  table id         names of tables that serve
 //! shard/{table:010}/{id:020}         ShardDescriptor  one shard: range, epoch, wanted replicas
 //! counter/{table|shard|replica}      number           the next free id of its kind; never goes back
+//! recovery                           RecoveryRow      the last recovery from a lost quorum, and what is left to do for it
 //! ```
 //!
 //! How a change passes: `control`, on the node that leads shard 0, takes its [`Directory`], lets a builder of
@@ -34,4 +35,7 @@ mod directory;
 mod rows;
 
 pub use directory::{Directory, Load, TableEntry};
-pub use rows::{BalancingRow, ClusterRow, Counter, LeftRow, NodeRow, RowKey, Standing, decode_row, encode_row};
+pub use rows::{
+    BalancingRow, ClusterRow, Counter, LeftRow, LostNode, NextIds, NodeRow, RecoveredReplica, RecoveredShard,
+    RecoveryRow, RowKey, Standing, decode_row, encode_row,
+};

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::types::{ClusterId, Error, Incarnation, NodeId, Reason, Result, ShardId, TableId};
+use crate::types::{ClusterId, Error, Incarnation, NodeId, Reason, ReplicaId, Result, ShardId, TableId};
 
 /// What a row of the system table is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,6 +17,8 @@ pub enum RowKey {
     Left(NodeId),
     /// Whether shards are moved about unasked: [`BalancingRow`].
     Balancing,
+    /// The last recovery from a lost quorum: [`RecoveryRow`].
+    Recovery,
     /// One table: [`TableDescriptor`](crate::types::TableDescriptor).
     Table(TableId),
     /// The name of a table that serves: its id.
@@ -60,6 +62,7 @@ impl RowKey {
             RowKey::Node(id) => format!("node/{:020}", id.0),
             RowKey::Left(id) => format!("left/{:020}", id.0),
             RowKey::Balancing => "balancing".to_owned(),
+            RowKey::Recovery => "recovery".to_owned(),
             RowKey::Table(id) => format!("table/{:010}", id.0),
             RowKey::TableName(name) => format!("table_name/{name}"),
             RowKey::Shard(table, id) => format!("shard/{:010}/{:020}", table.0, id.0),
@@ -86,6 +89,7 @@ impl RowKey {
             "node" => rest.parse().ok().map(|id| RowKey::Node(NodeId(id))),
             "left" => rest.parse().ok().map(|id| RowKey::Left(NodeId(id))),
             "balancing" => Some(RowKey::Balancing),
+            "recovery" => Some(RowKey::Recovery),
             "table" => rest.parse().ok().map(|id| RowKey::Table(TableId(id))),
             "table_name" => Some(RowKey::TableName(rest.to_owned())),
             "shard" => rest.split_once('/').and_then(|(table, shard)| {
@@ -186,6 +190,109 @@ pub struct BalancingRow {
     pub paused: bool,
 }
 
+/// A recovery from a lost quorum: what was given up, and what is still to be done for it. It is also kept by every node
+/// that took part.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RecoveryRow {
+    /// Names it.
+    pub id: u64,
+    /// When it was planned, in milliseconds since 1970.
+    pub made_ms: u64,
+    /// The data directories given up, in this recovery and those before it: none of them may come back.
+    pub lost: Vec<LostNode>,
+    /// The shards that go on from one replica, as long as their rows do not say so yet.
+    pub shards: Vec<RecoveredShard>,
+    /// The shards of which nothing was left, in this recovery and those before it: nobody waits for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<ShardId>,
+    /// No id below is given out any more, of tables, shards and replicas: the lost part of the catalog may have.
+    pub next_ids: NextIds,
+}
+
+/// A node given up.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LostNode {
+    /// The node.
+    pub node: NodeId,
+    /// Its data directory.
+    pub incarnation: Incarnation,
+    /// Where it was reached.
+    pub address: String,
+}
+
+/// A shard that goes on from one replica.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RecoveredShard {
+    /// The shard.
+    pub shard: ShardId,
+    /// The only member of its group.
+    pub heir: RecoveredReplica,
+    /// Of shard 0: the empty replicas made on the other nodes that survived.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<RecoveredReplica>,
+    /// It was sealed for a left neighbour of which nothing is left, and goes on by itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
+}
+
+/// A replica made in a recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RecoveredReplica {
+    /// Its id, which nobody had before.
+    pub id: ReplicaId,
+    /// Its node.
+    pub node: NodeId,
+    /// The node's data directory.
+    pub incarnation: Incarnation,
+}
+
+/// The least ids that may be given out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NextIds {
+    /// Of tables.
+    pub table: u64,
+    /// Of shards.
+    pub shard: u64,
+    /// Of replicas.
+    pub replica: u64,
+}
+
+impl RecoveryRow {
+    /// This recovery with what is left of an earlier one: its lost nodes, and the shards it has not finished.
+    pub fn after(&self, before: &RecoveryRow) -> RecoveryRow {
+        let mut merged = self.clone();
+        let forgotten = before.lost.iter().filter(|lost| !self.lost.contains(lost));
+        merged.lost.extend(forgotten.cloned());
+        let done = |shard: &RecoveredShard| self.shards.iter().any(|mine| mine.shard == shard.shard);
+        merged
+            .shards
+            .extend(before.shards.iter().filter(|shard| !done(shard) && !self.gone.contains(&shard.shard)).cloned());
+        merged.gone.extend(before.gone.iter().filter(|shard| !self.gone.contains(shard)));
+        let (mine, theirs) = (self.next_ids, before.next_ids);
+        merged.next_ids = NextIds {
+            table: mine.table.max(theirs.table),
+            shard: mine.shard.max(theirs.shard),
+            replica: mine.replica.max(theirs.replica),
+        };
+        merged
+    }
+
+    /// What is still to be noted of a shard.
+    pub fn of(&self, shard: ShardId) -> Option<&RecoveredShard> {
+        self.shards.iter().find(|recovered| recovered.shard == shard)
+    }
+
+    /// Whether a shard is not what it was: it goes on from one replica, which its row does not say yet, or nothing is left.
+    pub fn concerns(&self, shard: ShardId) -> bool {
+        self.of(shard).is_some() || self.gone.contains(&shard)
+    }
+
+    /// Whether a data directory was given up.
+    pub fn has_lost(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        self.lost.iter().any(|lost| lost.node == node && lost.incarnation == incarnation)
+    }
+}
+
 /// The value of a row.
 pub fn encode_row<T: Serialize>(row: &T) -> Bytes {
     Bytes::from(serde_json::to_vec(row).expect("rows are plain data with text keys, which JSON always holds"))
@@ -217,6 +324,7 @@ mod tests {
             (RowKey::TableName("a.b-c".into()), "table_name/a.b-c"),
             (RowKey::Left(NodeId(7)), "left/00000000000000000007"),
             (RowKey::Balancing, "balancing"),
+            (RowKey::Recovery, "recovery"),
             (RowKey::Shard(TableId(3), ShardId(12)), "shard/0000000003/00000000000000000012"),
             (RowKey::Counter(Counter::Replica), "counter/replica"),
         ] {
@@ -259,6 +367,7 @@ mod tests {
             any::<u64>().prop_map(|id| RowKey::Node(NodeId(id))),
             any::<u64>().prop_map(|id| RowKey::Left(NodeId(id))),
             Just(RowKey::Balancing),
+            Just(RowKey::Recovery),
             any::<u32>().prop_map(|id| RowKey::Table(TableId(id))),
             "[a-z0-9_./-]{1,12}".prop_map(RowKey::TableName),
             (any::<u32>(), any::<u64>()).prop_map(|(table, id)| RowKey::Shard(TableId(table), ShardId(id))),

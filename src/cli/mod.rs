@@ -32,6 +32,7 @@ mod bench;
 mod checkpoint;
 mod cluster;
 mod data;
+mod debug;
 mod exit;
 mod export;
 #[cfg(test)]
@@ -149,6 +150,8 @@ enum Verb {
     #[command(subcommand)]
     Cluster(cluster::Verb),
     Bench(Box<bench::Args>),
+    #[command(subcommand)]
+    Debug(debug::Verb),
     Version(Version),
 }
 
@@ -225,6 +228,7 @@ async fn run(verb: Verb, global: &Global) -> Ended {
         Verb::Node(verb) => node::run(verb, global).await,
         Verb::Cluster(verb) => cluster::run(verb, global).await,
         Verb::Bench(args) => bench::run(*args, global).await,
+        Verb::Debug(verb) => debug::run(verb, global),
         Verb::Version(Version {}) => version(global),
     }
 }
@@ -294,6 +298,9 @@ mod tests {
             "trivet cluster status --wait 60s -o json",
             "trivet bench --mix read=95,write=5 --distribution zipfian:0.99 --pids 1,2,3",
             "trivet bench --verify j --ops 5",
+            "trivet debug recover plan a.json b.json --lost 3,4 --lost 5 --save p",
+            "trivet debug recover apply p --data d --dry-run",
+            "trivet debug recover apply p --data d --yes-i-accept-that-data-may-be-lost",
         ] {
             assert!(parse(good).is_ok(), "{good}: {:?}", parse(good).err());
         }
@@ -315,6 +322,7 @@ mod tests {
             "trivet bench --mix reads=1",
             "trivet bench --rate 0",
             "trivet bench --time 5s --ops 5",
+            "trivet debug recover apply p --data d",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

@@ -17,7 +17,7 @@ use crate::catalog::{self, Directory, change};
 use crate::node::{NodeReport, ShardAsk, ShardReport, ask};
 use crate::placement::balance::{self, Bounds, NodePicture, Picture, Plan, ReplicaPicture, ShardPicture, Step};
 use crate::runtime::{Instant, sleep};
-use crate::types::{NodeId, ReplicaRole, Result, ShardDescriptor, ShardId, TableState};
+use crate::types::{NodeId, ReplicaDescriptor, ReplicaRole, Result, ShardDescriptor, ShardId, TableState};
 use crate::wire::admin::{BalanceReport, NodeShare};
 
 /// Between looks while something is to be done, and while nothing is.
@@ -179,9 +179,12 @@ impl Control {
             memory.silent.entry(row.id).or_insert(now);
         }
         let delay = self.node.options().replace_lost_after;
-        let is_lost =
-            |node: NodeId| memory.silent.get(&node).is_some_and(|&since| now.saturating_duration_since(since) >= delay);
-        let lost: BTreeSet<NodeId> = directory.nodes().map(|row| row.id).filter(|&node| is_lost(node)).collect();
+        let is_lost = |row: &&catalog::NodeRow| {
+            let silent = memory.silent.get(&row.id).map(|&since| now.saturating_duration_since(since));
+            let given_up = directory.recovery().is_some_and(|recovery| recovery.has_lost(row.id, row.incarnation));
+            silent.is_some_and(|silent| silent >= delay || given_up)
+        };
+        let lost: BTreeSet<NodeId> = directory.nodes().filter(is_lost).map(|row| row.id).collect();
         let nodes = directory.nodes().map(|row| {
             let standing = what_if.filter(|&(node, _)| node == row.id).map_or(row.standing, |(_, standing)| standing);
             NodePicture {
@@ -211,6 +214,11 @@ impl Control {
                 let led = led_by(shard.id, &reports);
                 let load = led.map_or(0.0, |(leader, report)| memory.rate(leader, report, now));
                 let waits_for_lost = shard.replicas.iter().any(|replica| lost.contains(&replica.node));
+                // One that never came to vote is not missed by its group's quorum.
+                let counts = |replica: &ReplicaDescriptor| {
+                    let votes = led.is_none_or(|(_, report)| report.voters.contains(&replica.id));
+                    replica.role == ReplicaRole::Voter && (votes || !lost.contains(&replica.node))
+                };
                 ShardPicture {
                     shard: shard.id,
                     table: shard.table,
@@ -218,7 +226,7 @@ impl Control {
                         .map(|replica| ReplicaPicture {
                             replica: replica.id,
                             node: replica.node,
-                            voter: replica.role == ReplicaRole::Voter,
+                            voter: counts(replica),
                         })
                         .collect(),
                     leader: led.map(|(leader, _)| leader),

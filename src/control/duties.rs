@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Control, STEP_TIMEOUT};
+use super::{Control, STEP_TIMEOUT, recovery};
 use crate::catalog::change;
 use crate::runtime::{sleep, timeout};
 use crate::types::{NodeId, Result, TableId};
@@ -29,6 +29,9 @@ async fn look(control: &Control) -> Result<()> {
     let directory = control.node.directory();
     if directory.cluster().is_none() {
         return found(control).await;
+    }
+    if let Err(error) = recovery::look(control).await {
+        tracing::debug!(%error, "a recovery could not be furthered yet");
     }
     let stale: Option<NodeId> = directory.stale_replicas().map(|(_, replica)| replica.node).next();
     if let Some(node) = stale

@@ -8,6 +8,7 @@
 //! - `members`: nodes that join, come back with new addresses, or come back wiped; `standing`: what is wanted of them.
 //! - `shards`: leaders, checksums, descriptions of shards; `splits`, `merges` and `moves`: what is wanted of them by hand.
 //! - `status`: what the nodes report, and what is wrong with it.
+//! - `recovery`: what a recovery from a lost quorum leaves to be done.
 //! - `duties`: what the leader of shard 0 does unasked: writes a new cluster's first rows, mends, finishes drops;
 //!   `balance`: moves replicas and leaderships where they should be; `sizes`: splits what holds or serves too much, and merges
 //!   it again.
@@ -19,6 +20,7 @@ mod duties;
 mod members;
 mod merges;
 mod moves;
+mod recovery;
 mod shards;
 mod sizes;
 mod splits;

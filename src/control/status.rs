@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
-use super::Control;
+use super::{Control, recovery};
 use crate::node::{Bootstrap, NodeReport, ShardReport};
 use crate::runtime::timeout;
 use crate::types::{NodeId, ReplicaRole, ShardDescriptor, ShardId, TableId};
@@ -98,8 +98,10 @@ impl Control {
             };
             (node.replicas, node.leaders) = (count(false), count(true));
         }
+        let mut notes = balance.as_ref().map(|report| notes(report, &reports)).unwrap_or_default();
+        notes.extend(recovery::notes(&directory, self.node.clock().wall_ms()));
         ClusterStatus {
-            notes: balance.as_ref().map(|report| notes(report, &reports)).unwrap_or_default(),
+            notes,
             cluster: self.node.try_identity().map(|identity| identity.cluster).unwrap_or_default(),
             node: self.node.id(),
             healthy: problems.is_empty(),

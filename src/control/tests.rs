@@ -8,6 +8,7 @@
 mod elastic;
 mod merges;
 mod reads;
+mod recovery;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

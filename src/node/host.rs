@@ -15,13 +15,14 @@ use super::busy::Busy;
 use super::formation::{self, Bootstrap};
 use super::identity::Identity;
 use super::lineage;
+use super::recovery;
 use super::registry::Registry;
 use super::room::{self, Rooms};
 use super::stall::{self, Stalled};
 use super::takeover::{self, Sign};
 use super::transport::{LinkTransport, Links};
 use super::{follower, merges, splits, sweeper};
-use crate::catalog::{Directory, NodeRow, Standing};
+use crate::catalog::{Directory, NodeRow, RecoveryRow, Standing};
 use crate::client::Connection;
 use crate::placement::sizing::Sizes;
 use crate::raft::{GroupError, LogBounds, Timers};
@@ -74,6 +75,8 @@ pub struct Node {
     engine: Arc<dyn Engine>,
     writer: LogWriter,
     identity: OnceLock<Identity>,
+    /// The last recovery from a lost quorum that this directory took part in.
+    recovery: Option<RecoveryRow>,
     registry: Registry,
     links: Arc<Links>,
     rooms: Rooms,
@@ -122,6 +125,7 @@ impl Node {
         let node = Arc::new(Node {
             incarnation: stored.map_or_else(|| Incarnation(random_u64()), |identity| identity.incarnation),
             rooms: Rooms::new(&*engine),
+            recovery: recovery::load(&*engine)?,
             stalled: Stalled::default(),
             engine,
             writer,
@@ -189,6 +193,11 @@ impl Node {
     /// Who it is, once it is a member of a cluster.
     pub fn try_identity(&self) -> Option<&Identity> {
         self.identity.get()
+    }
+
+    /// The last recovery from a lost quorum that its data directory took part in.
+    pub fn recovery(&self) -> Option<&RecoveryRow> {
+        self.recovery.as_ref()
     }
 
     /// Becomes a member: from now on every frame names the cluster.

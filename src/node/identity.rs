@@ -1,6 +1,6 @@
 //! Which cluster, which node, which data directory: written once, compared for ever.
 
-use crate::storage::{Batch, Engine, Family, Lookup, Tier, log_keys};
+use crate::storage::{Batch, Family, Lookup, Reader, Tier, log_keys};
 use crate::types::{ClusterId, Error, Incarnation, NodeId, Reason, Result};
 
 /// The name under which the node keeps its identity.
@@ -19,8 +19,8 @@ pub struct Identity {
 
 impl Identity {
     /// The identity stored, if the directory has one.
-    pub fn load(engine: &dyn Engine) -> Result<Option<Identity>> {
-        match engine.get(Family::Raft, &log_keys::node(NAME), Tier::Disk)? {
+    pub fn load(reader: &dyn Reader) -> Result<Option<Identity>> {
+        match reader.get(Family::Raft, &log_keys::node(NAME), Tier::Disk)? {
             Lookup::Found(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| {
                 Error::new(Reason::Corruption, format!("the data directory's identity cannot be read: {error}"))
             }),

@@ -23,6 +23,7 @@ use serde::de::DeserializeOwned;
 use super::ask;
 use super::formation::{self, Bootstrap};
 use super::host::Node;
+use super::recovery;
 use crate::runtime::{random_u64, sleep, spawn};
 use crate::storage::{Batch, Engine, Family, Lookup, Tier, log_keys};
 use crate::types::{Error, Incarnation, NodeId, Reason, Result};
@@ -102,6 +103,7 @@ fn begin(engine: &dyn Engine) -> Result<Vec<Start>> {
 
 /// Answers a member that asks whether it may take part, and remembers it; whether this start is news.
 pub fn admit(engine: &dyn Engine, question: &StartAsk) -> Result<bool> {
+    recovery::refuse_lost(engine, question.node, question.incarnation)?;
     let name = format!("start-of/{:020}", question.node.0);
     let Some(&present) = question.starts.last() else {
         return Err(Error::invalid("a member that asks to take part names its present start"));
@@ -159,15 +161,20 @@ pub(super) fn first(node: &Arc<Node>) -> Result<()> {
     Ok(())
 }
 
-/// The other nodes whose addresses this one was started with.
+/// The other nodes whose addresses this one was started with, but for those given up in a recovery.
 fn peers(node: &Node) -> BTreeSet<String> {
     let own = &node.options().address;
-    match &node.options().bootstrap {
+    let lost = |address: &String| {
+        node.recovery().is_some_and(|recovery| recovery.lost.iter().any(|lost| lost.address == *address))
+    };
+    let mut peers: BTreeSet<String> = match &node.options().bootstrap {
         Bootstrap::Found { peers } => {
             peers.iter().filter(|&(&peer, _)| peer != node.id()).map(|(_, address)| address.clone()).collect()
         }
         Bootstrap::Join { addresses } => addresses.iter().filter(|&address| address != own).cloned().collect(),
-    }
+    };
+    peers.retain(|address| !lost(address));
+    peers
 }
 
 /// Tells those who are left, and takes away who has agreed.

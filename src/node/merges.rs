@@ -14,7 +14,9 @@
 //!
 //! If 3 fails all the same, nobody waits for a node to come back: the merge is abandoned. The left shard's log says so first,
 //! and never absorbs the right one from then on; then the right one's, which goes on with what it has; then the catalog
-//! (`abandon_merge`). Whoever wants the merge asks for it again.
+//! (`abandon_merge`). Whoever wants the merge asks for it again. So it is when one of the two was recovered from a lost
+//! quorum: its members are others, and its range is to be answered for at once. If nothing is left of the right one, nobody
+//! has to be told.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +27,14 @@ use super::ask;
 use super::busy::Step;
 use super::host::Node;
 use super::members::{are_as_wanted, has_caught_up};
+use crate::catalog::{RecoveredReplica, RecoveryRow};
 use crate::raft::Status;
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Instant, spawn, spawn_blocking, timeout_at};
 use crate::shard::{Abandon, Absorb, Record, Seal, Shard};
 use crate::types::{
-    Epoch, Error, MergeIntent, NodeId, Reason, ReplicaDescriptor, ReplicaId, Result, ShardDescriptor, ShardId,
+    Epoch, Error, MergeIntent, NodeId, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor,
+    ShardId,
 };
 
 /// How long the proposal of one half may take.
@@ -128,9 +132,12 @@ async fn carry_out(
 ) -> Result<()> {
     let directory = node.directory();
     let Some(right) = directory.shard(intent.right) else { return Ok(()) };
+    let recovery = directory.recovery();
     let stage = || Stage::of(shard.state().epoch, descriptor.epoch, intent);
     if stage() == Stage::Open {
-        match merge(node, shard, descriptor, right, intent).await {
+        let concerned = recovery.is_some_and(|row| row.concerns(shard.id()) || row.concerns(right.id));
+        let done = if concerned { Err(recovered()) } else { merge(node, shard, descriptor, right, intent).await };
+        match done {
             Ok(true) => tracing::info!(shard = %shard.id(), right = %right.id, "two shards were merged"),
             Ok(false) => return Ok(()),
             Err(error) => {
@@ -144,13 +151,30 @@ async fn carry_out(
         Stage::Unknown | Stage::Open => return Ok(()),
         Stage::Merged => true,
         Stage::Abandoned => {
-            let question = ReleaseAsk { shard: right.id, sealed: intent.sealed };
-            node.ask_shard_leader::<_, ()>(right, ask::RELEASE, &question).await?;
+            if !recovery.is_some_and(|row| row.gone.contains(&right.id)) {
+                let right = with_heir(right, recovery);
+                let question = ReleaseAsk { shard: right.id, sealed: intent.sealed };
+                node.ask_shard_leader::<_, ()>(&right, ask::RELEASE, &question).await?;
+            }
             false
         }
     };
     let news = MergeNews { shard: shard.id(), epoch: descriptor.epoch, merged };
     node.ask_system_leader(ask::MERGE_NEWS, &news).await
+}
+
+fn recovered() -> Error {
+    Error::new(Reason::Conflict, "one of the two was recovered from a lost quorum meanwhile")
+}
+
+/// The shard with the replica that it goes on from, which may be where none was wanted.
+fn with_heir(shard: &ShardDescriptor, recovery: Option<&RecoveryRow>) -> ShardDescriptor {
+    let mut shard = shard.clone();
+    if let Some(recovered) = recovery.and_then(|row| row.of(shard.id)) {
+        let RecoveredReplica { id, node, incarnation } = recovered.heir;
+        shard.replicas.push(ReplicaDescriptor { id, node, incarnation, role: ReplicaRole::Voter });
+    }
+    shard
 }
 
 /// Seals the right shard and absorbs it; false if it is not time yet. An error means that the right one may be sealed and

@@ -6,6 +6,7 @@
 //! - `identity`: which cluster, which node, which data directory; written once.
 //! - `formation`: how an empty directory becomes a member: founding, joining, coming back.
 //! - `lineage`: an old copy of a data directory is refused, because the others remember each start.
+//! - [`recovery`]: what a node keeps of a recovery from a lost quorum.
 //! - `registry`: the replicas hosted here.
 //! - `transport`: one multiplexed stream per peer carries the frames of all groups; snapshots have their own.
 //! - [`ask`]: rare questions between nodes.
@@ -38,6 +39,7 @@ mod merges;
 pub mod metrics;
 mod paging;
 mod reconcile;
+pub mod recovery;
 mod registry;
 mod report;
 mod room;

@@ -14,6 +14,7 @@ use super::host::Node;
 use super::members;
 use super::merges;
 use super::metrics;
+use super::recovery;
 use super::splits;
 use crate::catalog::Directory;
 use crate::raft::Status;
@@ -93,14 +94,19 @@ async fn round(node: &Arc<Node>, memory: &mut Memory) {
                 shard.set_history_ms(table.descriptor.history_ms);
             }
             found(node, shard, descriptor, &status, memory).await;
+            let (mine, noted) = (node.recovery(), directory.recovery());
+            // Its row wants members of the group that was.
+            let adopted = !recovery::awaits_adoption(mine, noted, shard.id(), shard.replica());
             if status.is_leader() {
-                members::align(node, shard, descriptor, &status);
+                if adopted {
+                    members::align(node, shard, descriptor, &status);
+                }
                 splits::further(node, shard, descriptor);
                 merges::further(node, shard, descriptor);
             }
             // Also one that takes itself for the leader: once it has begun to hand over it says nothing any more, and if
             // the others have elected another and removed it meanwhile, nobody says anything to it.
-            if descriptor.replicas.iter().all(|replica| replica.id != shard.replica()) {
+            if adopted && descriptor.replicas.iter().all(|replica| replica.id != shard.replica()) {
                 members::retire(node, shard, descriptor);
             }
         } else if is_gone(&directory, shard)

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::host::Node;
-use crate::types::{NodeId, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp};
+use crate::types::{Epoch, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp};
 
 /// One replica's report.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -35,6 +35,12 @@ pub struct ShardReport {
     /// Bytes stored of it, roughly; the leader knows.
     #[serde(default)]
     pub bytes: u64,
+    /// The epoch it has applied.
+    #[serde(default)]
+    pub epoch: Epoch,
+    /// It has applied the entry that set its members.
+    #[serde(default)]
+    pub members_applied: bool,
     /// Why it stopped, if it failed.
     pub failure: Option<String>,
 }
@@ -88,6 +94,8 @@ impl Node {
                 joint: status.joint,
                 requests: shard.load().requests(),
                 bytes: shard.load().bytes(),
+                epoch: shard.state().epoch,
+                members_applied: !status.joint && status.members_at <= status.applied,
                 failure: status.failure,
             }
         });

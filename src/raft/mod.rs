@@ -29,7 +29,8 @@
 //! sends a leader's heartbeats, and lets openraft's own timer rest while a leader is heard.
 //!
 //! A group comes to be in one of two ways: founded empty by its first members ([`Group::found`]), or born with a state
-//! beside the members of another ([`Birth`]), when a shard is split.
+//! beside the members of another ([`Birth`]), when a shard is split. One whose quorum is lost for good goes on from a single
+//! replica, made its only member while it was stopped ([`Remains`]).
 //!
 //! Left out here: what proposals mean (shard), where replicas are and who decides it (catalog, control), how frames
 //! travel (node).
@@ -51,6 +52,7 @@ mod network;
 mod options;
 mod pulse;
 mod receive;
+mod recovery;
 mod runtime;
 mod staged;
 mod status;
@@ -59,6 +61,8 @@ mod types;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use recovery::testing;
 
 pub use birth::Birth;
 pub use error::{ChangeError, GroupError, LeaderHint, ProposeError, ReadError, SnapshotError, TransferError};
@@ -66,6 +70,7 @@ pub use group::Group;
 pub use machine::{Cut, Cutter, Entry, Machine};
 pub use options::{LogBounds, Options, Timers};
 pub use receive::carries_entries;
+pub use recovery::{Position, Remains};
 pub use staged::Staged;
 pub use status::{Part, Status};
 pub use transport::{Kind, Outgoing, Transport, TransportError};

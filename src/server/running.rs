@@ -18,8 +18,6 @@ use crate::runtime::{self, Clock, Task};
 use crate::service::{Door, Grpc, Health};
 use crate::storage::{self, Engine, LogWriter, Rocks};
 
-/// The store's place in the data directory; what else lies there (logs, a pid file) is the operator's.
-const STORE: &str = "store";
 /// How often grpc.health.v1 is brought in line with /readyz.
 const READINESS_INTERVAL: Duration = Duration::from_millis(100);
 /// How often what storage says of itself is noted.
@@ -219,7 +217,7 @@ fn reachable(text: &str, advertise: &str, bound_port: u16) -> String {
 }
 
 async fn open_storage(config: &Config) -> Result<Arc<Rocks>, Error> {
-    let mut options = storage::Options::new(config.data.join(STORE));
+    let mut options = storage::Options::new(config.data.join(storage::STORE));
     // Bounded by the configuration far below overflow.
     options.block_cache_bytes = (config.block_cache_mb as usize) << 20;
     options.write_buffer_bytes = (config.write_buffer_mb as usize) << 20;

@@ -259,7 +259,6 @@ impl Split {
 
 impl Proposal {
     /// The payload of a log entry.
-    #[cfg(any(test, feature = "fuzzing"))]
     pub fn encode(&self) -> Bytes {
         encode(log::Proposal {
             stamped: self.stamped.0,

@@ -63,13 +63,8 @@ pub(super) fn absorb(
     (index, members_at): (u64, u64),
     batch: &mut Batch,
 ) -> storage::Result<Result<()>> {
-    if absorb.epoch != state.epoch || absorb.sealed <= state.epoch || state.sealed_for.is_some() {
-        let why = format!("{shard} has changed since it was to be merged");
-        return Ok(Err(Error::new(Reason::WrongEpoch, why)));
-    }
-    if absorb.members_at != members_at {
-        let why = format!("the members of {shard} have changed since it was to be merged");
-        return Ok(Err(Error::new(Reason::Conflict, why)));
+    if let Err(refusal) = admits(shard, state, absorb, members_at) {
+        return Ok(Err(refusal));
     }
     let right = absorb.right;
     let stranded = |why: &str| {
@@ -109,6 +104,19 @@ pub(super) fn absorb(
     state.absorbed.drain(..surplus);
     record.entomb(batch);
     Ok(Ok(()))
+}
+
+/// Whether a shard may take over another now, by its own log.
+pub(super) fn admits(shard: ShardId, state: &State, absorb: &Absorb, members_at: u64) -> Result<()> {
+    if absorb.epoch != state.epoch || absorb.sealed <= state.epoch || state.sealed_for.is_some() {
+        let why = format!("{shard} has changed since it was to be merged");
+        return Err(Error::new(Reason::WrongEpoch, why));
+    }
+    if absorb.members_at != members_at {
+        let why = format!("the members of {shard} have changed since it was to be merged");
+        return Err(Error::new(Reason::Conflict, why));
+    }
+    Ok(())
 }
 
 /// Does without a merge, or says why not; a refusal has no effect.

@@ -50,6 +50,7 @@ mod reads;
 mod record;
 mod snapshot;
 mod state;
+mod survivor;
 #[cfg(test)]
 mod tests;
 
@@ -62,3 +63,6 @@ pub use merging::{superseded, survivors};
 pub use reads::{PageRequest, ShardPage};
 pub use record::Record;
 pub use state::{State, requests_from};
+pub use survivor::Survivor;
+#[cfg(test)]
+pub(crate) use survivor::testing;

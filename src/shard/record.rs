@@ -151,16 +151,20 @@ impl Record {
         let owned = State::fresh(self.table, start.clone(), end.clone(), self.epoch);
         let other = division::overlapping(engine, self.shard, &owned)?;
         assert_eq!(other, None, "what {} of {} would remove is another's", self.replica, self.shard);
-        let mut tombstone = self.clone();
-        tombstone.tombstone = true;
         let mut batch = Batch::new();
-        batch.put(Family::Raft, log_keys::replica(self.shard), tombstone.encode());
+        self.erase(start, end, &mut batch);
+        let tombstone = Record { tombstone: true, ..self.clone() };
+        tombstone.put(&mut batch);
+        engine.write(batch)?;
+        engine.sync()
+    }
+
+    /// Adds to a batch the removal of everything a replica stored but its record.
+    pub(super) fn erase(&self, start: &Bytes, end: &Bytes, batch: &mut Batch) {
         for (start, end) in [(start.clone(), end.clone()), side::outcome_range(start, end)] {
             batch.delete_range(Family::Data, start, end);
         }
         batch.delete(Family::Data, side::applied(self.shard));
-        self.delete_log(&mut batch);
-        engine.write(batch)?;
-        engine.sync()
+        self.delete_log(batch);
     }
 }

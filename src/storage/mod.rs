@@ -64,6 +64,9 @@ mod written;
 #[cfg(test)]
 mod tests;
 
+/// The store's place in a node's data directory; what else lies there (logs, a pid file) is the operator's.
+pub const STORE: &str = "store";
+
 pub use engine::{Batch, Change, Cursor, Engine, Family, Lookup, Ranges, Reader, TableWriter, Tier};
 pub use error::{Error, FatalHook, Result, abort_on_fatal};
 pub use horizons::{Horizon, Horizons, Span, Spans};

@@ -18,6 +18,7 @@ pub use request::{
     Action, Answer, Condition, Header, Observed, Operation, Outcome, Outcomes, Page, Read, ReadLevel, Request,
     RequestId, Response, Role, Row, ScanBounds, ScanRequest, Test, Token, Versioned, Write,
 };
+pub(crate) use schema::hex_bytes;
 pub use schema::{
     MergeIntent, Partitioning, ReplicaDescriptor, ReplicaRole, ShardDescriptor, SplitIntent, TABLE_NAME_BYTES_MAX,
     TableDescriptor, TableState, check_table_name,

@@ -190,8 +190,8 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// Byte strings as lower-case hex in JSON rows.
-mod hex_bytes {
+/// Byte strings as lower-case hex in JSON.
+pub(crate) mod hex_bytes {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {

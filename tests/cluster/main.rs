@@ -21,6 +21,7 @@ mod histories;
 mod limits;
 mod load;
 mod merges;
+mod recovery;
 mod rejoining;
 mod repeats;
 mod scans;

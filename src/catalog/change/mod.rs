@@ -9,6 +9,7 @@
 
 mod merges;
 mod nodes;
+mod recovery;
 mod replicas;
 mod splits;
 mod tables;
@@ -24,6 +25,7 @@ pub use nodes::{
     SYSTEM_HISTORY_MS, SYSTEM_TABLE, SYSTEM_VOTERS_MAX, admit_node, found_cluster, join_node, remove_node,
     replace_incarnation, set_balancing, set_standing, system_shard,
 };
+pub use recovery::{adopt_survivor, note_recovery};
 pub use replicas::{REPLACEMENTS_MAX, add_system_replica, mend_node, move_replica, relieve_lost};
 pub use splits::{begin_split, finish_split};
 pub use tables::{

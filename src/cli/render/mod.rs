@@ -6,6 +6,7 @@
 
 mod cluster;
 mod data;
+mod recovery;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table as Grid};
@@ -15,6 +16,7 @@ pub use cluster::{
     shard_json, shards, status, status_json, table, table_json, tables,
 };
 pub use data::{get_json, history_table, not_applied, outcome_json, row_json, scan_table};
+pub use recovery::{recovery_applied, recovery_plan};
 
 /// Rows under a header, the columns as wide as their widest cell.
 pub struct Table {

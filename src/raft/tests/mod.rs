@@ -6,6 +6,7 @@ mod hazards;
 mod load;
 mod log;
 mod members;
+mod recovery;
 mod snapshots;
 mod suite;
 
