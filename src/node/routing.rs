@@ -19,9 +19,11 @@ use super::metrics;
 use crate::catalog::TableEntry;
 use crate::raft::Status;
 use crate::runtime::planted::{self, Bug};
-use crate::runtime::{random_u64, timeout, timeout_at};
+use crate::runtime::{Instant, random_u64, timeout_at};
 use crate::shard::{Served, Shard};
-use crate::types::{Error, Kind, NodeId, ReadLevel, Reason, ReplicaId, Request, Response, Result, ShardDescriptor};
+use crate::types::{
+    Error, Kind, NodeId, ReadLevel, Reason, ReplicaId, Request, Response, Result, ShardDescriptor, ShardId,
+};
 
 /// Between attempts of which nothing better is known: an election takes about a second, so asking again sooner than this only
 /// makes noise. A hand-over, the first election of a new shard, or one that follows the end of a process take a few
@@ -106,6 +108,8 @@ impl Node {
         let mut failed: Option<NodeId> = None;
         let mut attempts = Attempts::default();
         let mut copies = copies;
+        // The shard whose leader here was waited for already.
+        let mut leads: Option<ShardId> = None;
         loop {
             let descriptor = entry.shards.locate(anchor).clone();
             let believed = self.replicas().get(descriptor.id).and_then(|shard| shard.leader());
@@ -163,7 +167,16 @@ impl Node {
             hint = redirect;
             match self.replicas().get(descriptor.id) {
                 Some(hosted) if error.reason != Reason::WrongEpoch => {
-                    timeout(wait, another_leads(hosted.group().watch(), believed)).await;
+                    let until = self.clock().now() + wait;
+                    // Once: what a leader refuses for another reason it refuses again.
+                    let begins = hosted.is_leader() && leads.replace(descriptor.id) != Some(descriptor.id);
+                    timeout_at(until, async {
+                        tokio::select! {
+                            () = another_leads(hosted.group().watch(), believed) => {}
+                            () = may_write(&hosted, until), if begins => {}
+                        }
+                    })
+                    .await;
                 }
                 // Without a replica here, because its left neighbour's has just taken it over or as ever, only the catalog
                 // has news.
@@ -243,10 +256,18 @@ async fn another_leads(mut status: watch::Receiver<Status>, believed: Option<(Re
     }
 }
 
+/// Waits until a replica that has just begun to lead has heard from a majority: it takes no writes before that.
+async fn may_write(shard: &Shard, until: Instant) {
+    if shard.confirm(until).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::node::members::tests::real;
+    use crate::runtime::timeout;
 
     fn last_word(reasons: &[Reason]) -> Reason {
         let mut attempts = Attempts::default();
