@@ -1,20 +1,26 @@
 //! Clients that write all the while and remember what they were promised.
 //!
-//! Each worker owns one counter and one register, so it knows exactly what they must hold: the counter every
-//! acknowledged increment once, the register the last acknowledged value. A call that fails, a value that went back
-//! and a counter that is off are told apart.
+//! Each worker owns one counter, one register and one value that it only ever swaps, so it knows exactly what they must hold:
+//! the counter every acknowledged increment once, the register the last acknowledged value, and the swapped one what it last
+//! made of it, or the next swap would be refused. Now and then it scans the whole table, in which each key is there once. A
+//! call that fails, a value that went back and a counter that is off are told apart.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
-use trivet::client::Client;
+use trivet::client::{Client, Table};
+use trivet::types::{Result, ScanBounds, Test};
 
 use crate::harness::{Cluster, eventually};
 
 /// Deadline of each call, the client's default.
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Of this many calls one scans the whole table.
+const SCAN_EVERY: u64 = 40;
 
 /// A running load.
 pub struct Load {
@@ -30,8 +36,11 @@ struct Worker {
     calls: u64,
     increments: u64,
     last_value: u64,
+    last_swap: u64,
+    /// The last swap failed: it may have taken effect.
+    swap_open: bool,
     failures: Vec<String>,
-    stale_reads: Vec<String>,
+    wrong: Vec<String>,
     longest_call: Duration,
 }
 
@@ -79,9 +88,14 @@ impl Load {
             let counted = counter.body.map_or(0, |found| number_in(&found.value));
             let stored = register.body.map_or(0, |found| number_in(&found.value));
             report.wrong.extend(broken_promises(&worker, counted, stored));
+            let swapped = eventually("what was swapped can be read", || table.get(swap_key(number))).await;
+            let swapped = swapped.body.map_or(0, |found| number_in(&found.value));
+            if swapped != worker.last_swap && !worker.swap_open {
+                report.wrong.push(format!("swapped {number} holds {swapped}, last acknowledged {}", worker.last_swap));
+            }
             report.calls += worker.calls;
             report.failures.extend(worker.failures);
-            report.wrong.extend(worker.stale_reads);
+            report.wrong.extend(worker.wrong);
             report.longest_call = report.longest_call.max(worker.longest_call);
         }
         report
@@ -123,6 +137,10 @@ fn register_key(number: usize) -> String {
     format!("register-{number}")
 }
 
+fn swap_key(number: usize) -> String {
+    format!("swapped-{number}")
+}
+
 fn number_in(value: &[u8]) -> u64 {
     std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).expect("a decimal number was written")
 }
@@ -134,22 +152,24 @@ async fn work(client: Client, table: String, number: usize, stopping: Arc<Atomic
         calls: 0,
         increments: 0,
         last_value: 0,
+        last_swap: 0,
+        swap_open: false,
         failures: Vec::new(),
-        stale_reads: Vec::new(),
+        wrong: Vec::new(),
         longest_call: Duration::ZERO,
     };
     while !stopping.load(Ordering::Relaxed) {
         let began = Instant::now();
-        let result = match worker.calls % 3 {
+        let call = worker.calls;
+        let result = match call % 4 {
+            _ if call % SCAN_EVERY == SCAN_EVERY - 1 => worker.scan(&table).await,
             0 => table.increment(counter_key(number), 1).await.map(|_| worker.increments += 1),
-            1 => {
-                let next = worker.calls;
-                table.put(register_key(number), next.to_string()).await.map(|_| worker.last_value = next)
-            }
+            1 => table.put(register_key(number), call.to_string()).await.map(|_| worker.last_value = call),
+            2 => worker.swap(&table, call).await,
             _ => table.get(register_key(number)).await.map(|found| {
                 let seen = found.body.map_or(0, |found| number_in(&found.value));
                 if seen < worker.last_value {
-                    worker.stale_reads.push(format!("register {number}: read {seen} after {}", worker.last_value));
+                    worker.wrong.push(format!("register {number}: read {seen} after {}", worker.last_value));
                 }
             }),
         };
@@ -162,6 +182,49 @@ async fn work(client: Client, table: String, number: usize, stopping: Arc<Atomic
     worker
 }
 
+impl Worker {
+    /// Replaces the value that nobody else touches, if it is what it was left at.
+    async fn swap(&mut self, table: &Table, next: u64) -> Result<()> {
+        let key = swap_key(self.number);
+        if self.swap_open {
+            self.last_swap = table.get(key.clone()).await?.body.map_or(0, |found| number_in(&found.value));
+        }
+        let expected = match self.last_swap {
+            0 => Test::Absent,
+            last => Test::Value(last.to_string().into()),
+        };
+        self.swap_open = true;
+        let swapped = table.compare_and_swap(key, expected, Some(next.to_string().into())).await?.body;
+        self.swap_open = false;
+        if swapped.applied {
+            self.last_swap = next;
+        } else {
+            let text = format!("swap {} from {} refused: {:?} is there", self.number, self.last_swap, swapped.observed);
+            self.wrong.push(text);
+            self.swap_open = true;
+        }
+        Ok(())
+    }
+
+    /// Looks whether the table shows each of its keys once, and those of this worker.
+    async fn scan(&mut self, table: &Table) -> Result<()> {
+        let rows = table.scan(ScanBounds::All).collect().await?;
+        let mut seen = BTreeSet::new();
+        for row in &rows {
+            if !seen.insert(&row.key) {
+                self.wrong.push(format!("a scan shows {:?} twice", row.key));
+            }
+        }
+        let number = self.number;
+        for key in [counter_key(number), register_key(number), swap_key(number)] {
+            if !seen.contains(&bytes::Bytes::from(key.clone())) {
+                self.wrong.push(format!("a scan of {} rows does not show {key}", rows.len()));
+            }
+        }
+        Ok(())
+    }
+}
+
 #[test]
 fn the_judge_tells_lost_from_doubled() {
     let worker = |failures: usize| Worker {
@@ -169,8 +232,10 @@ fn the_judge_tells_lost_from_doubled() {
         calls: 30,
         increments: 10,
         last_value: 28,
+        last_swap: 0,
+        swap_open: false,
         failures: vec!["unknown".to_owned(); failures],
-        stale_reads: Vec::new(),
+        wrong: Vec::new(),
         longest_call: Duration::ZERO,
     };
     assert!(broken_promises(&worker(0), 10, 28).is_empty());
