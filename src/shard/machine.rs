@@ -20,6 +20,7 @@ use super::metrics;
 use super::outcomes::{self, Place, RECENT_OUTCOMES_MAX, Recent, RecentOutcomes, Record, Verdict};
 use super::snapshot::{self, ShardCutter};
 use super::state::{REQUEST_RETENTION_MS, State, requests_from};
+use super::tail::{Applied, Tail};
 use crate::keyspace::{side, version};
 use crate::raft::{Cutter, Entry, Machine};
 use crate::runtime::planted::{self, Bug};
@@ -58,6 +59,8 @@ pub struct Shared {
     pub marks: Mutex<Vec<Arc<ChecksumMark>>>,
     /// Told when a checksum mark was set (its count).
     pub marked: watch::Sender<u64>,
+    /// The last changes, for those who follow. Held while the applied state is changed.
+    pub tail: Mutex<Tail>,
 }
 
 impl Shared {
@@ -67,6 +70,7 @@ impl Shared {
             state: ArcSwap::from_pointee(state),
             marks: Mutex::new(Vec::new()),
             marked: watch::Sender::new(0),
+            tail: Mutex::default(),
         }
     }
 }
@@ -130,6 +134,7 @@ impl ShardMachine {
         carry: bool,
         scratch: &mut Scratch<'_>,
         batch: &mut Batch,
+        changes: &mut Changes,
     ) -> storage::Result<Verdict> {
         if let Err(refusal) = self.admit(command, stamped) {
             return Ok(Err(refusal));
@@ -156,6 +161,9 @@ impl ShardMachine {
         let origin = write.request.filter(|_| carry).map(|request| Origin { request, fingerprint });
         for (key, value) in &decided.versions {
             batch.put(Family::Data, version::key(key, value.timestamp), value.encode_from(origin.as_ref()));
+        }
+        if let Some(followed) = changes.followed.as_mut().filter(|_| !decided.versions.is_empty()) {
+            followed.push(Applied { timestamp, versions: decided.versions.clone() });
         }
         scratch.write(decided.versions);
         if let Some(request) = write.request {
@@ -230,7 +238,7 @@ impl ShardMachine {
         let mut outcomes: Outcomes = Vec::with_capacity(proposal.commands.len());
         for command in &proposal.commands {
             let carry = proposal.versions_carry_outcomes;
-            outcomes.push(self.apply_command(command, proposal.stamped, carry, scratch, batch)?);
+            outcomes.push(self.apply_command(command, proposal.stamped, carry, scratch, batch, changes)?);
         }
         if let Some(abandon) = &proposal.abandon {
             outcomes.push(merging::abandon(self.shard, &mut self.state, abandon, index).map(|()| self.done()));
@@ -275,6 +283,8 @@ impl ShardMachine {
             if absorbed.is_ok() {
                 self.published = None;
                 self.recent.forget_until(self.state.issued_max_ms);
+                // Of what the other one changed nothing is here.
+                changes.followed = None;
                 changes.news.push(News::Absorbed(absorb.right));
             }
             outcomes.push(absorbed.map(|()| self.done()));
@@ -286,8 +296,8 @@ impl ShardMachine {
         Outcome { applied: true, timestamp: self.state.last_timestamp, ..Outcome::default() }
     }
 
-    /// Writes what has gathered, with the applied state, and lets readers see it.
-    fn commit(&mut self, mut batch: Batch, mark: Bytes) -> storage::Result<()> {
+    /// Writes what has gathered, with the applied state, and lets readers see it, and those who follow.
+    fn commit(&mut self, mut batch: Batch, mark: Bytes, followed: Option<Vec<Applied>>) -> storage::Result<()> {
         self.state.mark = Some(mark);
         if planted::is(Bug::TornBatch) {
             self.engine.write(std::mem::take(&mut batch))?;
@@ -296,16 +306,30 @@ impl ShardMachine {
         // Neighbours one after the other: a sorted memtable takes them in with fewer steps.
         batch.changes.sort_by(|a, b| a.key().cmp(b.key()));
         self.engine.write(batch)?;
-        self.shared.state.store(Arc::new(self.state.clone()));
+        self.show(followed);
         self.publish_horizon();
         self.shared.applied.send_replace(self.state.last_timestamp);
         Ok(())
     }
+
+    /// Lets readers see the state as it is now, and those who follow what led to it from what they saw before; none if that is
+    /// not known.
+    fn show(&self, followed: Option<Vec<Applied>>) {
+        let mut tail = self.shared.tail.lock();
+        match followed {
+            Some(applied) => tail.push(applied, self.clock.now()),
+            None => tail.restart(self.state.last_timestamp),
+        }
+        self.shared.state.store(Arc::new(self.state.clone()));
+    }
 }
 
-/// What one run of entries has changed about who lives here.
+/// What one run of entries has changed besides what it wrote.
 #[derive(Default)]
 struct Changes {
+    /// What its commands changed, if somebody follows; none also if that is not all that leads to the state after it.
+    followed: Option<Vec<Applied>>,
+    /// About who lives here.
     news: Vec<News>,
     /// Only for [`Bug::TornSplit`]: what should have been in the batch of the parent.
     late: Batch,
@@ -323,7 +347,8 @@ impl Machine for ShardMachine {
         let mut all = Vec::with_capacity(entries.len());
         let mut commands = 0;
         let mut marks = Vec::new();
-        let mut changes = Changes::default();
+        let followed = self.shared.tail.lock().is_kept().then(Vec::new);
+        let mut changes = Changes { followed, ..Changes::default() };
         for entry in entries {
             let Some(payload) = entry.payload else {
                 all.push(Vec::new());
@@ -343,7 +368,7 @@ impl Machine for ShardMachine {
             )?);
         }
         drop(scratch);
-        self.commit(batch, mark)?;
+        self.commit(batch, mark, changes.followed)?;
         if !changes.late.changes.is_empty() {
             self.engine.write(changes.late)?;
         }
@@ -403,7 +428,7 @@ impl Machine for ShardMachine {
         self.state = state;
         self.published = None;
         self.publish_horizon();
-        self.shared.state.store(Arc::new(self.state.clone()));
+        self.show(None);
         self.shared.applied.send_replace(self.state.last_timestamp);
         Ok(())
     }

@@ -14,6 +14,8 @@
 //! began, and which leaves a proof of the replica's `age`. Then it reads the versions at one position from the block cache,
 //! or from the disk on the blocking pool.
 //!
+//! Whoever follows what changes (`changes`) is told from the `tail` of the last commands, or from the versions.
+//!
 //! How much is asked of it, and of which keys, is counted on the way (`load`).
 //!
 //! A shard is divided (`division`) by an entry of its own log, which every replica applies alike: beside each of the
@@ -31,6 +33,7 @@
 //! are replicated (raft).
 
 mod age;
+mod changes;
 mod checksum;
 mod command;
 mod division;
@@ -51,9 +54,11 @@ mod record;
 mod snapshot;
 mod state;
 mod survivor;
+mod tail;
 #[cfg(test)]
 mod tests;
 
+pub use changes::{ChangesRequest, Position, ShardChanges, Step};
 pub use checksum::Checksum;
 pub use command::{Abandon, Absorb, ChildReplica, Seal, Split};
 pub use division::{Born, Home, NEWS_MAX, News};

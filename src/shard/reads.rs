@@ -321,7 +321,7 @@ impl Shard {
         }
     }
 
-    fn served<T>(&self, body: T, as_of: Timestamp, proof: Option<Proof>, epoch: Epoch) -> Served<T> {
+    pub(super) fn served<T>(&self, body: T, as_of: Timestamp, proof: Option<Proof>, epoch: Epoch) -> Served<T> {
         let age = proof.map(|proof| self.clock.now().saturating_duration_since(proof.asked));
         Served { body, role: self.role(), as_of, age, epoch }
     }

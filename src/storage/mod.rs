@@ -45,6 +45,7 @@
 //! bytes are damaged is replaced from its peers. Two engines keep the contract: [`Rocks`] on disk and [`Memory`], its
 //! twin for tests, which can crash on demand.
 
+pub mod changes;
 mod engine;
 mod error;
 mod filter;

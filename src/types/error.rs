@@ -98,6 +98,8 @@ reasons! {
     RequestMismatch = 13, "REQUEST_MISMATCH", Invalid;
     /// The cursor is not one of ours, or of another scan.
     InvalidCursor = 14, "INVALID_CURSOR", Invalid;
+    /// The changes after the cursor are not all there any more: read anew and follow from then on.
+    CursorTrimmed = 15, "CURSOR_TRIMMED", Invalid;
     /// The replica asked does not lead its shard; the error may name the node that does.
     NotLeader = 20, "NOT_LEADER", Redirect;
     /// The shard's range has changed: fetch the topology again.

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | correct the request | EMPTY_KEY, KEY_TOO_LARGE, VALUE_TOO_LARGE, BATCH_TOO_LARGE, INVALID_REQUEST, CROSS_SHARD, REQUEST_MISMATCH, INVALID_CURSOR | INVALID_ARGUMENT |
 //! | change what stands in its way | NOT_AN_INTEGER, READ_ONLY_TABLE, REQUEST_EXPIRED, WRONG_CLUSTER, NOT_ENOUGH_NODES | FAILED_PRECONDITION |
-//! | choose a position inside the window | HISTORY_TRIMMED | OUT_OF_RANGE |
+//! | choose a position inside the window | HISTORY_TRIMMED, CURSOR_TRIMMED | OUT_OF_RANGE |
 //! | choose another name | TABLE_EXISTS, NODE_ID_TAKEN | ALREADY_EXISTS |
 //! | create it first | UNKNOWN_TABLE, UNKNOWN_NODE, UNKNOWN_SHARD | NOT_FOUND |
 //! | ask another node, or again | NOT_LEADER, TOO_STALE, SHARD_NOT_HERE, NO_QUORUM, NOT_READY | UNAVAILABLE |
@@ -58,7 +58,7 @@ pub fn code(reason: Reason) -> Code {
         | Reason::RequestExpired
         | Reason::WrongCluster
         | Reason::NotEnoughNodes => Code::FailedPrecondition,
-        Reason::HistoryTrimmed => Code::OutOfRange,
+        Reason::HistoryTrimmed | Reason::CursorTrimmed => Code::OutOfRange,
         Reason::TableExists | Reason::NodeIdTaken => Code::AlreadyExists,
         Reason::UnknownTable | Reason::UnknownNode | Reason::UnknownShard => Code::NotFound,
         Reason::NotLeader | Reason::TooStale | Reason::ShardNotHere | Reason::NoQuorum | Reason::NotReady => {

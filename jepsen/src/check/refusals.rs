@@ -20,6 +20,7 @@ const NEVER: &[&str] = &[
     "HISTORY_TRIMMED",
     "REQUEST_MISMATCH",
     "INVALID_CURSOR",
+    "CURSOR_TRIMMED",
     "WRONG_CLUSTER",
     "UNKNOWN_SHARD",
 ];

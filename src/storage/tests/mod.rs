@@ -1,5 +1,6 @@
 //! Tests of the engines together: twins, durability, installs, trimming, the log writer.
 
+mod changes;
 mod durability;
 mod log_writer;
 mod trimming;
