@@ -5,6 +5,7 @@
 //! runtime of its own, so that it can end as suddenly as a process does, and a [`Disk`] that can stop taking writes.
 #![allow(clippy::disallowed_methods, reason = "each node gets a runtime that can be torn down under it")]
 
+mod changes;
 mod elastic;
 mod merges;
 mod reads;

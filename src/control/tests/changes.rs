@@ -1,0 +1,158 @@
+//! Whoever follows a shard's changes is told of every version once, at whichever replica, however far behind.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{House, LOOK_EVERY, PATIENCE};
+use crate::shard::{ChangesRequest, Position, Step};
+use crate::storage::changes::{Change, PageLimits};
+use crate::storage::mvcc;
+use crate::types::{Reason, Result, Timestamp};
+
+const PAGE: PageLimits = PageLimits { changes_max: 7, bytes_max: 1 << 20 };
+
+/// Somebody who follows the only shard of the table, asking one node after the other.
+struct Follower {
+    position: Position,
+    told: Vec<Change>,
+    with_replaced: bool,
+}
+
+impl Follower {
+    fn from(after: Timestamp, with_replaced: bool) -> Follower {
+        Follower { position: Position { after, step: None }, told: Vec::new(), with_replaced }
+    }
+
+    /// One page at a node; whether it told anything.
+    fn page(&mut self, house: &House, id: u64) -> Result<bool> {
+        let node = house.node(id);
+        let shard = node.replicas().get(house.shard_of("k").id).expect("each node has a replica");
+        let state = shard.state();
+        let request = ChangesRequest {
+            start: state.start.clone(),
+            end: state.end.clone(),
+            position: self.position.clone(),
+            with_replaced: self.with_replaced,
+            limits: PAGE,
+        };
+        let deadline = node.clock().now() + Duration::from_millis(20);
+        let life = house.life(id).expect("the node runs");
+        let page = life.runtime.block_on(shard.changes(state.epoch, request, deadline))?.body;
+        assert!(page.position.after >= self.position.after, "a position never falls back");
+        let told = !page.changes.is_empty();
+        self.position = page.position;
+        self.told.extend(page.changes);
+        Ok(told)
+    }
+
+    /// Asks node after node until none has anything new and all have come to the newest position.
+    fn catch_up(&mut self, house: &House, newest: Timestamp) {
+        let mut id = 0;
+        while self.position.after < newest || self.position.step.is_some() {
+            id = id % 3 + 1;
+            self.page(house, id).expect("the history has it");
+        }
+    }
+
+    /// Compares what was told with what is stored.
+    fn assert_complete(&self, house: &House, keys: &[&'static str]) {
+        let node = house.node(1);
+        let layout = node.directory().table_by_name("t").expect("it is there").layout;
+        for key in keys {
+            let encoded = layout.encode(key.as_bytes());
+            let mut stored = mvcc::history(&**node.engine(), &encoded, Timestamp::MAX, 10_000).expect("reads");
+            stored.reverse();
+            let told: Vec<_> = self.told.iter().filter(|change| change.key == encoded).collect();
+            let versions: Vec<_> = told.iter().map(|change| change.version.clone()).collect();
+            assert_eq!(versions, stored, "{key}");
+            if self.with_replaced {
+                let before = std::iter::once(None).chain(stored.iter().cloned().map(Some));
+                for (change, before) in told.iter().zip(before) {
+                    assert_eq!(change.replaced, before, "{key}");
+                }
+            }
+        }
+        let known: Vec<Bytes> = keys.iter().map(|key| layout.encode(key.as_bytes())).collect();
+        assert!(self.told.iter().all(|change| known.contains(&change.key)), "nothing is invented");
+    }
+}
+
+const KEYS: [&str; 5] = ["k", "l", "m", "n", "o"];
+
+#[test]
+fn a_follower_is_told_of_every_version_once_at_whichever_replica_and_however_far_behind() {
+    let (house, _, _) = House::with_one_shard();
+    let begun = house.node(1).replicas().get(house.shard_of("k").id).expect("it is there").state().last_timestamp;
+    let mut close = Follower::from(begun, false);
+    let mut asking = Follower::from(begun, true);
+    let mut newest = begun;
+    for round in 0..12_u64 {
+        for (at, key) in KEYS.iter().enumerate() {
+            if round % (at as u64 + 1) == 0 {
+                newest = house.put(key, format!("{round}"), None).body.timestamp;
+            }
+        }
+        // Most of the time it keeps up; the other one comes seldom.
+        if round % 5 != 4 {
+            close.catch_up(&house, newest);
+        }
+        if round % 4 == 3 {
+            asking.catch_up(&house, newest);
+        }
+    }
+    for follower in [&mut close, &mut asking] {
+        follower.catch_up(&house, newest);
+        follower.assert_complete(&house, &KEYS);
+    }
+    // Who begins now is told the same.
+    let mut late = Follower::from(begun, true);
+    late.catch_up(&house, newest);
+    late.assert_complete(&house, &KEYS);
+    assert_eq!(late.told.len(), close.told.len());
+    let mut middle = Follower::from(close.told[close.told.len() / 2].version.timestamp, false);
+    middle.catch_up(&house, newest);
+    assert!(middle.told.iter().all(|change| change.version.timestamp > close.told[close.told.len() / 2].version.timestamp));
+}
+
+#[test]
+fn what_the_history_has_lost_is_refused_and_not_passed_over() {
+    let (house, leader, _) = House::with_one_shard();
+    let first = house.put("k", "1".to_owned(), None).body.timestamp;
+    house.put("k", "2".to_owned(), None);
+    let shard = house.node(leader).replicas().get(house.shard_of("k").id).expect("it leads");
+    let state = shard.state();
+    let beyond = Position { after: first, step: None };
+    let request = |position: &Position| ChangesRequest {
+        start: state.start.clone(),
+        end: state.end.clone(),
+        position: position.clone(),
+        with_replaced: false,
+        limits: PAGE,
+    };
+    let ask = |position: &Position| {
+        let node = house.node(leader);
+        let deadline = node.clock().now() + Duration::from_millis(20);
+        let life = house.life(leader).expect("it runs");
+        life.runtime.block_on(shard.changes(state.epoch, request(position), deadline))
+    };
+    assert_eq!(ask(&beyond).expect("it is all there").body.changes.len(), 1);
+    // The history of a table has a beginning as soon as it is looked after, also if nothing was removed yet.
+    let deadline = Instant::now() + PATIENCE;
+    while shard.state().horizon == Timestamp::ZERO {
+        assert!(Instant::now() < deadline, "the history has no beginning");
+        std::thread::sleep(LOOK_EVERY);
+    }
+    let horizon = shard.state().horizon;
+    let position = |after: Timestamp| Position { after, step: None };
+    assert_eq!(ask(&position(horizon.previous())).expect_err("it is not").reason, Reason::CursorTrimmed);
+    assert_eq!(ask(&position(horizon)).expect("it is").body.changes.len(), 2);
+    let step = Some(Step { upto: first, key: state.start.clone() });
+    let within = Position { after: horizon.previous(), step };
+    assert_eq!(ask(&within).expect_err("it began before").reason, Reason::CursorTrimmed);
+    let elsewhere = ChangesRequest { end: Bytes::from_static(&[0xff; 8]), ..request(&beyond) };
+    let node = house.node(leader);
+    let life = house.life(leader).expect("it runs");
+    let asked = life.runtime.block_on(shard.changes(state.epoch, elsewhere, node.clock().now()));
+    assert_eq!(asked.expect_err("that is another's").reason, Reason::WrongEpoch);
+}
