@@ -58,7 +58,7 @@ impl Follower {
     /// Compares what was told with what is stored.
     fn assert_complete(&self, house: &House, keys: &[&'static str]) {
         let node = house.node(1);
-        let layout = node.directory().table_by_name("t").expect("it is there").layout;
+        let layout = node.directory().table_by_name("t").expect("it is there").layout.clone();
         for key in keys {
             let encoded = layout.encode(key.as_bytes());
             let mut stored = mvcc::history(&**node.engine(), &encoded, Timestamp::MAX, 10_000).expect("reads");

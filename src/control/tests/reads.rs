@@ -12,7 +12,7 @@ use crate::wire::admin::SplitPoint;
 const ROUNDS: u64 = 10;
 
 impl House {
-    fn put(&self, key: &'static str, value: String, ttl_ms: Option<u64>) -> Answer<Outcome> {
+    pub(super) fn put(&self, key: &'static str, value: String, ttl_ms: Option<u64>) -> Answer<Outcome> {
         let leader = self.leader_of(self.shard_of(key).id);
         let issued_ms = self.node(leader).clock().wall_ms();
         let request = RequestId { client: crate::runtime::random_u64(), sequence: 1, issued_ms };
@@ -34,7 +34,7 @@ impl House {
     }
 
     /// A founded house with a table `t` of one shard, all of whose replicas have a leader.
-    fn with_one_shard() -> (House, u64, Vec<u64>) {
+    pub(super) fn with_one_shard() -> (House, u64, Vec<u64>) {
         let mut house = House::founded();
         house.create(1, "t", 1);
         house.settle(1);
