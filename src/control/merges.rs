@@ -16,8 +16,8 @@ pub(super) struct MergeAsk {
 impl Control {
     /// Wants a shard to take over its right neighbour, and returns when that stands in the catalog, as this node knows
     /// it: the two go on serving until the right one's members are beside the left one's, and are one shortly afterwards;
-    /// unless a member fails just then, which leaves them as they were and the merge to be wanted again. What is wanted already is answered as if it had just been wanted. With `dry_run` it returns what the left shard
-    /// would become.
+    /// unless a member fails just then, which leaves them as they were and the merge to be wanted again. What is wanted
+    /// already is answered as if it had just been wanted. With `dry_run` it returns what the left shard would become.
     ///
     /// Errors: `UNKNOWN_SHARD`; `INVALID_REQUEST` if the two are not neighbours in this order; `CONFLICT` if one of them is
     /// being split, or merged with another; `NO_QUORUM` if nobody leads one of them.

@@ -322,7 +322,7 @@ impl Node {
         for record in survivors(&*self.engine)? {
             let hosted = self.host(&record).await;
             // One that runs already may have taken it over in this moment: then it has failed to start, or must not have.
-            if !merges::bury(self, record.shard).await {
+            if !merges::try_bury(self, record.shard).await? {
                 hosted?;
             }
         }

@@ -311,7 +311,8 @@ pub async fn bury(node: &Arc<Node>, shard: ShardId) -> bool {
     }
 }
 
-async fn try_bury(node: &Arc<Node>, shard: ShardId) -> Result<bool> {
+/// As [`bury`], for whoever must know if it could not be done.
+pub(super) async fn try_bury(node: &Arc<Node>, shard: ShardId) -> Result<bool> {
     let record = Record::load(&**node.engine(), shard)?.filter(|record| record.tombstone);
     let Some(record) = record else { return Ok(false) };
     if let Some(hosted) = node.replicas().get(shard) {

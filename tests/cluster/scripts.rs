@@ -1,4 +1,5 @@
-//! The README's first command, as a newcomer runs it: cluster/up with the demo, twice, then cluster/down.
+//! The README's first command, as a newcomer runs it: cluster/up with the demo, twice, then cluster/down. And the scripts that
+//! measure a cluster.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -124,4 +125,24 @@ async fn up_loads_and_counts_the_demo() {
     assert!(!local.data.exists(), "nothing is left");
     let nonsense = local.script("up", &["--nodes", "many"]);
     assert_eq!(nonsense.code, 2, "{nonsense:?}");
+}
+
+/// Each makes its own cluster on its own ports, and takes it away again. How long anything took is not judged here.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scripts_that_measure_print_their_tables() {
+    let scripts: [(&str, &[&str], &str, usize); 3] = [
+        ("failover", &["--kills", "1", "--shards", "4", "--clients", "4"], "| 1 | 4 | ", 1),
+        ("idle", &["--groups", "8", "--seconds", "1"], " | 9 | ", 3),
+        ("pauses", &["--times", "1", "--keys", "400", "--rate", "50"], " | 1 | ", 5),
+    ];
+    for (name, arguments, row, rows) in scripts {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster").join(name);
+        let said = finish(Command::new(path).args(arguments).env("TRIVET_BIN", env!("CARGO_BIN_EXE_trivet")));
+        assert_eq!(said.code, 0, "{name}: {said:?}");
+        assert_eq!(said.out.lines().filter(|line| line.contains(row)).count(), rows, "{name}: {said:?}");
+        if name != "idle" {
+            let failed = said.out.lines().skip(2).filter(|line| !line.ends_with(" 0 |")).count();
+            assert_eq!(failed, 0, "calls failed: {}", said.out);
+        }
+    }
 }

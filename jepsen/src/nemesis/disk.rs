@@ -80,19 +80,9 @@ impl Disk {
                 ensure!(failed > 0, "n{} wrote nothing", fixed.id);
                 format!("{failed} writes failed")
             }
-            Kind::Slow => {
+            Kind::Slow | Kind::Stall => {
                 let before = shim()?.done()?.syncs_delayed;
-                let delay = random.random_range(50..400);
-                shim()?.delay_syncs(delay)?;
-                ended |= last(stage, node, random).await?;
-                shim()?.rest()?;
-                let delayed = shim()?.done()?.syncs_delayed - before;
-                ensure!(delayed > 0, "n{} synced nothing", fixed.id);
-                format!("{delayed} syncs took {delay} ms more")
-            }
-            Kind::Stall => {
-                let before = shim()?.done()?.syncs_delayed;
-                let delay = random.random_range(1_500..8_000);
+                let delay = random.random_range(if let Kind::Stall = self.0 { 1_500..8_000 } else { 50..400 });
                 shim()?.delay_syncs(delay)?;
                 ended |= last(stage, node, random).await?;
                 shim()?.rest()?;
