@@ -46,6 +46,7 @@ mod shard;
 mod table;
 mod text;
 mod time;
+mod watch;
 
 use std::time::Duration;
 
@@ -139,6 +140,7 @@ enum Verb {
     Scan(scan::Scan),
     History(scan::History),
     Rollback(scan::Rollback),
+    Watch(watch::Args),
     Import(import::Args),
     Export(export::Args),
     #[command(subcommand)]
@@ -221,6 +223,7 @@ async fn run(verb: Verb, global: &Global) -> Ended {
         Verb::Scan(args) => scan::scan(args, global).await,
         Verb::History(args) => scan::history(args, global).await,
         Verb::Rollback(args) => scan::rollback(args, global).await,
+        Verb::Watch(args) => watch::run(args, global).await,
         Verb::Import(args) => import::run(args, global).await,
         Verb::Export(args) => export::run(args, global).await,
         Verb::Table(verb) => table::run(verb, global).await,
@@ -291,6 +294,7 @@ mod tests {
             "trivet cas t k --delete --expect-version 7",
             "trivet scan t --tag a --reverse --limit 5",
             "trivet rollback t k --to 7 --dry-run",
+            "trivet watch t --tag a --previous --only puts --after 7 --limit 3 --cursors",
             "trivet import t f.csv --key {a}/{b}",
             "trivet table create t --hash --shards 8",
             "trivet table create t --range --split a --split b --group-delimiter /",
@@ -313,6 +317,8 @@ mod tests {
             "trivet cas t k v",
             "trivet cas t k v --absent --expect x",
             "trivet scan t --tag a --prefix b",
+            "trivet watch t --only both",
+            "trivet watch t --resume 00 --checkpoint f",
             "trivet import t f --key orders",
             "trivet table create t",
             "trivet table create t --hash --range",

@@ -14,17 +14,9 @@ const PAGE_ROWS: usize = 1_000;
 /// Characters of a value shown on a terminal without --full: so that most rows stay on a line.
 const VALUE_WIDTH: usize = 80;
 
-/// Lists keys in order, with version and value.
-///
-/// A range table is ordered by key. A hash table is ordered within a tag (--tag): keys like {user:42}:cart have the tag
-/// user:42; over the whole table it goes shard by shard.
+/// Which keys.
 #[derive(Clone, Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  trivet scan orders --limit 10\n  trivet scan orders --count --level max-age=5s --read-from least-loaded\n  trivet scan users --tag user:42 -o json\n  trivet scan names --from m --to n --reverse"
-)]
-pub struct Scan {
-    /// The table
-    table: String,
+pub struct Bounds {
     /// Only the keys of this tag (or group of a range table)
     #[arg(long, value_name = "TAG", conflicts_with_all = ["prefix", "from", "to"])]
     tag: Option<String>,
@@ -37,6 +29,24 @@ pub struct Scan {
     /// Up to this key, which is not included
     #[arg(long, value_name = "KEY")]
     to: Option<String>,
+    /// Tag, prefix and keys are hex digits
+    #[arg(long)]
+    hex: bool,
+}
+
+/// Lists keys in order, with version and value.
+///
+/// A range table is ordered by key. A hash table is ordered within a tag (--tag): keys like {user:42}:cart have the tag
+/// user:42; over the whole table it goes shard by shard.
+#[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  trivet scan orders --limit 10\n  trivet scan orders --count --level max-age=5s --read-from least-loaded\n  trivet scan users --tag user:42 -o json\n  trivet scan names --from m --to n --reverse"
+)]
+pub struct Scan {
+    /// The table
+    table: String,
+    #[command(flatten)]
+    bounds: Bounds,
     /// At most so many rows
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
@@ -48,16 +58,14 @@ pub struct Scan {
     count: bool,
     #[command(flatten)]
     reading: Reading,
-    /// Tag, prefix and keys are hex digits
-    #[arg(long)]
-    hex: bool,
     /// Show whole values on a terminal too
     #[arg(long)]
     full: bool,
 }
 
-impl Scan {
-    fn bounds(&self) -> Result<ScanBounds, String> {
+impl Bounds {
+    /// The bounds in bytes.
+    pub fn decode(&self) -> Result<ScanBounds, String> {
         let bytes = |text: &Option<String>| -> Result<Option<Bytes>, String> {
             text.as_ref().map(|text| text::argument(text, self.hex)).transpose()
         };
@@ -100,7 +108,7 @@ impl Printer {
 
 /// Runs `scan`.
 pub async fn scan(args: Scan, global: &Global) -> Ended {
-    let bounds = args.bounds().map_err(Stop::usage)?;
+    let bounds = args.bounds.decode().map_err(Stop::usage)?;
     let level = args.reading.level();
     let table = args.reading.of(&global.connect().await?.table(&*args.table));
     let mut printer = Printer::new(global, args.full, render::scan_table);

@@ -93,10 +93,10 @@ impl Core {
         let (level, repeatable) = match request {
             Request::Read(read) => (read.level, true),
             Request::Scan(scan) => (scan.level, true),
-            Request::History { .. } => (ReadLevel::Linearizable, true),
+            Request::History { .. } | Request::Changes(_) => (ReadLevel::Linearizable, true),
             Request::Write(write) => (ReadLevel::Linearizable, write.request.is_some()),
         };
-        let is_read = matches!(request, Request::Read(_) | Request::Scan(_));
+        let is_read = matches!(request, Request::Read(_) | Request::Scan(_) | Request::Changes(_));
         let begun = self.clock.now();
         self.budget.lock().earn(begun);
         let mut trouble = Trouble::new(repeatable, begun, deadline);
@@ -115,7 +115,10 @@ impl Core {
             };
             let error = match result {
                 Ok(response) => {
-                    target.connection.note_latency(self.clock.now().saturating_duration_since(now));
+                    // How long there was nothing to tell says nothing about the node.
+                    if !matches!(request, Request::Changes(_)) {
+                        target.connection.note_latency(self.clock.now().saturating_duration_since(now));
+                    }
                     target.learn(&response);
                     return Ok(response);
                 }
@@ -213,6 +216,7 @@ impl Target {
             Response::Values(values) => values.first().map(|answer| &answer.header),
             Response::Written(answer) => Some(&answer.header),
             Response::Page(answer) => Some(&answer.header),
+            Response::Changes(answer) => Some(&answer.header),
         };
         if let Some(header) = header
             && header.role == Role::Leader

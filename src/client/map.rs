@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Connection;
-use crate::keyspace::{Layout, ScanCursor, ShardMap};
+use crate::keyspace::{ChangesCursor, Layout, ScanCursor, ShardMap};
 use crate::runtime::Clock;
-use crate::types::{ClusterId, NodeId, Result, ScanBounds, ScanRequest, ShardDescriptor, ShardId};
+use crate::types::{ChangesRequest, ClusterId, NodeId, Result, ScanBounds, ScanRequest, ShardDescriptor, ShardId};
 use crate::wire::admin::{TableDetails, Topology};
 
 /// No leader is known. (Operators count nodes from 1; this one is out of reach for them.)
@@ -62,6 +62,8 @@ pub(super) enum Anchor<'a> {
     Key(&'a [u8]),
     /// The place where this page of a scan begins.
     Page(&'a ScanRequest),
+    /// The place where this page of changes begins.
+    Changes(&'a ChangesRequest),
 }
 
 impl Pool {
@@ -134,6 +136,15 @@ impl TableEntry {
         let shard = match anchor {
             Anchor::Key(key) => self.shards.locate(&self.layout.encode(key)),
             Anchor::Page(scan) => self.first_of(scan)?,
+            Anchor::Changes(ChangesRequest { bounds, cursor: Some(cursor), .. }) => {
+                let cursor = ChangesCursor::decode(cursor, &self.layout, bounds)?;
+                let first = cursor.parts.first().map(|part| part.start.clone());
+                self.shards.locate(&first.unwrap_or_else(|| self.layout.table_range().0))
+            }
+            Anchor::Changes(ChangesRequest { bounds, .. }) => {
+                let first = self.layout.scan_range(bounds)?.ranges.first().map(|range| range.0.clone());
+                self.shards.locate(&first.unwrap_or_else(|| self.layout.table_range().0))
+            }
         };
         // A state was made for every shard of the map.
         let state = self

@@ -21,14 +21,18 @@
 //! - The hot path takes no lock but the two short ones of the retry budget and of the connection's table of calls (and
 //!   that of each replica's table where the least busy one is looked for).
 //!
+//! What changes is followed from page to page ([`Changes`], `following`).
+//!
 //! Left out: hedged reads, and batches across shards (a batch that spans shards is refused with `CROSS_SHARD`).
 
 pub mod metrics;
 
 mod admin;
 mod backoff;
+mod changes;
 mod channel;
 mod core;
+pub(crate) mod following;
 mod map;
 mod options;
 mod replicas;
@@ -43,6 +47,7 @@ mod topologies;
 use std::sync::Arc;
 
 pub use admin::Admin;
+pub use changes::{Changes, Followed};
 pub use channel::Connection;
 pub use options::{Options, ReadFrom};
 pub use scan::Scan;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::try_join_all;
 
-use super::ReadFrom;
 use super::core::Core;
 use super::map::Anchor;
 use super::scan::Scan;
 use super::session::Seen;
+use super::{Changes, ReadFrom};
 use crate::runtime::Instant;
 use crate::types::{
     Action, Answer, Condition, Error, Operation, Outcome, Page, Read, ReadLevel, Request, Response, Result, ScanBounds,
@@ -221,6 +221,11 @@ impl Table {
         self.page(&request, Anchor::Key(&key)).await
     }
 
+    /// What changes of these keys, from now on: see [`Changes`].
+    pub fn changes(&self, bounds: ScanBounds) -> Changes {
+        Changes::new(self.clone(), bounds)
+    }
+
     async fn page(&self, request: &Request, anchor: Anchor<'_>) -> Result<Answer<Page>> {
         match self.execute(request, anchor).await? {
             Response::Page(answer) => {
@@ -246,7 +251,7 @@ impl Table {
         }
     }
 
-    async fn execute(&self, request: &Request, anchor: Anchor<'_>) -> Result<Response> {
+    pub(super) async fn execute(&self, request: &Request, anchor: Anchor<'_>) -> Result<Response> {
         let deadline: Instant = self.core.clock.now() + self.patience;
         self.core.execute(&self.name, request, anchor, self.read_from, deadline).await
     }

@@ -58,7 +58,7 @@ impl ScanCursor {
 }
 
 /// Tells scans apart. Page sizes, counting and freshness may change from page to page, what is visited may not.
-fn fingerprint(layout: &Layout, bounds: &ScanBounds, reverse: bool) -> u32 {
+pub(super) fn fingerprint(layout: &Layout, bounds: &ScanBounds, reverse: bool) -> u32 {
     let mut out = Vec::new();
     out.put_u32(layout.table.0);
     out.put_u8(u8::from(layout.partitioning == Partitioning::Hash));

@@ -31,6 +31,7 @@
 //!
 //! Left out: who holds a shard (catalog), what lies in one (storage). Everything here is pure.
 
+mod changes_cursor;
 mod cursor;
 mod cut;
 mod escape;
@@ -41,6 +42,7 @@ pub mod side;
 mod tag;
 pub mod version;
 
+pub use changes_cursor::{CHANGES_CURSOR_BYTES_MAX, ChangesCursor, Part, Position, Step};
 pub use cursor::ScanCursor;
 pub use layout::Layout;
 pub use scan::{Filter, ScanPlan};

@@ -10,7 +10,7 @@
 //! until the deadline (`routing`). A write whose fate is unknown is tried again only under its request id, which makes
 //! that safe; without one, the caller is told `RESULT_UNDETERMINED`.
 //!
-//! Scans, which cross shards, are paged in `paging`; each page takes the same way.
+//! Scans, which cross shards, are paged in `paging`, and what changes is followed in `changes`; each page takes the same way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +67,10 @@ impl Node {
             Request::History { key, before, rows_max } => {
                 ::metrics::counter!(metrics::REQUESTS, "kind" => "history").increment(1);
                 self.history(&entry, key, before, rows_max, context).await.map(Response::Page)
+            }
+            Request::Changes(changes) => {
+                ::metrics::counter!(metrics::REQUESTS, "kind" => "changes").increment(1);
+                self.changes(&entry, changes, context).await.map(Response::Changes)
             }
         }
     }

@@ -18,8 +18,7 @@
 //! - `takeover`: stands for election when another node's process is gone, without waiting for the timeout.
 //! - `room`: yields before the disk is full; `stall`: yields while the disk stands still; `sweeper`: makes what was deleted leave it.
 //! - `door`: `(table, Request) -> Response`: local replica, or forwarded to the node that can; `routing`: its attempts,
-//!   one after the other, and what they leave to be said; `paging`: scans,
-//!   page by page.
+//!   one after the other, and what they leave to be said; `paging`: scans, `changes`: what has changed, page by page.
 //!
 //! Invariants: a frame names cluster, group and target replica and is refused on mismatch; a replica id that was
 //! destroyed here never comes back; the truth about who owns a range is the shard's own log, the catalog proposes.
@@ -28,6 +27,7 @@
 
 pub mod ask;
 mod busy;
+mod changes;
 mod door;
 mod follower;
 mod formation;

@@ -36,11 +36,15 @@ pub enum Bug {
     UnsealedMerge,
     /// A scan that meets a shard whose range has changed goes on where the range it was planned by ended.
     ScanSkipsAtSplit,
+    /// Who follows changes goes on with a search of the versions at a replica that has not come as far.
+    ChangesOfALaggard,
+    /// The tail of the last changes goes on over what did not come by its log: a snapshot, or another shard's range.
+    TailAcrossAGap,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 15] = [
+    pub const ALL: [Bug; 17] = [
         Bug::UnconfirmedRead,
         Bug::FollowerRead,
         Bug::OutcomesLostInSnapshot,
@@ -56,6 +60,8 @@ impl Bug {
         Bug::AgeUnderReported,
         Bug::UnsealedMerge,
         Bug::ScanSkipsAtSplit,
+        Bug::ChangesOfALaggard,
+        Bug::TailAcrossAGap,
     ];
 
     /// The name that `TRIVET_PLANTED` knows it by.
@@ -76,6 +82,8 @@ impl Bug {
             Bug::AgeUnderReported => "age-under-reported",
             Bug::UnsealedMerge => "unsealed-merge",
             Bug::ScanSkipsAtSplit => "scan-skips-at-split",
+            Bug::ChangesOfALaggard => "changes-of-a-laggard",
+            Bug::TailAcrossAGap => "tail-across-a-gap",
         }
     }
 }

@@ -1,5 +1,5 @@
-//! `trivet.v1.Kv`: each unary call is one question to the node; scans follow their pages; streams go to
-//! `pipeline`.
+//! `trivet.v1.Kv`: each unary call is one question to the node; scans follow their pages; who follows changes goes to
+//! `follow`, streams of calls to `pipeline`.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::deadline;
 use super::edge::{Edge, stopping_error};
+use super::follow::Follower;
 use super::metrics::Method;
 use super::pipeline::{ANSWER_BYTES_MAX, pipeline, too_large};
 use crate::runtime::Instant;
@@ -111,6 +112,23 @@ impl kv_server::Kv for Kv {
             }
         });
         let all = stream::StreamExt::chain(stream::iter([Ok(first)]), rest);
+        Ok(Response::new(Box::pin(all)))
+    }
+
+    async fn changes_page(
+        &self,
+        request: Request<v1::ChangesRequest>,
+    ) -> Result<Response<v1::ChangesResponse>, Status> {
+        self.unary(Method::ChangesPage, request).await
+    }
+
+    type ChangesStream = Answers<v1::ChangesResponse>;
+
+    async fn changes(&self, request: Request<v1::ChangesRequest>) -> Result<Response<Self::ChangesStream>, Status> {
+        let mut follower = Follower::open(self.edge.clone(), request).map_err(|error| self.refused(&error))?;
+        // The first page decides whether the call fails as a whole.
+        let first = follower.next().await.map_err(|error| to_status(&error))?;
+        let all = stream::StreamExt::chain(stream::iter(first.map(Ok)), follower.pages());
         Ok(Response::new(Box::pin(all)))
     }
 

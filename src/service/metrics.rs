@@ -71,6 +71,8 @@ methods! {
     Scan = "scan",
     ScanPage = "scan_page",
     History = "history",
+    Changes = "changes",
+    ChangesPage = "changes_page",
     Rollback = "rollback",
     Administration = "administration",
 }
@@ -84,6 +86,7 @@ impl Method {
             Request::Write(_) => Method::Batch,
             Request::Scan(_) => Method::ScanPage,
             Request::History { .. } => Method::History,
+            Request::Changes(_) => Method::ChangesPage,
         }
     }
 }

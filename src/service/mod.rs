@@ -19,6 +19,7 @@ mod deadline;
 mod door;
 mod edge;
 mod explain;
+mod follow;
 mod grpc;
 mod kv;
 mod listen;

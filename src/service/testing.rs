@@ -8,8 +8,8 @@ use tokio::sync::Semaphore;
 
 use super::door::Door;
 use crate::types::{
-    Answer, ClusterId, Epoch, Header, NodeId, Outcome, Page, Read, ReadLevel, Request, Response, Role, Row, ShardId,
-    Timestamp, Versioned,
+    Answer, ChangesPage, ClusterId, Epoch, Header, NodeId, Outcome, Page, Read, ReadLevel, Request, Response, Role,
+    Row, ShardId, Timestamp, Versioned,
 };
 
 /// A read of one key.
@@ -59,6 +59,7 @@ fn echo(request: Request, value: Option<&Bytes>) -> Response {
                 body: Page { rows: (from..to).map(row).collect(), count: to - from, cursor },
             })
         }
+        Request::Changes(_) => Response::Changes(Answer { header: header(), body: ChangesPage::default() }),
         Request::History { .. } => Response::Page(Answer { header: header(), body: Page::default() }),
     }
 }

@@ -7,8 +7,9 @@
 //!
 //! How a page comes to be: from the tail (`tail`) if that reaches back to the position; then it is in the order of time. Else the
 //! versions are searched for it (`storage::changes`), up to the newest one of now: such a step may take several pages, and within
-//! it changes are in the order of keys. Between its pages the position names the step too. If nothing has changed, the
-//! page waits for something, or says at last that nothing has.
+//! it changes are ordered by key, from the last to the first. Between its pages the position names the step too. If nothing
+//! has changed, the page waits for something, or says at last that nothing has. A replica that has not yet come as far
+//! as a position says nothing to it and takes nothing back.
 //!
 //! What is no longer there is not passed over: a position before the horizon is refused (`CURSOR_TRIMMED`), also if the horizon
 //! passes it while the page is read.
@@ -16,38 +17,27 @@
 //! Left out: which shards a range lies in, and what becomes of positions when these change (node).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::evaluate::is_settled;
 use super::handle::{Served, Shard};
 use super::tail::Applied;
+use crate::keyspace::{Position, Step, version};
+use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Instant, spawn_blocking, timeout_at};
 use crate::storage::changes::{self, Change, Interval, PageLimits};
-use crate::storage::{Engine, Lookup, Tier, mvcc};
+use crate::storage::mvcc::Version;
 use crate::types::{Epoch, Error, Reason, Result, Timestamp};
 
-/// Where somebody stands who follows a range.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Position {
-    /// Every version up to this one was told.
-    pub after: Timestamp,
-    /// The step in which the versions are searched, if one is under way.
-    pub step: Option<Step>,
-}
-
-/// A search through the versions of a range, between two pages.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// It covers the versions up to this one.
-    pub upto: Timestamp,
-    /// The encoded key with which it goes on: of those before, the versions up to `upto` were told.
-    pub key: Bytes,
-}
+/// While a shard is followed, a proof of its age is asked for this often, so that those who are told nothing know that there
+/// was nothing to tell.
+const FOLLOWED_PROVEN: Duration = Duration::from_millis(500);
 
 /// What is asked for.
 #[derive(Clone, Debug)]
-pub struct ChangesRequest {
+pub struct FollowRequest {
     /// The encoded range, within the shard.
     pub start: Bytes,
     /// Its end.
@@ -71,10 +61,12 @@ pub struct ShardChanges {
 
 /// What one look has found.
 enum Look {
-    /// A page, perhaps an empty one.
-    Page(ShardChanges),
+    /// A page, perhaps an empty one, and whether there is more already.
+    Page(ShardChanges, bool),
     /// The versions must be searched, from here.
     Search(Step),
+    /// This replica has not come as far as the position.
+    Behind,
 }
 
 impl Shard {
@@ -85,18 +77,20 @@ impl Shard {
     pub async fn changes(
         &self,
         epoch: Epoch,
-        mut request: ChangesRequest,
+        mut request: FollowRequest,
         deadline: Instant,
     ) -> Result<Served<ShardChanges>> {
         let mut applied = self.applied();
+        self.prove_again_after(FOLLOWED_PROVEN);
         loop {
             applied.borrow_and_update();
             // Before the state is looked at, which is then at least as new as the proof says.
             let proof = self.proofs.known(epoch);
-            let page = match self.look(epoch, &request)? {
-                Look::Page(page) if request.with_replaced => self.with_replaced(page).await?,
-                Look::Page(page) => page,
-                Look::Search(step) => self.search(step, &request).await?,
+            let (page, more) = match self.look(epoch, &request)? {
+                Look::Page(page, more) if request.with_replaced => (self.with_replaced(page, &request).await?, more),
+                Look::Page(page, more) => (page, more),
+                Look::Search(step) => (self.search(step, &request).await?, true),
+                Look::Behind => (ShardChanges { changes: Vec::new(), position: request.position.clone() }, false),
             };
             // Only now: what is gone by now may have been gone when it was looked for.
             self.can_go_on(epoch, &request)?;
@@ -104,9 +98,11 @@ impl Shard {
             let nothing = page.changes.is_empty();
             if !nothing || self.clock.now() >= deadline {
                 let as_of = self.state().last_timestamp;
-                return Ok(self.served(page, as_of, proof, epoch));
+                // Who is behind the position proves nothing about it.
+                let reached = as_of >= page.position.after && page.position.step.is_none();
+                return Ok(self.served(page, as_of, proof.filter(|_| reached), epoch));
             }
-            if request.position.step.is_none() {
+            if !more {
                 // That nothing comes is told by the page that is returned then. An error means that the replica stops, which the
                 // next look finds out.
                 let _ = timeout_at(deadline, applied.changed()).await;
@@ -114,8 +110,16 @@ impl Shard {
         }
     }
 
+    /// Whether this replica keeps up with its leader, as far as is known: whether the newest proof of its age is not older than
+    /// this, or none was asked for lately. Asks for one.
+    pub fn keeps_up(&self, age: Duration) -> bool {
+        self.prove_again_after(FOLLOWED_PROVEN);
+        let proof = self.proofs.known(self.state().epoch);
+        proof.is_some_and(|proof| self.clock.now().saturating_duration_since(proof.asked) <= age)
+    }
+
     /// Refuses a position from which it cannot be gone on, and a range that is another shard's.
-    fn can_go_on(&self, epoch: Epoch, request: &ChangesRequest) -> Result<()> {
+    fn can_go_on(&self, epoch: Epoch, request: &FollowRequest) -> Result<()> {
         if self.has_ended() {
             let why = format!("the replica of {} that was asked has gone; ask another", self.id());
             return Err(Error::new(Reason::ShardNotHere, why));
@@ -136,52 +140,64 @@ impl Shard {
     }
 
     /// What can be told at once.
-    fn look(&self, epoch: Epoch, request: &ChangesRequest) -> Result<Look> {
+    fn look(&self, epoch: Epoch, request: &FollowRequest) -> Result<Look> {
         self.can_go_on(epoch, request)?;
         let Position { after, step } = &request.position;
         if let Some(step) = step {
-            return Ok(Look::Search(step.clone()));
+            let reached = self.state().last_timestamp >= step.upto || planted::is(Bug::ChangesOfALaggard);
+            return Ok(if reached { Look::Search(step.clone()) } else { Look::Behind });
         }
         let mut tail = self.shared.tail.lock();
         // Under the lock: the state of here and the tail are of one moment.
         let newest = self.state().last_timestamp;
+        if newest < *after {
+            return Ok(Look::Behind);
+        }
         let now = self.clock.now();
         Ok(match tail.after(*after, newest, now, request.limits.bytes_max) {
-            Some((commands, more)) => Look::Page(page_of(&commands, more, newest, request)),
-            None => Look::Search(Step { upto: newest, key: request.start.clone() }),
+            Some((commands, more)) => page_of(&commands, more, newest, request),
+            None => Look::Search(Step { upto: newest, before: request.end.clone() }),
         })
     }
 
     /// One page of a search through the versions.
-    async fn search(&self, step: Step, request: &ChangesRequest) -> Result<ShardChanges> {
-        let (engine, end) = (self.engine.clone(), request.end.clone());
+    async fn search(&self, step: Step, request: &FollowRequest) -> Result<ShardChanges> {
+        let (engine, start) = (self.engine.clone(), request.start.clone());
         let (after, limits, with_replaced) = (request.position.after, request.limits, request.with_replaced);
         let horizon = self.state().horizon;
-        let Step { upto, key } = step;
+        let Step { upto, before } = step;
         let found = spawn_blocking(move || {
             let interval = Interval { after, upto };
-            changes::page(&*engine, (&key, &end), interval, with_replaced, limits)
+            changes::page(&*engine, (&start, &before), interval, with_replaced, limits)
         });
         let mut found = found.await.map_err(|_| Error::internal("a search for changes was cancelled"))??;
         for change in &mut found.changes {
             change.replaced.take_if(|replaced| is_settled(replaced, horizon));
         }
         let position = match found.next {
-            Some(key) => Position { after, step: Some(Step { upto, key }) },
-            None => Position { after: upto.max(after), step: None },
+            Some(before) => Position { after, step: Some(Step { upto, before }) },
+            None => Position::after(upto),
         };
         Ok(ShardChanges { changes: found.changes, position })
     }
 
-    /// Looks up what the changes of a page from the tail have replaced.
-    async fn with_replaced(&self, mut page: ShardChanges) -> Result<ShardChanges> {
+    /// Looks up what the changes of a page from the tail have replaced, as far as they fit into a page then.
+    async fn with_replaced(&self, mut page: ShardChanges, request: &FollowRequest) -> Result<ShardChanges> {
         if page.changes.is_empty() {
             return Ok(page);
         }
-        let (engine, horizon) = (self.engine.clone(), self.state().horizon);
+        let (engine, horizon, bytes_max) = (self.engine.clone(), self.state().horizon, request.limits.bytes_max);
         let looked_up = spawn_blocking(move || {
-            for change in &mut page.changes {
-                change.replaced = before(&engine, change)?.filter(|replaced| !is_settled(replaced, horizon));
+            let mut bytes = 0;
+            for at in 0..page.changes.len() {
+                if bytes >= bytes_max {
+                    page.cut(at);
+                    break;
+                }
+                let change = &mut page.changes[at];
+                let replaced = changes::replaced_by(&*engine, &change.key, change.version.timestamp)?;
+                change.replaced = replaced.filter(|replaced| !is_settled(replaced, horizon));
+                bytes += change.bytes();
             }
             Ok(page)
         });
@@ -189,32 +205,41 @@ impl Shard {
     }
 }
 
-fn before(engine: &Arc<dyn Engine>, change: &Change) -> Result<Option<mvcc::Version>> {
-    match mvcc::newest(&**engine, &change.key, change.version.timestamp.previous(), Tier::Disk)? {
-        Lookup::Found(version) => Ok(Some(version)),
-        Lookup::Missing | Lookup::NeedsDisk => Ok(None),
+impl ShardChanges {
+    /// Leaves out what a page from the tail tells from this change on, not the first. What is left of a command is found
+    /// among the versions, as a step of its own.
+    fn cut(&mut self, at: usize) {
+        let (last, first_left) = (&self.changes[at - 1], &self.changes[at]);
+        let upto = first_left.version.timestamp;
+        let within = last.version.timestamp == upto;
+        let step = within.then(|| Step { upto, before: version::key(&last.key, upto) });
+        self.position = Position { after: upto.previous(), step };
+        self.changes.truncate(at);
     }
 }
 
-/// The part of the tail that lies in the range. Commands are told whole; the state is at `newest`, and these lead there unless
-/// there are `more`.
-fn page_of(commands: &[Arc<Applied>], more: bool, newest: Timestamp, request: &ChangesRequest) -> ShardChanges {
-    // A replica that lags behind the one that told the position has nothing new, and takes nothing back.
-    let after = newest.max(request.position.after);
-    let mut page = ShardChanges { changes: Vec::new(), position: Position { after, step: None } };
+/// The part of the tail that lies in the range; the state is at `newest`, and these commands lead there unless there are `more`.
+/// What one command did is told in the order of a step, so that it can be gone on within it.
+fn page_of(commands: &[Arc<Applied>], more: bool, newest: Timestamp, request: &FollowRequest) -> Look {
+    let mut page = ShardChanges { changes: Vec::new(), position: Position::after(newest) };
+    let limits = request.limits;
     let mut bytes = 0;
-    for (told, command) in commands.iter().enumerate() {
-        let in_range = |key: &Bytes| *key >= request.start && *key < request.end;
-        for (key, version) in command.versions.iter().filter(|(key, _)| in_range(key)) {
-            bytes += key.len() + version.value.as_ref().map_or(0, Bytes::len);
+    for command in commands {
+        let in_range = |(key, _): &&(Bytes, Version)| *key >= request.start && *key < request.end;
+        let mut versions: Vec<_> = command.versions.iter().filter(in_range).collect();
+        versions.sort_by(|(one, _), (other, _)| other.cmp(one));
+        for (key, version) in versions {
             page.changes.push(Change { key: key.clone(), version: version.clone(), replaced: None });
-        }
-        let full = page.changes.len() >= request.limits.changes_max || bytes >= request.limits.bytes_max;
-        let last = told + 1 == commands.len();
-        if if last { more } else { full } {
-            page.position.after = command.timestamp;
-            return page;
+            if page.changes.len() > limits.changes_max || bytes >= limits.bytes_max {
+                // One more than fits.
+                page.cut(page.changes.len() - 1);
+                return Look::Page(page, true);
+            }
+            bytes += page.changes.last().map_or(0, Change::bytes);
         }
     }
-    page
+    if more && let Some(last) = commands.last() {
+        page.position = Position::after(last.timestamp);
+    }
+    Look::Page(page, more)
 }

@@ -58,7 +58,7 @@ mod tail;
 #[cfg(test)]
 mod tests;
 
-pub use changes::{ChangesRequest, Position, ShardChanges, Step};
+pub use changes::{FollowRequest, ShardChanges};
 pub use checksum::Checksum;
 pub use command::{Abandon, Absorb, ChildReplica, Seal, Split};
 pub use division::{Born, Home, NEWS_MAX, News};

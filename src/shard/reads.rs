@@ -224,7 +224,7 @@ impl Shard {
     }
 
     /// Has a proof made for those who come later, if none was asked for this long. Nobody waits for it.
-    fn prove_again_after(&self, interval: Duration) {
+    pub(super) fn prove_again_after(&self, interval: Duration) {
         if self.proofs.wish(self.clock.now(), interval) && self.gate.try_send(Waiting::Later).is_err() {
             self.proofs.unwish();
         }

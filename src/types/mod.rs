@@ -15,9 +15,11 @@ pub use error::{Error, Kind, Reason, Result};
 pub use ids::{ClusterId, Epoch, Incarnation, NodeId, ReplicaId, ShardId, Slot, TableId};
 pub use limits::Limits;
 pub use request::{
-    Action, Answer, Condition, Header, Observed, Operation, Outcome, Outcomes, Page, Read, ReadLevel, Request,
-    RequestId, Response, Role, Row, ScanBounds, ScanRequest, Test, Token, Versioned, Write,
+    Action, Answer, Change, ChangeKind, ChangesPage, ChangesRequest, Condition, Header, Observed, Operation, Outcome,
+    Outcomes, Page, Read, ReadLevel, Request, RequestId, Response, Role, Row, ScanBounds, ScanRequest, Test, Token,
+    Versioned, Write,
 };
+#[cfg(feature = "server")]
 pub(crate) use schema::hex_bytes;
 pub use schema::{
     MergeIntent, Partitioning, ReplicaDescriptor, ReplicaRole, ShardDescriptor, SplitIntent, TABLE_NAME_BYTES_MAX,

@@ -216,6 +216,60 @@ pub struct Page {
     pub cursor: Option<Bytes>,
 }
 
+/// A request for one page of what has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ChangesRequest {
+    /// Of which keys.
+    pub bounds: ScanBounds,
+    /// Where the page before has ended (opaque; the same for a page that tells nothing).
+    pub cursor: Option<Bytes>,
+    /// Without a cursor: begin after this version. None: with what comes to be from now on.
+    pub after: Option<Timestamp>,
+    /// Tell what each change has replaced.
+    pub with_previous: bool,
+    /// Changes of this kind only.
+    pub only: Option<ChangeKind>,
+    /// Changes wanted in this page; bounded by `Limits::page_rows_max`.
+    pub changes_max: usize,
+    /// How long to wait for something to tell.
+    pub wait: Duration,
+}
+
+/// What a change did to its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It has a value since.
+    Put,
+    /// It has none since.
+    Delete,
+}
+
+/// A version that came to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The user's key.
+    pub key: Bytes,
+    /// The version.
+    pub timestamp: Timestamp,
+    /// The value, or none for a deletion.
+    pub value: Option<Bytes>,
+    /// When it stops being readable, in milliseconds since 1970. That it has run out is no change.
+    pub expires_ms: Option<u64>,
+    /// What it replaced, also if that had run out. None if there was nothing, or it was not asked for.
+    pub previous: Option<Versioned>,
+}
+
+/// One page of what has changed. A key's changes come in their order, each once; between keys, a page is ordered by time or,
+/// while it catches up, by key.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ChangesPage {
+    /// The changes; none if nothing has changed for as long as was to be waited.
+    pub changes: Vec<Change>,
+    /// Where the next page begins. There is always a next one. The age in the header says how old this position can be: nothing
+    /// acknowledged that long before is still to come.
+    pub cursor: Bytes,
+}
+
 /// Which part the replica that answered plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -276,6 +330,8 @@ pub enum Request {
         /// How many at most; bounded by `Limits::page_rows_max`.
         rows_max: usize,
     },
+    /// One page of what has changed; answered by [`Response::Changes`].
+    Changes(ChangesRequest),
 }
 
 /// The answer to a [`Request`].
@@ -287,4 +343,6 @@ pub enum Response {
     Written(Answer<Outcome>),
     /// A page.
     Page(Answer<Page>),
+    /// A page of changes.
+    Changes(Answer<ChangesPage>),
 }

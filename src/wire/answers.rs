@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::proto::v1;
 use crate::types::{
-    Answer, ClusterId, Epoch, Error, Header, NodeId, Observed, Outcome, Page, Response, Result, Role, Row, ShardId,
-    Timestamp, Versioned,
+    Answer, Change, ChangesPage, ClusterId, Epoch, Error, Header, NodeId, Observed, Outcome, Page, Response, Result,
+    Role, Row, ShardId, Timestamp, Versioned,
 };
 
 /// An answer of another kind than the question's, or one that lacks something: a fault of the program that sent it.
@@ -134,6 +134,38 @@ impl TryFrom<Response> for v1::ScanResponse {
             count: body.count,
             cursor: body.cursor,
         })
+    }
+}
+
+impl TryFrom<Response> for v1::ChangesResponse {
+    type Error = Error;
+
+    fn try_from(response: Response) -> Result<v1::ChangesResponse> {
+        let Response::Changes(Answer { header, body }) = response else { return Err(unfit("not changes")) };
+        let changes = body.changes.into_iter().map(|change| v1::Change {
+            key: change.key,
+            version: change.timestamp.0,
+            value: change.value,
+            expires_ms: change.expires_ms,
+            previous: change.previous.map(encode_versioned),
+        });
+        Ok(v1::ChangesResponse { header: Some(encode_header(header)), changes: changes.collect(), cursor: body.cursor })
+    }
+}
+
+impl TryFrom<v1::ChangesResponse> for Response {
+    type Error = Error;
+
+    fn try_from(answer: v1::ChangesResponse) -> Result<Response> {
+        let changes = answer.changes.into_iter().map(|change| Change {
+            key: change.key,
+            timestamp: Timestamp(change.version),
+            value: change.value,
+            expires_ms: change.expires_ms,
+            previous: change.previous.map(decode_versioned),
+        });
+        let body = ChangesPage { changes: changes.collect(), cursor: answer.cursor };
+        Ok(Response::Changes(Answer { header: decode_header(answer.header)?, body }))
     }
 }
 

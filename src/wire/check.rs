@@ -4,13 +4,19 @@
 //! by a neighbour) runs it again. What is too much is refused with the figure that was exceeded; only the rows asked
 //! of a page are clamped instead, because a page may always end early.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
+use crate::keyspace::CHANGES_CURSOR_BYTES_MAX;
 use crate::types::{Action, Error, Limits, Reason, Request, Result, ScanBounds, Test, Write};
 
 /// A cursor holds an encoded key (at most about twice its bytes) and a few fixed fields.
 const CURSOR_BYTES_MAX_PER_KEY_BYTE: usize = 4;
 const CURSOR_BYTES_MAX_FIXED: usize = 256;
+
+/// Longest that a page of changes waits for something to tell; a longer one is asked for again.
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Refuses what exceeds `limits`; clamps the rows of a page to them (0 asks for a full page).
 pub fn check(request: &mut Request, limits: &Limits) -> Result<()> {
@@ -29,18 +35,33 @@ pub fn check(request: &mut Request, limits: &Limits) -> Result<()> {
                     return Err(Error::new(Reason::InvalidCursor, "the cursor is longer than any of ours"));
                 }
             }
-            let bounds = match &scan.bounds {
-                ScanBounds::All => [None, None],
-                ScanBounds::Tag(key) | ScanBounds::Prefix(key) => [Some(key), None],
-                ScanBounds::Range(from, to) => [from.as_ref(), to.as_ref()],
-            };
-            bounds.into_iter().flatten().try_for_each(|bound| check_length(bound, limits))
+            check_bounds(&scan.bounds, limits)
+        }
+        Request::Changes(changes) => {
+            changes.changes_max = clamp_rows(changes.changes_max, limits);
+            changes.wait = changes.wait.min(WAIT_MAX);
+            if changes.cursor.as_ref().is_some_and(|cursor| cursor.len() > CHANGES_CURSOR_BYTES_MAX) {
+                return Err(Error::new(Reason::InvalidCursor, "the cursor is longer than any of ours"));
+            }
+            if changes.cursor.is_some() && changes.after.is_some() {
+                return Err(Error::invalid("a cursor says where to go on: leave the version to begin after out"));
+            }
+            check_bounds(&changes.bounds, limits)
         }
         Request::History { key, rows_max, .. } => {
             *rows_max = clamp_rows(*rows_max, limits);
             check_key(key, limits)
         }
     }
+}
+
+fn check_bounds(bounds: &ScanBounds, limits: &Limits) -> Result<()> {
+    let bounds = match bounds {
+        ScanBounds::All => [None, None],
+        ScanBounds::Tag(key) | ScanBounds::Prefix(key) => [Some(key), None],
+        ScanBounds::Range(from, to) => [from.as_ref(), to.as_ref()],
+    };
+    bounds.into_iter().flatten().try_for_each(|bound| check_length(bound, limits))
 }
 
 fn clamp_rows(rows: usize, limits: &Limits) -> usize {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::errors::{error_of_failure, to_failure};
 use super::proto::v1::{self, answer, call};
-use super::questions::{Question, encode_level, encode_scan, encode_write};
+use super::questions::{Question, encode_changes, encode_level, encode_scan, encode_write};
 use crate::types::{Error, Limits, Request, Response, Result};
 
 /// A call as a server sees it.
@@ -34,6 +34,7 @@ pub fn call(call: v1::Call, limits: &Limits) -> IncomingCall {
         Some(call::Call::ScanPage(question)) => question.decode(limits),
         Some(call::Call::History(question)) => question.decode(limits),
         Some(call::Call::BatchGet(question)) => question.decode(limits),
+        Some(call::Call::Changes(question)) => question.decode(limits),
         None => Err(Error::invalid("the call asks nothing, or something this server does not know")),
     };
     IncomingCall {
@@ -52,6 +53,7 @@ pub fn answer(id: u64, single: bool, result: Result<Response>) -> v1::Answer {
         Response::Values(_) => response.try_into().map(answer::Answer::BatchGet),
         Response::Written(_) => response.try_into().map(answer::Answer::Write),
         Response::Page(_) => response.try_into().map(answer::Answer::ScanPage),
+        Response::Changes(_) => response.try_into().map(answer::Answer::Changes),
     });
     let answer = encoded.unwrap_or_else(|error| answer::Answer::Failure(to_failure(&error)));
     v1::Answer { id, answer: Some(answer) }
@@ -75,6 +77,7 @@ pub fn encode_call(id: u64, table: &str, request: &Request, patience: Duration, 
         },
         Request::Write(write) => call::Call::Write(encode_write(table, write)),
         Request::Scan(scan) => call::Call::ScanPage(encode_scan(table, scan)),
+        Request::Changes(changes) => call::Call::Changes(encode_changes(table, changes)),
         Request::History { key, before, rows_max } => call::Call::History(v1::HistoryRequest {
             table: table.to_owned(),
             key: key.clone(),
@@ -93,6 +96,7 @@ pub fn decode_answer(answer: v1::Answer, write: bool) -> Result<Response> {
         Some(answer::Answer::BatchGet(body)) => body.try_into(),
         Some(answer::Answer::Write(body)) => body.try_into(),
         Some(answer::Answer::ScanPage(body)) => body.try_into(),
+        Some(answer::Answer::Changes(body)) => body.try_into(),
         Some(answer::Answer::Failure(failure)) => Err(error_of_failure(failure, write)),
         None => Err(Error::internal("the answer is empty, or of a kind this client does not know")),
     }
@@ -182,7 +186,39 @@ mod tests {
             }),
             (bytes(), prop::option::of(timestamp()), 1..4_000usize)
                 .prop_map(|(key, before, rows_max)| Request::History { key, before, rows_max }),
+            changes().prop_map(Request::Changes),
         ]
+    }
+
+    fn changes() -> impl Strategy<Value = ChangesRequest> {
+        let only = prop_oneof![Just(None), Just(Some(ChangeKind::Put)), Just(Some(ChangeKind::Delete))];
+        let begin = prop_oneof![
+            Just((None, None)),
+            bytes().prop_map(|cursor| (Some(cursor), None)),
+            timestamp().prop_map(|after| (None, Some(after))),
+        ];
+        (bounds(), begin, any::<bool>(), only, 1..4_000usize, 0..60_000u64).prop_map(
+            |(bounds, (cursor, after), with_previous, only, changes_max, millis)| ChangesRequest {
+                bounds,
+                cursor,
+                after,
+                with_previous,
+                only,
+                changes_max,
+                wait: Duration::from_millis(millis),
+            },
+        )
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let what = (prop::option::of(bytes()), prop::option::of(any::<u64>()), prop::option::of(versioned()));
+        (bytes(), timestamp(), what).prop_map(|(key, timestamp, (value, expires_ms, previous))| Change {
+            key,
+            timestamp,
+            value,
+            expires_ms,
+            previous,
+        })
     }
 
     fn header() -> impl Strategy<Value = Header> {
@@ -233,6 +269,9 @@ mod tests {
             prop::collection::vec(value, 1..4).prop_map(Response::Values),
             (header(), outcome).prop_map(|(header, body)| Response::Written(Answer { header, body })),
             (header(), page).prop_map(|(header, body)| Response::Page(Answer { header, body })),
+            (header(), prop::collection::vec(change(), 0..4), bytes()).prop_map(|(header, changes, cursor)| {
+                Response::Changes(Answer { header, body: ChangesPage { changes, cursor } })
+            }),
         ]
     }
 

@@ -3,10 +3,12 @@
 use bytes::Bytes;
 
 use super::check::check;
-use super::proto::v1::{self, compare_and_swap_request::Expected, condition, operation, read_level, scan_request};
+use super::proto::v1::{
+    self, changes_request, compare_and_swap_request::Expected, condition, operation, read_level, scan_request,
+};
 use crate::types::{
-    Action, Condition, Error, Limits, Operation, Read, ReadLevel, Request, RequestId, Result, ScanBounds, ScanRequest,
-    Test, Timestamp, Token, Write,
+    Action, ChangeKind, ChangesRequest, Condition, Error, Limits, Operation, Read, ReadLevel, Request, RequestId,
+    Result, ScanBounds, ScanRequest, Test, Timestamp, Token, Write,
 };
 use std::time::Duration;
 
@@ -115,6 +117,31 @@ impl Question for v1::ScanRequest {
             any_replica: self.level.is_some_and(|level| level.any_replica),
         };
         Ok((self.table, Request::Scan(scan)))
+    }
+}
+
+impl Question for v1::ChangesRequest {
+    fn convert(self) -> Result<(String, Request)> {
+        let only = match self.only() {
+            v1::ChangeKind::Unspecified => None,
+            v1::ChangeKind::Put => Some(ChangeKind::Put),
+            v1::ChangeKind::Delete => Some(ChangeKind::Delete),
+        };
+        let changes = ChangesRequest {
+            bounds: match self.bounds {
+                None => ScanBounds::All,
+                Some(changes_request::Bounds::Tag(tag)) => ScanBounds::Tag(tag),
+                Some(changes_request::Bounds::Prefix(prefix)) => ScanBounds::Prefix(prefix),
+                Some(changes_request::Bounds::Range(range)) => ScanBounds::Range(range.from, range.to),
+            },
+            cursor: Some(self.cursor).filter(|cursor| !cursor.is_empty()),
+            after: self.after.map(Timestamp),
+            with_previous: self.with_previous,
+            only,
+            changes_max: rows(self.limit),
+            wait: Duration::from_millis(self.wait_ms.into()),
+        };
+        Ok((self.table, Request::Changes(changes)))
     }
 }
 
@@ -245,6 +272,32 @@ pub(super) fn encode_scan(table: &str, scan: &ScanRequest) -> v1::ScanRequest {
         cursor: scan.cursor.clone().unwrap_or_default(),
         count_only: scan.count_only,
         level: encode_level(scan.level, scan.any_replica),
+    }
+}
+
+pub(super) fn encode_changes(table: &str, changes: &ChangesRequest) -> v1::ChangesRequest {
+    let bounds = match &changes.bounds {
+        ScanBounds::All => None,
+        ScanBounds::Tag(tag) => Some(changes_request::Bounds::Tag(tag.clone())),
+        ScanBounds::Prefix(prefix) => Some(changes_request::Bounds::Prefix(prefix.clone())),
+        ScanBounds::Range(from, to) => {
+            Some(changes_request::Bounds::Range(v1::ScanRange { from: from.clone(), to: to.clone() }))
+        }
+    };
+    let only = match changes.only {
+        None => v1::ChangeKind::Unspecified,
+        Some(ChangeKind::Put) => v1::ChangeKind::Put,
+        Some(ChangeKind::Delete) => v1::ChangeKind::Delete,
+    };
+    v1::ChangesRequest {
+        table: table.to_owned(),
+        bounds,
+        cursor: changes.cursor.clone().unwrap_or_default(),
+        after: changes.after.map(|version| version.0),
+        with_previous: changes.with_previous,
+        only: only.into(),
+        limit: changes.changes_max as u64,
+        wait_ms: u32::try_from(changes.wait.as_millis()).unwrap_or(u32::MAX),
     }
 }
 

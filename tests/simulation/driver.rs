@@ -55,6 +55,8 @@ const FLOORS: &[(&str, u64)] = &[
     ("scans of the whole table", 300),
     ("scans of the whole table in the past", 20),
     ("scans of the whole table during which a shard was split", 20),
+    ("pages of changes", 5_000),
+    ("followers that came to the end", 380),
     ("final calls", 5_000),
 ];
 

@@ -16,6 +16,7 @@
 mod cluster;
 mod driver;
 mod entropy;
+mod follow;
 mod invariants;
 mod nemesis;
 mod network;
@@ -89,6 +90,8 @@ mod planted {
         an_age_that_is_told_too_small_is_found: AgeUnderReported;
         a_merge_of_what_still_takes_writes_is_found: UnsealedMerge;
         a_scan_that_skips_at_a_split_is_found: ScanSkipsAtSplit;
+        changes_of_a_replica_that_lags_are_found: ChangesOfALaggard;
+        a_tail_that_goes_on_over_a_gap_is_found: TailAcrossAGap;
     }
 }
 

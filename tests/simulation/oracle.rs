@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use trivet::types::{Action, Outcome, ReadLevel, Test, Timestamp, Versioned};
 
+use super::follow;
 use super::plan::Plan;
 use super::walk;
 use super::workload::{self, Done, Fate, History, Reading, Scanning, Writing};
@@ -54,6 +55,10 @@ pub fn judge(plan: &Plan, history: &History, versions: &Versions, clocks: Clocks
     }
     for walking in &history.walks {
         walk::judge(plan, walking, versions, &made_at, history, clocks).map_err(|why| format!("{why}: {walking:?}"))?;
+    }
+    for (number, following) in history.followings.iter().enumerate() {
+        follow::judge(following, versions, &made_at, history)
+            .map_err(|why| format!("follower {number}, since {} us: {why}", following.begun))?;
     }
     linearizable_reads(history)?;
     ages(history)

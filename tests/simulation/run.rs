@@ -16,6 +16,7 @@ use trivet::wire::admin::NewTable;
 
 use super::cluster::Cluster;
 use super::entropy::{self, Random};
+use super::follow::Follower;
 use super::invariants::{self, Watch};
 use super::nemesis::Nemesis;
 use super::network::Network;
@@ -33,6 +34,10 @@ const RECOVERED_WITHIN: Duration = Duration::from_secs(40);
 const CONVERGED_WITHIN: Duration = Duration::from_secs(40);
 /// Calls that a healed cluster must answer at the first try of a client, per client.
 const FINAL_CALLS: u64 = 10;
+/// Those who follow what changes.
+const FOLLOWERS: u64 = 2;
+/// How long they may take until they know that they were told everything.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(40);
 /// Versions read of one key; no run makes as many.
 const VERSIONS_MAX: usize = 4_096;
 /// Lines of the trace shown with a violation.
@@ -186,6 +191,19 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
         clients[usize::try_from(id - 1).expect("small")].0.spawn(worker.run())
     });
     let workers: Vec<_> = workers.collect();
+    let followers = clients.iter().zip(1..=FOLLOWERS).map(|((scope, client), id)| {
+        let follower = Follower {
+            client: client.clone(),
+            doors: cluster.addresses().into_iter().map(|node| Connection::new(node, Clock::system())).collect(),
+            history: history.clone(),
+            report: report.clone(),
+            random: Random::new(seed, 200 + id),
+            stop: stop.clone(),
+            cursor: None,
+        };
+        scope.spawn(follower.run())
+    });
+    let followers: Vec<_> = followers.collect();
 
     nemesis.storm(&mut cluster, &mut watch).await;
     nemesis.heal(&mut cluster);
@@ -198,6 +216,12 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
         timeout(Duration::from_secs(30), worker)
             .await
             .ok_or("a call outlives its deadline")?
+            .map_err(|error| error.to_string())?;
+    }
+    for follower in followers {
+        timeout(FOLLOWED_WITHIN, follower)
+            .await
+            .ok_or("those who follow do not come to the end")?
             .map_err(|error| error.to_string())?;
     }
     serve(&clients, &history, report).await.map_err(|error| error + &standing(&cluster, |_| true))?;

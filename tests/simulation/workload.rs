@@ -18,6 +18,7 @@ use trivet::types::{
 };
 
 use super::entropy::Random;
+use super::follow::Following;
 use super::plan::{Fault, Plan};
 use super::run::Report;
 use super::walk::Walking;
@@ -108,6 +109,8 @@ pub struct History {
     pub scans: Vec<Scanning>,
     /// Scans of the whole table that came to their end.
     pub walks: Vec<Walking>,
+    /// What those were told who follow.
+    pub followings: Vec<Following>,
 }
 
 /// The history that clients share.

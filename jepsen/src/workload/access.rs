@@ -259,5 +259,6 @@ async fn route(table: &Table, request: &Request) -> Result<Response, Error> {
         Request::History { key, before, rows_max } => {
             Ok(Response::Page(table.history(key.clone(), *before, *rows_max).await?))
         }
+        Request::Changes(_) => Err(Error::internal("changes are followed, not asked for page by page")),
     }
 }

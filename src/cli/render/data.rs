@@ -1,7 +1,7 @@
 //! Keys, values, versions, and the answers they came in.
 
 use serde_json::{Map, Value, json};
-use trivet::types::{Answer, Header, Outcome, Role, Row, Timestamp, Versioned};
+use trivet::types::{Answer, Change, Header, Outcome, Role, Row, Timestamp, Versioned};
 
 use super::Table;
 use crate::cli::text;
@@ -105,6 +105,48 @@ pub fn row_json(row: &Row) -> Value {
     object.into()
 }
 
+/// A change, as one line of JSON.
+pub fn change_json(change: &Change, previous: bool) -> Value {
+    let mut object = Map::new();
+    text::insert(&mut object, "key", &change.key);
+    insert_version(&mut object, change.timestamp);
+    match &change.value {
+        Some(value) => text::insert(&mut object, "value", value),
+        None => {
+            object.insert("deleted".to_owned(), true.into());
+        }
+    }
+    if let Some(expires_ms) = change.expires_ms {
+        object.insert("expires".to_owned(), show_time_ms(expires_ms).into());
+    }
+    if previous {
+        let before = change.previous.as_ref().map(|before| {
+            let mut object = Map::new();
+            insert_versioned(&mut object, before);
+            Value::from(object)
+        });
+        object.insert("previous".to_owned(), before.into());
+    }
+    object.into()
+}
+
+/// A change, as a line for a person. Values are cut to `width` characters.
+pub fn change_line(change: &Change, previous: bool, width: Option<usize>) -> String {
+    let time = show_time_ms(change.timestamp.millis());
+    let key = text::show(&change.key);
+    let mut line = match &change.value {
+        Some(value) => format!("{time}  put     {key}  {}", text::show_within(value, width)),
+        None => format!("{time}  delete  {key}"),
+    };
+    if previous {
+        line += &match &change.previous {
+            Some(before) => format!("  (was {})", text::show_within(&before.value, width)),
+            None => "  (was absent)".to_owned(),
+        };
+    }
+    line
+}
+
 /// One page of a scan; `first` pages have the header. Values are cut to `width` characters.
 pub fn scan_table(rows: &[Row], first: bool, width: Option<usize>) -> String {
     let mut table = Table::new(if first { &["key", "version", "value"] } else { &[] });
@@ -192,6 +234,26 @@ mod tests {
                 text.push_str(&format!("{}\n", not_applied(&outcome)));
             }
             text.push_str(&pretty(&outcome_json(&Answer { header: header(), body: outcome })));
+        }
+        let change = |value: Option<&'static [u8]>, previous| Change {
+            key: "o-1".into(),
+            timestamp: AT,
+            value: value.map(Bytes::from_static),
+            expires_ms: value.map(|_| AT.millis() + 5_000),
+            previous,
+        };
+        let before =
+            Versioned { timestamp: Timestamp(AT.0 - 1), value: "open, and has been for long".into(), expires_ms: None };
+        for (change, previous) in [
+            (change(Some(b"paid"), Some(before.clone())), true),
+            (change(Some(b"paid"), None), true),
+            (change(None, None), false),
+        ] {
+            text.push_str(&format!(
+                "{}\n{}\n",
+                change_line(&change, previous, Some(20)),
+                change_json(&change, previous)
+            ));
         }
         golden::check("data", &text);
     }

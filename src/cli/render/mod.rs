@@ -15,7 +15,7 @@ pub use cluster::{
     balance, balance_json, balancing, balancing_json, checksum, checksum_json, node_json, nodes, owned, shard,
     shard_json, shards, status, status_json, table, table_json, tables,
 };
-pub use data::{get_json, history_table, not_applied, outcome_json, row_json, scan_table};
+pub use data::{change_json, change_line, get_json, history_table, not_applied, outcome_json, row_json, scan_table};
 pub use recovery::{recovery_applied, recovery_plan};
 
 /// Rows under a header, the columns as wide as their widest cell.

@@ -176,6 +176,7 @@ pub(crate) fn plain_answer(header: Header, request: &Request) -> Response {
             Response::Written(Answer { header, body })
         }
         Request::Scan(_) | Request::History { .. } => Response::Page(Answer { header, body: Default::default() }),
+        Request::Changes(_) => Response::Changes(Answer { header, body: Default::default() }),
     }
 }
 
@@ -208,6 +209,7 @@ impl Mind {
 #[tonic::async_trait]
 impl Kv for Mind {
     type ScanStream = UnboundedReceiverStream<Result<v1::ScanResponse, Status>>;
+    type ChangesStream = UnboundedReceiverStream<Result<v1::ChangesResponse, Status>>;
     type PipelineStream = UnboundedReceiverStream<Result<v1::PipelineResponse, Status>>;
 
     async fn get(&self, question: Message<v1::GetRequest>) -> Result<Reply<v1::GetResponse>, Status> {
@@ -250,6 +252,14 @@ impl Kv for Mind {
     }
 
     async fn history(&self, question: Message<v1::HistoryRequest>) -> Result<Reply<v1::ScanResponse>, Status> {
+        self.unary(question.into_inner()).await
+    }
+
+    async fn changes(&self, _: Message<v1::ChangesRequest>) -> Result<Reply<Self::ChangesStream>, Status> {
+        Err(Status::unimplemented("clients ask page by page"))
+    }
+
+    async fn changes_page(&self, question: Message<v1::ChangesRequest>) -> Result<Reply<v1::ChangesResponse>, Status> {
         self.unary(question.into_inner()).await
     }
 

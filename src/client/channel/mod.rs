@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use link::Link;
 
 use crate::runtime::{Clock, Instant};
@@ -158,13 +159,9 @@ fn weigh(request: &Request) -> Result<usize> {
             });
             conditions.sum::<usize>() + operations.sum::<usize>()
         }
-        Request::Scan(scan) => {
-            let bounds = match &scan.bounds {
-                ScanBounds::All => 0,
-                ScanBounds::Tag(key) | ScanBounds::Prefix(key) => key.len(),
-                ScanBounds::Range(from, to) => [from, to].into_iter().flatten().map(|key| key.len()).sum(),
-            };
-            bounds + scan.cursor.as_ref().map_or(0, |cursor| cursor.len()) + AROUND
+        Request::Scan(scan) => bounds_bytes(&scan.bounds) + scan.cursor.as_ref().map_or(0, Bytes::len) + AROUND,
+        Request::Changes(changes) => {
+            bounds_bytes(&changes.bounds) + changes.cursor.as_ref().map_or(0, Bytes::len) + AROUND
         }
         Request::History { key, .. } => key.len() + AROUND,
     };
@@ -173,4 +170,12 @@ fn weigh(request: &Request) -> Result<usize> {
         return Err(Error::new(Reason::BatchTooLarge, text));
     }
     Ok(weight)
+}
+
+fn bounds_bytes(bounds: &ScanBounds) -> usize {
+    match bounds {
+        ScanBounds::All => 0,
+        ScanBounds::Tag(key) | ScanBounds::Prefix(key) => key.len(),
+        ScanBounds::Range(from, to) => [from, to].into_iter().flatten().map(Bytes::len).sum(),
+    }
 }

@@ -34,6 +34,7 @@ impl Connection {
             Some(Call::Write(question)) => plain(kv.batch(timed(question, patience)).await, write)?.try_into(),
             Some(Call::ScanPage(question)) => plain(kv.scan_page(timed(question, patience)).await, write)?.try_into(),
             Some(Call::History(question)) => plain(kv.history(timed(question, patience)).await, write)?.try_into(),
+            Some(Call::Changes(question)) => plain(kv.changes_page(timed(question, patience)).await, write)?.try_into(),
             None => Err(Error::internal("a request was encoded as no call")),
         }
     }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{House, LOOK_EVERY, PATIENCE};
-use crate::shard::{ChangesRequest, Position, Step};
+use crate::keyspace::{Position, Step};
+use crate::shard::FollowRequest;
 use crate::storage::changes::{Change, PageLimits};
 use crate::storage::mvcc;
 use crate::types::{Reason, Result, Timestamp};
@@ -29,7 +30,7 @@ impl Follower {
         let node = house.node(id);
         let shard = node.replicas().get(house.shard_of("k").id).expect("each node has a replica");
         let state = shard.state();
-        let request = ChangesRequest {
+        let request = FollowRequest {
             start: state.start.clone(),
             end: state.end.clone(),
             position: self.position.clone(),
@@ -112,7 +113,9 @@ fn a_follower_is_told_of_every_version_once_at_whichever_replica_and_however_far
     assert_eq!(late.told.len(), close.told.len());
     let mut middle = Follower::from(close.told[close.told.len() / 2].version.timestamp, false);
     middle.catch_up(&house, newest);
-    assert!(middle.told.iter().all(|change| change.version.timestamp > close.told[close.told.len() / 2].version.timestamp));
+    assert!(
+        middle.told.iter().all(|change| change.version.timestamp > close.told[close.told.len() / 2].version.timestamp)
+    );
 }
 
 #[test]
@@ -123,7 +126,7 @@ fn what_the_history_has_lost_is_refused_and_not_passed_over() {
     let shard = house.node(leader).replicas().get(house.shard_of("k").id).expect("it leads");
     let state = shard.state();
     let beyond = Position { after: first, step: None };
-    let request = |position: &Position| ChangesRequest {
+    let request = |position: &Position| FollowRequest {
         start: state.start.clone(),
         end: state.end.clone(),
         position: position.clone(),
@@ -147,10 +150,10 @@ fn what_the_history_has_lost_is_refused_and_not_passed_over() {
     let position = |after: Timestamp| Position { after, step: None };
     assert_eq!(ask(&position(horizon.previous())).expect_err("it is not").reason, Reason::CursorTrimmed);
     assert_eq!(ask(&position(horizon)).expect("it is").body.changes.len(), 2);
-    let step = Some(Step { upto: first, key: state.start.clone() });
+    let step = Some(Step { upto: first, before: state.end.clone() });
     let within = Position { after: horizon.previous(), step };
     assert_eq!(ask(&within).expect_err("it began before").reason, Reason::CursorTrimmed);
-    let elsewhere = ChangesRequest { end: Bytes::from_static(&[0xff; 8]), ..request(&beyond) };
+    let elsewhere = FollowRequest { end: Bytes::from_static(&[0xff; 8]), ..request(&beyond) };
     let node = house.node(leader);
     let life = house.life(leader).expect("it runs");
     let asked = life.runtime.block_on(shard.changes(state.epoch, elsewhere, node.clock().now()));

@@ -26,7 +26,7 @@ fn stored_version() -> impl Strategy<Value = (u8, u64, Version)> {
 
 fn expected(model: &Model, (from, to): (u8, u8), interval: Interval, with_replaced: bool) -> Vec<Change> {
     let mut all = Vec::new();
-    for (&key, versions) in model.range(from..to) {
+    for (&key, versions) in model.range(from..to).rev() {
         for (&at, version) in versions.range(interval.after.0 + 1..=interval.upto.0) {
             let before = versions.range(..at).next_back().map(|(_, version)| version.clone());
             let replaced = before.filter(|_| with_replaced);
@@ -44,16 +44,17 @@ fn step(
     with_replaced: bool,
     limits: PageLimits,
 ) -> Vec<Change> {
-    let (mut start, end) = (encoded(&[from]), encoded(&[to]));
+    let (start, mut before) = (encoded(&[from]), encoded(&[to]));
     let mut all = Vec::new();
     loop {
-        let page = changes::page(engine, (&start, &end), interval, with_replaced, limits).unwrap();
+        let page = changes::page(engine, (&start, &before), interval, with_replaced, limits).unwrap();
         assert!(page.next.is_none() || !page.changes.is_empty(), "a page gets on");
+        assert!(page.changes.len() <= limits.changes_max);
         all.extend(page.changes);
         match page.next {
             Some(next) => {
-                assert!(next > start || all.is_empty());
-                start = next;
+                assert!(start < next && next < before);
+                before = next;
             }
             None => return all,
         }
@@ -113,7 +114,37 @@ fn a_page_over_keys_that_have_not_changed_ends() {
     let first = changes::page(&*memory, (&start, &end), interval, false, limits).unwrap();
     assert!(first.changes.is_empty());
     let next = first.next.expect("there is more");
-    assert_eq!(next, encoded(&SCAN_STEPS_MAX.to_be_bytes()));
-    let second = changes::page(&*memory, (&next, &end), interval, false, limits).unwrap();
+    let (left, _) = version::split(&next[..next.len() - 1]).expect("a version");
+    assert_eq!(left, &encoded(&99_u64.to_be_bytes())[..]);
+    let second = changes::page(&*memory, (&start, &next), interval, false, limits).unwrap();
     assert_eq!((second.changes.len(), second.next), (0, None));
+}
+
+/// A key with many versions takes as many pages as it needs, and its versions come up in their order.
+#[test]
+fn a_page_may_end_between_the_versions_of_a_key() {
+    let memory = Memory::new().unwrap();
+    let mut batch = Batch::new();
+    for at in 1..=1_000 {
+        let version = Version { timestamp: Timestamp(at), value: Some(vec![0; 100].into()), expires_ms: None };
+        batch.put(Family::Data, version::key(&encoded(b"hot"), Timestamp(at)), version.encode());
+    }
+    memory.write(batch).unwrap();
+    let limits = PageLimits { changes_max: 64, bytes_max: 2_000 };
+    let (start, mut before) = (encoded(b""), encoded(b"\xff"));
+    let interval = Interval { after: Timestamp(300), upto: Timestamp(900) };
+    let mut told = Vec::new();
+    loop {
+        let page = changes::page(&*memory, (&start, &before), interval, true, limits).unwrap();
+        assert!(page.changes.len() <= 10, "two versions of a hundred bytes and a key each");
+        told.extend(page.changes);
+        let Some(next) = page.next else { break };
+        before = next;
+    }
+    let times: Vec<u64> = told.iter().map(|change| change.version.timestamp.0).collect();
+    assert_eq!(times, (301..=900).collect::<Vec<u64>>());
+    for change in &told {
+        let replaced = change.replaced.as_ref().expect("the history has it");
+        assert_eq!(replaced.timestamp, change.version.timestamp.previous());
+    }
 }

@@ -154,17 +154,27 @@ fn within(request: &Request, limits: &Limits) {
         Request::Scan(scan) => {
             assert!((1..=limits.page_rows_max).contains(&scan.rows_max));
             assert!(scan.cursor.as_ref().is_none_or(|cursor| !cursor.is_empty()));
-            let bounds = match &scan.bounds {
-                ScanBounds::All => vec![],
-                ScanBounds::Tag(one) | ScanBounds::Prefix(one) => vec![one],
-                ScanBounds::Range(from, to) => from.iter().chain(to).collect(),
-            };
-            assert!(bounds.into_iter().all(|bound| bound.len() <= limits.key_bytes_max));
+            assert!(bounds(&scan.bounds).into_iter().all(|bound| bound.len() <= limits.key_bytes_max));
+        }
+        Request::Changes(changes) => {
+            assert!((1..=limits.page_rows_max).contains(&changes.changes_max));
+            assert!(changes.cursor.as_ref().is_none_or(|cursor| !cursor.is_empty()));
+            assert!(changes.cursor.is_none() || changes.after.is_none());
+            assert!(bounds(&changes.bounds).into_iter().all(|bound| bound.len() <= limits.key_bytes_max));
         }
         Request::History { key: of, rows_max, .. } => {
             key(of);
             assert!((1..=limits.page_rows_max).contains(rows_max));
         }
+    }
+}
+
+/// The keys in the bounds of a scan.
+fn bounds(bounds: &ScanBounds) -> Vec<&Bytes> {
+    match bounds {
+        ScanBounds::All => vec![],
+        ScanBounds::Tag(one) | ScanBounds::Prefix(one) => vec![one],
+        ScanBounds::Range(from, to) => from.iter().chain(to).collect(),
     }
 }
 
