@@ -26,6 +26,8 @@ const PAGE: usize = 1_000;
 /// Somebody who follows a table.
 pub struct Follower {
     table: Table,
+    /// The version of each key when it began.
+    begun: BTreeMap<Bytes, Timestamp>,
     stop: watch::Sender<Option<Instant>>,
     task: JoinHandle<Result<Vec<Change>, String>>,
 }
@@ -40,6 +42,8 @@ impl Follower {
         });
         first.await;
         let first = followed.next_page().await;
+        let rows = eventually("the table can be scanned", || table.scan(ScanBounds::All).collect()).await;
+        let begun = rows.into_iter().map(|row| (row.key, row.timestamp)).collect();
         let (stop, stopped) = watch::channel(None::<Instant>);
         let task = tokio::spawn(async move {
             let mut told = first.map_err(|error| error.to_string())?.body.changes;
@@ -57,10 +61,10 @@ impl Follower {
                 }
             }
         });
-        Follower { table: table.clone(), stop, task }
+        Follower { table: table.clone(), begun, stop, task }
     }
 
-    /// Goes on to the end; what it was not told of these keys, or told wrongly. They had no versions when it began.
+    /// Goes on to the end; what it was not told of these keys, or told wrongly.
     pub async fn finish(self, keys: &[String]) -> Vec<String> {
         self.stop.send_replace(Some(Instant::now()));
         let told = match self.task.await.expect("who follows does not panic") {
@@ -73,8 +77,11 @@ impl Follower {
         }
         let mut wrong = Vec::new();
         for key in keys {
-            let stored = versions(&self.table, key).await;
-            let told = by_key.remove(key.as_bytes()).unwrap_or_default();
+            let begun = self.begun.get(key.as_bytes()).copied();
+            let mut stored = versions(&self.table, key).await;
+            stored.retain(|(version, _)| Some(*version) > begun);
+            let mut told = by_key.remove(key.as_bytes()).unwrap_or_default();
+            told.retain(|change| Some(change.timestamp) > begun);
             let seen: Vec<_> = told.iter().map(|change| (change.timestamp, change.value.clone())).collect();
             if seen != stored {
                 let at = seen.iter().zip(&stored).position(|(one, other)| one != other);
