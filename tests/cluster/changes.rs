@@ -157,7 +157,7 @@ async fn a_watch_goes_on_where_it_was_left_and_tells_what_was_replaced() {
     for (arguments, complaint) in [
         (&["watch", "t", "--checkpoint", place, "--tag", "a"][..], "another job"),
         (&["watch", "t", "--resume", "0102"], "cursor"),
-        (&["watch", "nothing"], "there is no table 'nothing'"),
+        (&["watch", "nothing"], "there is no table \"nothing\""),
     ] {
         let refused = cluster.trivet(arguments);
         assert!(refused.code != 0 && refused.err.contains(complaint), "{arguments:?}: {}", refused.said());
