@@ -11,8 +11,9 @@
 //! has changed, the page waits for something, or says at last that nothing has. A replica that has not yet come as far
 //! as a position says nothing to it and takes nothing back.
 //!
-//! What is no longer there is not passed over: a position before the horizon is refused (`CURSOR_TRIMMED`), also if the horizon
-//! passes it while the page is read.
+//! What is no longer there is not passed over: a position before something that may have been trimmed is refused
+//! (`CURSOR_TRIMMED`), also if it is trimmed while the page is read. That the horizon has passed a position where nothing was
+//! written since is no reason: then there is nothing to be told.
 //!
 //! Left out: which shards a range lies in, and what becomes of positions when these change (node).
 
@@ -147,11 +148,12 @@ impl Shard {
         if state.epoch != epoch || !state.owns_all(&request.start, &request.end) {
             return Err(self.wrong_epoch());
         }
-        if request.position.after < state.horizon {
+        let gone = state.trimmed.within(&request.start, &request.end);
+        if request.position.after < gone {
             let why = format!(
-                "the changes after {} are not all there any more: the history reaches back to {}; read the whole range anew and \
-                 follow it from then on",
-                request.position.after, state.horizon
+                "the changes after {} are not all there any more: the history reaches back to {gone}; read the whole range anew \
+                 and follow it from then on",
+                request.position.after
             );
             return Err(Error::new(Reason::CursorTrimmed, why));
         }

@@ -123,7 +123,9 @@ pub(super) fn divide(shard: ShardId, state: &mut State, split: &Split, index: u6
     let voters = split.replicas.iter().filter(|child| child.voter).map(|child| child.replica).collect();
     let birth = Birth::new(split.child, &voters, &members).map_err(Error::invalid)?;
     let epoch = Epoch(state.epoch.0 + 1);
-    let child = State { start: split.at.clone(), epoch, divided_at: 0, mark: Some(birth.mark()), ..state.clone() };
+    let trimmed = state.split_past(&split.at);
+    let child =
+        State { start: split.at.clone(), epoch, divided_at: 0, mark: Some(birth.mark()), trimmed, ..state.clone() };
     state.end = split.at.clone();
     state.epoch = epoch;
     state.divided_at = index;

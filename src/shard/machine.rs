@@ -162,6 +162,9 @@ impl ShardMachine {
         for (key, value) in &decided.versions {
             batch.put(Family::Data, version::key(key, value.timestamp), value.encode_from(origin.as_ref()));
         }
+        if !decided.versions.is_empty() {
+            self.state.written.note(timestamp);
+        }
         if let Some(followed) = changes.followed.as_mut().filter(|_| !decided.versions.is_empty()) {
             followed.push(Applied { timestamp, versions: decided.versions.clone() });
         }
@@ -259,7 +262,7 @@ impl ShardMachine {
             // Whatever the table's history is now: versions that carry outcomes stay until nobody may ask for those.
             let carried_from = outcomes::carried_from(self.state.requests_from_ms);
             let limit = if self.state.carried_until < carried_from { Timestamp::MAX } else { carried_from.previous() };
-            self.state.horizon = self.state.horizon.max(horizon.min(self.state.last_timestamp).min(limit));
+            self.state.raise_horizon(horizon.min(self.state.last_timestamp).min(limit));
         }
         if let Some(split) = &proposal.split {
             outcomes.push(match division::divide(self.shard, &mut self.state, split, index, members_at) {

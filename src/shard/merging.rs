@@ -87,7 +87,7 @@ pub(super) fn absorb(
     state.end = taken.end.clone();
     state.epoch = Epoch(absorb.sealed.0 + 1);
     state.last_timestamp = state.last_timestamp.max(taken.last_timestamp);
-    state.horizon = state.horizon.max(taken.horizon);
+    state.take_past(taken.clone());
     state.requests_from_ms = state.requests_from_ms.max(taken.requests_from_ms);
     state.issued_max_ms = state.issued_max_ms.max(taken.issued_max_ms);
     state.carried_until = state.carried_until.max(taken.carried_until);

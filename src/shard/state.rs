@@ -50,8 +50,100 @@ pub struct State {
     /// The shards that this one has taken over, or whose range it got from one that had: the newest
     /// `ABSORBED_MAX`. They are over, whatever a replica that slept thinks of them.
     pub absorbed: Vec<ShardId>,
+    /// When versions were made.
+    pub written: Written,
+    /// How much of what has changed may be gone, part by part.
+    pub trimmed: Trimmed,
     /// Raft's position and membership, opaque here.
     pub mark: Option<Bytes>,
+}
+
+/// After so long without a version, in milliseconds, another one begins a new spell of writing.
+const SPELL_GAP_MS: u64 = 30_000;
+
+/// When versions were made in a shard: enough to say of nearly every moment what the last one before it was. An idle shard is
+/// not one whose changes were trimmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// The last one.
+    last: Timestamp,
+    /// The first of those that came without a long gap until the last one.
+    since: Timestamp,
+    /// The last one before that.
+    before: Timestamp,
+}
+
+impl Written {
+    /// A version is made.
+    pub fn note(&mut self, timestamp: Timestamp) {
+        if timestamp.millis() > self.last.millis().saturating_add(SPELL_GAP_MS) {
+            (self.before, self.since) = (self.last, timestamp);
+        }
+        self.last = timestamp;
+    }
+
+    /// A bound on the last version at or before a moment.
+    fn until(&self, moment: Timestamp) -> Timestamp {
+        if moment >= self.last {
+            self.last
+        } else if moment < self.since {
+            self.before.min(moment)
+        } else {
+            moment
+        }
+    }
+
+    /// That of a shard that takes another over.
+    fn and(&self, other: &Written) -> Written {
+        if self.last == Timestamp::ZERO || other.last == Timestamp::ZERO {
+            // One of them was never written to.
+            return if self.last == Timestamp::ZERO { *other } else { *self };
+        }
+        Written {
+            last: self.last.max(other.last),
+            since: self.since.min(other.since),
+            before: self.before.max(other.before),
+        }
+    }
+}
+
+/// How much of what has changed may be gone: parts of the range, each from its key on, with the last version that may have been
+/// trimmed there. Nothing, where nothing is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trimmed {
+    parts: Vec<(Bytes, Timestamp)>,
+}
+
+impl Trimmed {
+    /// The last version that may be gone from any part of `[start, end)`.
+    pub fn within(&self, start: &[u8], end: &[u8]) -> Timestamp {
+        let ends = self.parts.iter().skip(1).map(|(start, _)| Some(start)).chain([None]);
+        let overlapping = self
+            .parts
+            .iter()
+            .zip(ends)
+            .filter(|((from, _), to)| &from[..] < end && to.is_none_or(|to| start < &to[..]));
+        overlapping.map(|((_, upto), _)| *upto).max().unwrap_or_default()
+    }
+
+    fn raise(&mut self, start: &Bytes, upto: Timestamp) {
+        if self.parts.is_empty() {
+            self.parts.push((start.clone(), Timestamp::ZERO));
+        }
+        self.parts.iter_mut().for_each(|(_, known)| *known = upto.max(*known));
+        self.parts.dedup_by(|next, part| next.1 == part.1);
+    }
+
+    fn split_off(&mut self, at: &Bytes) -> Trimmed {
+        let first = self.parts.partition_point(|(start, _)| start < at);
+        let mut right = self.parts.split_off(first);
+        if let Some((_, upto)) = self.parts.last()
+            && right.first().is_none_or(|(start, _)| start > at)
+        {
+            right.insert(0, (at.clone(), *upto));
+        }
+        Trimmed { parts: right }
+    }
 }
 
 impl State {
@@ -70,6 +162,8 @@ impl State {
             divided_at: 0,
             sealed_for: None,
             absorbed: Vec::new(),
+            written: Written::default(),
+            trimmed: Trimmed::default(),
             mark: None,
         }
     }
@@ -82,6 +176,33 @@ impl State {
     /// Whether the shard owns all of `[start, end)`, and answers for it.
     pub fn owns_all(&self, start: &[u8], end: &[u8]) -> bool {
         self.sealed_for.is_none() && self.start <= start && end <= &self.end[..]
+    }
+
+    /// Versions replaced at or before this may go from now on.
+    pub fn raise_horizon(&mut self, horizon: Timestamp) {
+        if horizon > self.horizon {
+            self.horizon = horizon;
+            self.trimmed.raise(&self.start, self.written.until(horizon));
+        }
+    }
+
+    /// Takes over what is known of the past of the right neighbour, whose range it gets.
+    pub fn take_past(&mut self, mut right: State) {
+        let horizon = self.horizon.max(right.horizon);
+        self.raise_horizon(horizon);
+        right.raise_horizon(horizon);
+        if self.trimmed != right.trimmed {
+            // As far as either says anything, both do.
+            self.trimmed.raise(&self.start, Timestamp::ZERO);
+            right.trimmed.raise(&right.start, Timestamp::ZERO);
+        }
+        self.trimmed.parts.append(&mut right.trimmed.parts);
+        self.written = self.written.and(&right.written);
+    }
+
+    /// Gives the past of the right part of the range away.
+    pub fn split_past(&mut self, at: &Bytes) -> Trimmed {
+        self.trimmed.split_off(at)
     }
 
     /// The stored form.
@@ -100,6 +221,12 @@ impl State {
             divided_at: self.divided_at,
             sealed_for: self.sealed_for.map_or(0, |left| left.0),
             absorbed: self.absorbed.iter().map(|shard| shard.0).collect(),
+            written_last: self.written.last.0,
+            written_since: self.written.since.0,
+            written_before: self.written.before.0,
+            trimmed: (self.trimmed.parts.iter())
+                .map(|(start, upto)| log::Trimmed { start: start.clone(), upto: upto.0 })
+                .collect(),
         };
         record.encode_to_vec().into()
     }
@@ -122,6 +249,14 @@ impl State {
             divided_at: record.divided_at,
             sealed_for: (record.sealed_for != 0).then_some(ShardId(record.sealed_for)),
             absorbed: record.absorbed.into_iter().map(ShardId).collect(),
+            written: Written {
+                last: Timestamp(record.written_last),
+                since: Timestamp(record.written_since),
+                before: Timestamp(record.written_before),
+            },
+            trimmed: Trimmed {
+                parts: record.trimmed.into_iter().map(|part| (part.start, Timestamp(part.upto))).collect(),
+            },
             mark: (!record.mark.is_empty()).then_some(record.mark),
         })
     }
@@ -149,6 +284,54 @@ mod tests {
         state.absorbed = vec![ShardId(9), ShardId(2)];
         assert_eq!(State::decode(state.encode()).unwrap(), state);
         assert!(!state.owns(b"a") && !state.owns_all(b"a", b"b"), "another is about to");
+    }
+
+    #[test]
+    fn an_idle_shard_is_not_one_whose_changes_are_gone() {
+        let hour = 3_600_000;
+        let at = Timestamp::from_millis;
+        let mut state = State::fresh(TableId(4), "a".into(), "z".into(), Epoch(1));
+        let gone = |state: &State| state.trimmed.within(b"a", b"z");
+        state.raise_horizon(at(10 * hour));
+        assert_eq!(gone(&state), Timestamp::ZERO, "nothing was ever written");
+        state.written.note(at(11 * hour));
+        state.raise_horizon(at(12 * hour));
+        assert_eq!(gone(&state), at(11 * hour), "that may be gone, and nothing came since");
+        // Written to again after a long time, and again: what lies between was never there.
+        state.written.note(at(20 * hour));
+        state.written.note(at(20 * hour + 1_000));
+        state.raise_horizon(at(19 * hour));
+        assert_eq!(gone(&state), at(11 * hour));
+        state.raise_horizon(at(20 * hour + 500));
+        assert_eq!(gone(&state), at(20 * hour + 500));
+        assert_eq!(State::decode(state.encode()).unwrap(), state);
+    }
+
+    #[test]
+    fn the_past_of_each_part_stays_its_own_over_merges_and_splits() {
+        let at = Timestamp::from_millis;
+        let mut left = State::fresh(TableId(4), "a".into(), "m".into(), Epoch(1));
+        left.written.note(at(1));
+        left.raise_horizon(at(2));
+        let mut right = State::fresh(TableId(4), "m".into(), "z".into(), Epoch(1));
+        right.written.note(at(900_000));
+        right.written.note(at(900_001));
+        right.raise_horizon(at(900_000));
+        let mut both = State { end: "z".into(), ..left.clone() };
+        both.take_past(right);
+        assert_eq!(both.horizon, at(900_000));
+        assert_eq!((both.trimmed.within(b"a", b"m"), both.trimmed.within(b"m", b"z")), (at(1), at(900_000)));
+        assert_eq!(both.trimmed.within(b"l", b"n"), at(900_000));
+        for (cut, first, second) in
+            [("c", at(1), at(900_000)), ("m", at(1), at(900_000)), ("p", at(900_000), at(900_000))]
+        {
+            let mut one = both.clone();
+            let other = one.split_past(&Bytes::copy_from_slice(cut.as_bytes()));
+            assert_eq!((one.trimmed.within(b"a", cut.as_bytes()), other.within(cut.as_bytes(), b"z")), (first, second));
+        }
+        let mut none = State::fresh(TableId(4), "a".into(), "m".into(), Epoch(1));
+        none.take_past(State::fresh(TableId(4), "m".into(), "z".into(), Epoch(1)));
+        assert_eq!(none.trimmed.within(b"a", b"z"), Timestamp::ZERO);
     }
 
     #[test]

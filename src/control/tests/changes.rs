@@ -122,7 +122,7 @@ fn a_follower_is_told_of_every_version_once_at_whichever_replica_and_however_far
 fn what_the_history_has_lost_is_refused_and_not_passed_over() {
     let (house, leader, _) = House::with_one_shard();
     let first = house.put("k", "1".to_owned(), None).body.timestamp;
-    house.put("k", "2".to_owned(), None);
+    let second = house.put("k", "2".to_owned(), None).body.timestamp;
     let shard = house.node(leader).replicas().get(house.shard_of("k").id).expect("it leads");
     let state = shard.state();
     let beyond = Position { after: first, step: None };
@@ -146,16 +146,24 @@ fn what_the_history_has_lost_is_refused_and_not_passed_over() {
         assert!(Instant::now() < deadline, "the history has no beginning");
         std::thread::sleep(LOOK_EVERY);
     }
+    // That it begins later than a position is nothing, where nothing was before.
     let horizon = shard.state().horizon;
-    let position = |after: Timestamp| Position { after, step: None };
-    assert_eq!(ask(&position(horizon.previous())).expect_err("it is not").reason, Reason::CursorTrimmed);
-    assert_eq!(ask(&position(horizon)).expect("it is").body.changes.len(), 2);
-    let step = Some(Step { upto: first, before: state.end.clone() });
-    let within = Position { after: horizon.previous(), step };
+    assert!(horizon < first);
+    let position = Position::after;
+    assert_eq!(ask(&position(horizon.previous())).expect("nothing is gone").body.changes.len(), 2);
+    assert_eq!(ask(&position(Timestamp::ZERO)).expect("nothing is gone").body.changes.len(), 2);
+
+    let life = house.life(leader).expect("it runs");
+    shard.set_history_ms(0);
+    life.runtime.block_on(shard.upkeep(house.node(leader).clock().now() + PATIENCE));
+    assert!(shard.state().horizon >= second);
+    assert_eq!(ask(&position(first)).expect_err("what came then may be gone").reason, Reason::CursorTrimmed);
+    assert_eq!(ask(&position(second)).expect("it was told of all").body.changes.len(), 0);
+    let step = Some(Step { upto: second, before: state.end.clone() });
+    let within = Position { after: first, step };
     assert_eq!(ask(&within).expect_err("it began before").reason, Reason::CursorTrimmed);
     let elsewhere = FollowRequest { end: Bytes::from_static(&[0xff; 8]), ..request(&beyond) };
     let node = house.node(leader);
-    let life = house.life(leader).expect("it runs");
     let asked = life.runtime.block_on(shard.changes(state.epoch, elsewhere, node.clock().now()));
     assert_eq!(asked.expect_err("that is another's").reason, Reason::WrongEpoch);
 }
