@@ -1,12 +1,13 @@
-//! Change streams: what changes in a table is told to whoever follows it, once and in order, or it is said that it is not.
+//! Change streams: what changes in a table is told to whoever follows it, once and in order, or it is said that it is
+//! not.
 //!
-//! Clients put, delete and batch some tens of keys in two tables; no value is written twice. In one table the history window
-//! is so short that whoever dawdles falls out of it. Each table is followed by five who never share anything
-//! ([`Habit`]): one that keeps up, one bound to a node, one that is slow, one that breaks off all the time, and one that is
-//! killed at random and must in the end hold exactly what the table holds.
+//! Clients put, delete and batch some tens of keys in two tables; no value is written twice. In one table the history
+//! window is so short that whoever dawdles falls out of it. Each table is followed by five who never share anything
+//! ([`Habit`]): one that keeps up, one bound to a node, one that is slow, one that breaks off all the time, and one
+//! that is killed at random and must in the end hold exactly what the table holds.
 //!
-//! At the end the versions of every key are listed through every node, and all followers go on until a page proves by its
-//! age that nothing of before then is still to come: nobody tells them when that is.
+//! At the end the versions of every key are listed through every node, and all followers go on until a page proves by
+//! its age that nothing of before then is still to come: nobody tells them when that is.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -95,7 +96,7 @@ impl Workload for Changes {
     }
 
     fn promise(&self) -> &'static str {
-        "whoever follows a table is told every version once, each key's in their order, or is told that it came too late"
+        "who follows a table is told every version once, each key's in their order, or is told that it came too late"
     }
 
     fn tables(&self) -> Vec<NewTable> {

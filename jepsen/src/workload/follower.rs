@@ -1,15 +1,16 @@
 //! Those who follow what changes in a table, each with a habit of its own.
 //!
 //! A follower keeps what it has *committed*: the cursor of the last page that it took in and, if it is one that makes
-//! something of what it is told, its model of the table, both written together as a database would write them. Whatever
-//! else it has is lost when it breaks off, and it goes on from its cursor. One that is told that it came too late
-//! (`CURSOR_TRIMMED`) begins anew with what is new; a model is then read from the table once more.
+//! something of what it is told, its model of the table, both written together as a database would write them.
+//! Whatever else it has is lost when it breaks off, and it goes on from its cursor. One that is told that it came too
+//! late (`CURSOR_TRIMMED`) begins anew with what is new; a model is then read from the table once more.
 //!
 //! In the history each page is one operation, under the follower's name as its key: `begin` for one without a cursor,
-//! `resume` for the first after breaking off, `page` for all others. The answer is a list of rows: key, version, value, and
-//! what that has replaced (version and value, or null). Further fields are the age of the page, and `committed`: false for
-//! a page that came and was lost before anything was made of it. A page that was not waited for is a failure, `DROPPED`.
-//! `scan` is the table as a new model takes it over, `model` what became of it in the end.
+//! `resume` for the first after breaking off, `page` for all others. The answer is a list of rows: key, version,
+//! value, and what that has replaced (version and value, or null). Further fields are the age of the page, and
+//! `committed`: false for a page that came and was lost before anything was made of it. A page that was not waited
+//! for is a failure, `DROPPED`. `scan` is the table as a new model takes it over, `model` what became of it in the
+//! end.
 //!
 //! Left out: what must hold (`check::changes`).
 
@@ -181,8 +182,8 @@ impl Follower {
         Duration::from_millis(millis)
     }
 
-    /// Waits for a page and, unless it is killed over it, commits it. None: it was not answered. Else before which moment of the
-    /// history's clock everything was told with it, if it says so.
+    /// Waits for a page and, unless it is killed over it, commits it. None: it was not answered. Else before which moment
+    /// of the history's clock everything was told with it, if it says so.
     async fn page(&mut self, whim: Whim) -> Option<Option<u64>> {
         let f = match (&self.committed.cursor, &self.followed) {
             (None, _) => "begin",

@@ -1,19 +1,20 @@
-//! Change streams: whoever follows a table is told each version of each key once, in order, in time, or is told that it is not.
+//! Change streams: whoever follows a table is told each version of each key once, in order, in time, or is told that
+//! it is not.
 //!
-//! What is true is gathered from all that anybody was told ([`truth`]): the writes that were answered, the lists of versions
-//! at the end, and what followers were told themselves. Whoever follows begins with a page, and again after it was refused
-//! as too late (`CURSOR_TRIMMED`). Of what came to be after a beginning ([`stand`]):
+//! What is true is gathered from all that anybody was told ([`truth`]): the writes that were answered, the lists of
+//! versions at the end, and what followers were told themselves. Whoever follows begins with a page, and again after
+//! it was refused as too late (`CURSOR_TRIMMED`). Of what came to be after a beginning ([`stand`]):
 //!
-//! 1. each key's versions are told in ascending order, and none is passed over: neither by what is told of the same key
-//!    later, nor by a page that says to be so young that it must have been told by then;
-//! 2. a version is what was written, and what was written is one version; what was refused is none, and what was told by then
-//!    is in every later list of versions that reaches back so far;
+//! 1. each key's versions are told in ascending order, and none is passed over: neither by what is told of the same
+//!    key later, nor by a page that says to be so young that it must have been told by then;
+//! 2. a version is what was written, and what was written is one version; what was refused is none, and what was told
+//!    by then is in every later list of versions that reaches back so far;
 //! 3. what a version has replaced is what was told of the key before;
-//! 4. nobody who has kept up is told that it came too late (unless clocks were wrong);
+//! 4. nobody is told that it came too late who was told of everything older than the window (unless clocks were wrong);
 //! 5. who commits its model together with its cursor has in the end what the table has, killed or not.
 //!
-//! When a follower has begun: with the first page that has an age. Before that the shards that could not be reached are
-//! still to be begun with, and nothing is promised. A page that was lost before it was committed is told again.
+//! When a follower has begun: with the first page that has an age. Before that the shards that could not be reached
+//! are still to be begun with, and nothing is promised. A page that was lost before it was committed is told again.
 //!
 //! Followers and keys belong to the same table if their names begin with the same letter.
 
@@ -69,7 +70,7 @@ pub fn check(history: &History, windows: &Windows) -> Verdict {
         for beginning in beginnings(history, places) {
             proven = follow(history, &truth, beginning, &mut found);
             model(history, &truth, beginning, &mut found);
-            too_late(history, &truth, windows, beginning, &mut found);
+            too_late(history, windows, beginning, &mut found);
         }
         if end > proven {
             doubts.push(format!("{name} was not told how it ended"));
@@ -96,7 +97,7 @@ pub fn check(history: &History, windows: &Windows) -> Verdict {
     let (half, most) = (ages[ages.len() / 2] / 1_000, ages[ages.len() * 99 / 100] / 1_000);
     let (versions, count) = (truth.count(), followers.len());
     let summary = format!(
-        "{told} changes told to {count} followers of {versions} versions; {resumed} times resumed, {trimmed} times too late; \
+        "{told} changes of {versions} versions told to {count} followers; {resumed} resumed, {trimmed} came too late; \
          {} pages of a known age (median {half} ms, p99 {most} ms)",
         ages.len()
     );
@@ -211,8 +212,8 @@ fn model(history: &History, truth: &Truth<'_>, places: &[usize], found: Found<'_
     }
 }
 
-/// Judges the refusals as too late: somebody who was told of every key what was written to it within the window stands within it.
-fn too_late(history: &History, truth: &Truth<'_>, windows: &Windows, places: &[usize], found: Found<'_>) {
+/// Judges the refusals as too late: who was told of everything that is older than the window is not.
+fn too_late(history: &History, windows: &Windows, places: &[usize], found: Found<'_>) {
     let clocks_wrong_from =
         history.faults.iter().filter(|fault| fault.touches_clocks()).map(|fault| fault.from_ns).min();
     let mut last = None;
@@ -224,10 +225,10 @@ fn too_late(history: &History, truth: &Truth<'_>, windows: &Windows, places: &[u
         let is_trimmed = operation.text("error") == Some("CURSOR_TRIMMED");
         let (true, Some((moment, page)), Some(end)) = (is_trimmed, last, operation.end) else { continue };
         let Some(window_ms) = windows.get(&letter(operation)) else { continue };
-        let since = end.saturating_add(TOLERANCE_NS).saturating_sub(window_ms.saturating_mul(1_000_000));
+        let window = window_ms.saturating_mul(1_000_000);
         let clocks_right = clocks_wrong_from.is_none_or(|wrong| end < wrong);
-        if clocks_right && truth.each_was_written(letter(operation), since, moment) {
-            let what = format!("it was too late, and it had been told all of the {window_ms} ms before");
+        if clocks_right && end.saturating_add(TOLERANCE_NS) < moment.saturating_add(window) {
+            let what = format!("it was too late, and it had been told all that is older than {window_ms} ms");
             found(what, &operation.key, vec![page, place]);
         }
     }

@@ -136,14 +136,6 @@ impl<'a> Truth<'a> {
         })
     }
 
-    /// Whether each key of a table has a version whose write began and was known of between these moments.
-    pub fn each_was_written(&self, letter: char, from: u64, to: u64) -> bool {
-        let within = |version: &Version<'_>| {
-            version.certain && version.seen < to && version.start.is_some_and(|start| start > from)
-        };
-        self.of_table(letter).all(|(_, key)| key.versions.iter().any(within))
-    }
-
     /// Judges the lists of versions: what was told lies in each later one that reaches back so far.
     fn lists(&mut self, history: &'a History, found: Found<'_>) {
         let mut missed = HashSet::new();
