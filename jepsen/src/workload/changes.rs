@@ -31,6 +31,8 @@ struct Table {
     name: &'static str,
     letter: char,
     shards: u32,
+    /// How long a value is, at least.
+    value_bytes: usize,
     /// Its history window in milliseconds, if it is not the usual one.
     window_ms: Option<u64>,
     /// How long those dawdle who do, in milliseconds.
@@ -38,9 +40,17 @@ struct Table {
 }
 
 const TABLES: [Table; 2] = [
-    Table { name: "changes", letter: 'l', shards: 3, window_ms: None, dawdles: 1_000..4_000 },
-    // Some pauses are longer than the window and what is behind it.
-    Table { name: "changes-short", letter: 's', shards: 2, window_ms: Some(8_000), dawdles: 3_000..15_000 },
+    Table { name: "changes", letter: 'l', shards: 3, value_bytes: 1, window_ms: None, dawdles: 1_000..4_000 },
+    // Some pauses are longer than the window; and there is so much of it that what lies behind the window leaves the disk
+    // while somebody still stands there.
+    Table {
+        name: "changes-short",
+        letter: 's',
+        shards: 2,
+        value_bytes: 4 << 10,
+        window_ms: Some(8_000),
+        dawdles: 3_000..15_000,
+    },
 ];
 /// Those who follow one table.
 const FOLLOWERS: usize = 5;
@@ -180,7 +190,8 @@ async fn write(worker: &mut Worker, access: &Access, table: &Table, serial: &Ato
             (Value::Null, Action::Delete)
         } else {
             let fresh = serial.fetch_add(1, Ordering::Relaxed);
-            (json!(fresh), Action::Put { value: fresh.to_string().into(), ttl_ms: None })
+            let value = format!("{fresh:<bytes$}", bytes = table.value_bytes);
+            (json!(fresh), Action::Put { value: value.into(), ttl_ms: None })
         };
         operations.push(Operation { key: key.clone().into(), action });
         told.push((key, value));

@@ -301,13 +301,34 @@ fn text(key: &[u8]) -> String {
     String::from_utf8_lossy(key).into_owned()
 }
 
-/// A stored value as the history tells it. What is no serial number is told as it is: the checker names it.
+/// A stored value as the history tells it: without the blanks that make it long. What is no serial number is told as
+/// it is: the checker names it.
 pub fn sight(value: Option<&[u8]>) -> Value {
-    let text = value.map(String::from_utf8_lossy);
-    text.map_or(Value::Null, |text| text.parse::<i64>().map_or_else(|_| json!(text), |serial| json!(serial)))
+    let Some(text) = value.map(String::from_utf8_lossy) else { return Value::Null };
+    text.trim_end().parse::<i64>().map_or_else(|_| json!(text), |serial| json!(serial))
 }
 
 fn row(change: &Change) -> Value {
     let previous = change.previous.as_ref().map(|previous| json!([previous.timestamp.0, sight(Some(&previous.value))]));
     json!([text(&change.key), change.timestamp.0, sight(change.value.as_deref()), previous])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_told_as_its_number_and_what_is_none_as_it_is() {
+        assert_eq!(sight(Some(b"17    ")), json!(17));
+        assert_eq!(sight(Some(b"x ")), json!("x "));
+        assert_eq!(sight(None), Value::Null);
+    }
+
+    #[test]
+    fn the_newer_of_what_was_read_and_what_is_told_counts() {
+        let mut model = BTreeMap::from([("k".to_owned(), (5, json!(1)))]);
+        let rows = [(4, json!(2)), (7, Value::Null), (6, json!(3))];
+        take_in(&mut model, rows.map(|row| ("k".to_owned(), row)));
+        assert_eq!(model["k"], (7, Value::Null));
+    }
 }
