@@ -6,6 +6,8 @@
 //! others have ready by then is told with it, and the rest is asked again by the next page. So every piece moves on by itself,
 //! and a shard that cannot be reached holds up nobody but itself: its piece stays where it is, which the age of the page shows.
 //!
+//! A first page names a position for every piece: whoever holds its cursor is told everything that comes to be from then on.
+//!
 //! When the shards of a range have changed while they were asked (`WRONG_EPOCH`) its piece is cut anew. A position is good
 //! for whoever owns the range, so nothing else is to be done about splits, merges, moves and failovers.
 //!
@@ -69,6 +71,8 @@ struct Page<'a> {
     context: Context,
     /// Wait for news until then.
     until: Instant,
+    /// The page must be answered then.
+    latest: Instant,
 }
 
 impl Node {
@@ -90,7 +94,7 @@ impl Node {
         let now = self.clock().now();
         let latest = context.deadline.checked_sub(HEADROOM).map_or(now, |latest| latest.max(now));
         let until = (now + request.wait).min(latest);
-        Page { node: self, request: &request, filter, context, until }.fill(entry, cursor).await
+        Page { node: self, request: &request, filter, context, until, latest }.fill(entry, cursor).await
     }
 
     /// Whether the replica here, if there is one, keeps up with its leader as far as is known.
@@ -110,7 +114,11 @@ impl Page<'_> {
         }
         let (mut changes, mut bytes, mut header) = (Vec::new(), 0, None);
         loop {
-            let next = if changes.is_empty() {
+            let unbegun = pieces.iter().flatten().any(|piece| piece.part.position.is_none());
+            let next = if unbegun {
+                // Whoever is given a cursor is told what comes to be from then on, of all pieces.
+                timeout_at(self.latest, asked.next()).await.flatten()
+            } else if changes.is_empty() {
                 // Pieces end their wait by themselves; this is for those that cannot be reached.
                 timeout_at(self.until + HEADROOM / 2, asked.next()).await.flatten()
             } else if bytes < self.node.options().limits.page_bytes_max && changes.len() < self.request.changes_max {
@@ -150,7 +158,11 @@ impl Page<'_> {
                 }
             }
         }
-        let pieces = pieces.into_iter().flatten().collect();
+        let pieces: Vec<Piece> = pieces.into_iter().flatten().collect();
+        if pieces.iter().any(|piece| piece.part.position.is_none()) {
+            let why = "a shard cannot be reached, so there is no telling where to begin: try again in a moment";
+            return Err(Error::new(Reason::NoQuorum, why));
+        }
         Ok(self.answer(&entry, changes, pieces, header))
     }
 

@@ -23,9 +23,9 @@ pub enum Format {
 
 /// Libraries whose own news are only noise at `info`. openraft warns once per election and peer while a node is down,
 /// and its handles complain of every message to a replica that has been stopped on purpose, and of a change of members
-/// that a change of leader overtook; all that is told by `raft` and `node`.
+/// that a change of leader overtook, or of a heartbeat that came back to one; all that is told by `raft` and `node`.
 const QUIET: &str = "h2=warn,hyper=warn,tonic=warn,tower=warn,openraft=error,openraft::raft::raft_inner=off,\
-                     openraft::raft::api::management=off";
+                     openraft::raft::api::management=off,openraft::core::heartbeat::worker=off";
 
 /// Whether `level` can be understood; if not, why.
 pub fn check(level: &str) -> Result<(), String> {

@@ -69,6 +69,17 @@ enum Look {
     Behind,
 }
 
+/// What there is beyond a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    /// Nothing: it tells all that was applied when it was looked for.
+    None,
+    /// More, here.
+    Here,
+    /// Perhaps more, but this replica has yet to come as far as the position.
+    Elsewhere,
+}
+
 impl Shard {
     /// The changes after a position, or nothing if there are none until the deadline; then the position has moved on as far as
     /// the state had come. The age of the answer, if there is a proof of one, says how old that position can be.
@@ -86,11 +97,19 @@ impl Shard {
             applied.borrow_and_update();
             // Before the state is looked at, which is then at least as new as the proof says.
             let proof = self.proofs.known(epoch);
-            let (page, more) = match self.look(epoch, &request)? {
-                Look::Page(page, more) if request.with_replaced => (self.with_replaced(page, &request).await?, more),
-                Look::Page(page, more) => (page, more),
-                Look::Search(step) => (self.search(step, &request).await?, true),
-                Look::Behind => (ShardChanges { changes: Vec::new(), position: request.position.clone() }, false),
+            let (page, rest) = match self.look(epoch, &request)? {
+                Look::Page(page, more) if request.with_replaced => {
+                    let told = page.position.clone();
+                    let page = self.with_replaced(page, &request).await?;
+                    let rest = if more || page.position != told { Rest::Here } else { Rest::None };
+                    (page, rest)
+                }
+                Look::Page(page, true) => (page, Rest::Here),
+                Look::Page(page, false) => (page, Rest::None),
+                Look::Search(step) => (self.search(step, &request).await?, Rest::Here),
+                Look::Behind => {
+                    (ShardChanges { changes: Vec::new(), position: request.position.clone() }, Rest::Elsewhere)
+                }
             };
             // Only now: what is gone by now may have been gone when it was looked for.
             self.can_go_on(epoch, &request)?;
@@ -98,11 +117,11 @@ impl Shard {
             let nothing = page.changes.is_empty();
             if !nothing || self.clock.now() >= deadline {
                 let as_of = self.state().last_timestamp;
-                // Who is behind the position proves nothing about it.
-                let reached = as_of >= page.position.after && page.position.step.is_none();
-                return Ok(self.served(page, as_of, proof.filter(|_| reached), epoch));
+                // Only who was told everything that the proof speaks of is as young as that.
+                let proof = proof.filter(|_| rest == Rest::None);
+                return Ok(self.served(page, as_of, proof, epoch));
             }
-            if !more {
+            if rest != Rest::Here {
                 // That nothing comes is told by the page that is returned then. An error means that the replica stops, which the
                 // next look finds out.
                 let _ = timeout_at(deadline, applied.changed()).await;

@@ -3,7 +3,8 @@
 //! Each worker owns one counter, one register and one value that it only ever swaps, so it knows exactly what they must hold:
 //! the counter every acknowledged increment once, the register the last acknowledged value, and the swapped one what it last
 //! made of it, or the next swap would be refused. Now and then it scans the whole table, in which each key is there once. A
-//! call that fails, a value that went back and a counter that is off are told apart.
+//! call that fails, a value that went back and a counter that is off are told apart. Meanwhile somebody follows what changes in
+//! the table, and must in the end have been told every version.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio::task::JoinHandle;
 use trivet::client::{Client, Table};
 use trivet::types::{Result, ScanBounds, Test};
 
+use crate::changes::Follower;
 use crate::harness::{Cluster, eventually};
 
 /// Deadline of each call, the client's default.
@@ -26,6 +28,7 @@ const SCAN_EVERY: u64 = 40;
 pub struct Load {
     stopping: Arc<AtomicBool>,
     workers: Vec<JoinHandle<Worker>>,
+    follower: Follower,
     client: Client,
     table: String,
 }
@@ -69,10 +72,11 @@ impl Load {
     pub async fn start(cluster: &Cluster, table: &str, workers: usize) -> Load {
         let client = connect(cluster).await;
         let stopping = Arc::new(AtomicBool::new(false));
+        let follower = Follower::start(&client.table(table)).await;
         let workers = (0..workers)
             .map(|number| tokio::spawn(work(client.clone(), table.to_owned(), number, Arc::clone(&stopping))))
             .collect();
-        Load { stopping, workers, client, table: table.to_owned() }
+        Load { stopping, workers, follower, client, table: table.to_owned() }
     }
 
     /// Stops the workers and compares what is stored with what was promised.
@@ -80,6 +84,7 @@ impl Load {
         self.stopping.store(true, Ordering::Relaxed);
         let table = self.client.table(self.table.as_str());
         let mut report = Report { calls: 0, failures: Vec::new(), wrong: Vec::new(), longest_call: Duration::ZERO };
+        let mut keys = Vec::new();
         for worker in self.workers {
             let worker = worker.await.expect("a worker does not panic");
             let number = worker.number;
@@ -97,7 +102,9 @@ impl Load {
             report.failures.extend(worker.failures);
             report.wrong.extend(worker.wrong);
             report.longest_call = report.longest_call.max(worker.longest_call);
+            keys.extend([counter_key(number), register_key(number), swap_key(number)]);
         }
+        report.wrong.extend(self.follower.finish(&keys).await);
         report
     }
 }

@@ -12,6 +12,7 @@ mod bad_bytes;
 mod bad_disks;
 mod bad_neighbours;
 mod batches;
+mod changes;
 mod copies;
 mod dumb_client;
 mod elastic;

@@ -137,7 +137,13 @@ impl Follower {
             Ok(other) => Err(Error::internal(format!("changes were answered with {other:?}"))),
             Err(error) => Err(error),
         };
+        let failed = page.is_err();
         self.take(from, page, following);
+        if failed {
+            // A node that is known to be away fails at once.
+            let pause = self.random.span(Duration::from_millis(1), Duration::from_millis(20));
+            sleep(pause).await;
+        }
     }
 
     fn page_size(&mut self) -> usize {

@@ -5,13 +5,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use futures::future::BoxFuture;
 use rand::rngs::SmallRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use tokio::time::Instant;
-use trivet::types::{Kind, ShardId, TableId};
+use trivet::types::{Kind, TableId};
 use trivet::wire::admin::{SplitPoint, SplitReport};
 
 use super::{ASK_WITHIN, Nemesis, Stage, Struck};
 
+/// Shards that are tried before another node is asked which there are.
+const TRIES: usize = 16;
 /// Within this a split that is wanted must have happened, whatever else goes on.
 const SPLIT_WITHIN: Duration = Duration::from_secs(60);
 /// Between two rounds over the nodes.
@@ -64,15 +66,23 @@ async fn split_some(stage: &Stage, random: &mut SmallRng) -> Result<SplitReport>
             }
         };
         let tables = topology.tables.iter().filter(|table| table.table.id != TableId::SYSTEM);
-        let shards: Vec<_> = tables.flat_map(|table| &table.shards).collect();
-        let least = shards.iter().map(|shard| shard.epoch).min().context("no tables yet")?;
-        let least: Vec<ShardId> = shards.iter().filter(|shard| shard.epoch == least).map(|shard| shard.id).collect();
-        let shard = *least.choose(random).context("some shard has the least")?;
-        match connection.split_shard(shard, SplitPoint::Middle, false, Instant::now() + ASK_WITHIN).await {
-            Ok(report) => return Ok(report),
-            // A single slot, or nothing yet: another one, next time.
-            Err(error) if error.kind() == Kind::Invalid => bail!("{shard}: {error}"),
-            Err(error) => last = Some(error),
+        let mut shards: Vec<_> = tables.flat_map(|table| &table.shards).collect();
+        shards.shuffle(random);
+        shards.sort_by_key(|shard| shard.epoch);
+        let mut refused = None;
+        for shard in shards.iter().take(TRIES).map(|shard| shard.id) {
+            match connection.split_shard(shard, SplitPoint::Middle, false, Instant::now() + ASK_WITHIN).await {
+                Ok(report) => return Ok(report),
+                // A single slot, or nothing in it: the next one.
+                Err(error) if error.kind() == Kind::Invalid => refused = Some((shard, error)),
+                Err(error) => {
+                    last = Some(error);
+                    break;
+                }
+            }
+        }
+        if let Some((shard, error)) = refused.filter(|_| last.is_none()) {
+            bail!("{shard}: {error}");
         }
     }
     Err(last.context("nobody was asked")?.into())
