@@ -13,8 +13,8 @@
 //! 4. nobody is told that it came too late who was told of everything older than the window (unless clocks were wrong);
 //! 5. who commits its model together with its cursor has in the end what the table has, killed or not.
 //!
-//! When a follower has begun: with the first page that has an age. Before that the shards that could not be reached
-//! are still to be begun with, and nothing is promised. A page that was lost before it was committed is told again.
+//! A follower has begun when its first page has come, which names a position for every shard. A page that was lost
+//! before it was committed is told again.
 //!
 //! Followers and keys belong to the same table if their names begin with the same letter.
 
@@ -151,8 +151,8 @@ fn beginnings<'a>(history: &'a History, places: &'a [usize]) -> impl Iterator<It
 fn follow(history: &History, truth: &Truth<'_>, places: &[usize], found: Found<'_>) -> Option<u64> {
     let pages = places.iter().map(|&place| (place, &history.operations[place]));
     let pages = || pages.clone().filter(|(_, operation)| is_page(operation) && operation.is_ok());
-    let begun = pages().find(|(_, page)| page.number("age_us").is_some()).and_then(|(_, page)| page.end);
-    let mut stands = Stands::begin(truth, letter(pages().next()?.1), begun);
+    let (_, first) = pages().next()?;
+    let mut stands = Stands::begin(truth, letter(first), first.end);
     let mut end = None;
     for (place, page) in pages() {
         let mut next = stands.clone();
