@@ -40,11 +40,13 @@ pub enum Bug {
     ChangesOfALaggard,
     /// The tail of the last changes goes on over what did not come by its log: a snapshot, or another shard's range.
     TailAcrossAGap,
+    /// Who follows changes goes on from before the history window with what is still there.
+    SilentTrim,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 17] = [
+    pub const ALL: [Bug; 18] = [
         Bug::UnconfirmedRead,
         Bug::FollowerRead,
         Bug::OutcomesLostInSnapshot,
@@ -62,6 +64,7 @@ impl Bug {
         Bug::ScanSkipsAtSplit,
         Bug::ChangesOfALaggard,
         Bug::TailAcrossAGap,
+        Bug::SilentTrim,
     ];
 
     /// The name that `TRIVET_PLANTED` knows it by.
@@ -84,6 +87,7 @@ impl Bug {
             Bug::ScanSkipsAtSplit => "scan-skips-at-split",
             Bug::ChangesOfALaggard => "changes-of-a-laggard",
             Bug::TailAcrossAGap => "tail-across-a-gap",
+            Bug::SilentTrim => "silent-trim",
         }
     }
 }

@@ -9,6 +9,7 @@
 pub mod ages;
 pub mod append;
 pub mod bank;
+pub mod changes;
 pub mod counter;
 pub mod past;
 pub mod refusals;

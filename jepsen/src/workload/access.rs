@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use trivet::client::{Client, Connection, Options, ReadFrom, Table};
+use trivet::client::{Changes, Client, Connection, Options, ReadFrom, Table};
 use trivet::runtime::Clock;
 use trivet::types::{
-    Answer, Error, Kind, Outcome, Page, Read, ReadLevel, Reason, Request, RequestId, Response, ScanRequest, Versioned,
-    Write,
+    Answer, ChangesPage, ChangesRequest, Error, Kind, Outcome, Page, Read, ReadLevel, Reason, Request, RequestId,
+    Response, ScanBounds, ScanRequest, Versioned, Write,
 };
 
 use super::Context;
@@ -107,6 +107,11 @@ impl Doors {
     /// The way of a worker: half of them route, the others are spread over the nodes.
     pub fn of_worker(&self, worker: usize) -> Access {
         if worker.is_multiple_of(2) { self.routing() } else { self.bound(worker / 2) }
+    }
+
+    /// What changes in the table, followed by the client that routes.
+    pub fn changes(&self) -> Changes {
+        self.routing.changes(ScanBounds::All)
     }
 
     /// How many nodes there are.
@@ -243,6 +248,16 @@ impl Attempt<'_> {
             Ok(Response::Written(answer)) => Ok(answer),
             Ok(_) => Err(Lost::of_write(Error::internal("not the answer of a write"))),
             Err(error) => Err(Lost::of_write(error)),
+        }
+    }
+
+    /// Asks once for a page of changes.
+    pub async fn changes(&self, request: ChangesRequest) -> Result<Answer<ChangesPage>, Error> {
+        let Way::Bound(connection) = &self.access.way else { return Err(Error::internal("an attempt needs a node")) };
+        let until = self.access.clock.now() + ATTEMPT;
+        match connection.call(&self.access.table, &Request::Changes(request), until, false).await? {
+            Response::Changes(page) => Ok(page),
+            _ => Err(Error::internal("not a page of changes")),
         }
     }
 }

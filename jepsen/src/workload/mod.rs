@@ -14,7 +14,9 @@ pub mod access;
 mod ages;
 mod append;
 mod bank;
+mod changes;
 mod counter;
+mod follower;
 mod past;
 mod register;
 mod scan;
@@ -118,5 +120,6 @@ pub fn all() -> Vec<Box<dyn Workload>> {
         Box::new(ttl::Lives),
         Box::new(past::Past),
         Box::new(ages::Ages),
+        Box::<changes::Changes>::default(),
     ]
 }
