@@ -9,7 +9,7 @@ use crate::keyspace::{Position, Step};
 use crate::shard::FollowRequest;
 use crate::storage::changes::{Change, PageLimits};
 use crate::storage::mvcc;
-use crate::types::{Reason, Result, Timestamp};
+use crate::types::{Action, Operation, Reason, Request, Response, Result, Timestamp, Write};
 
 const PAGE: PageLimits = PageLimits { changes_max: 7, bytes_max: 1 << 20 };
 
@@ -121,8 +121,16 @@ fn a_follower_is_told_of_every_version_once_at_whichever_replica_and_however_far
 #[test]
 fn what_the_history_has_lost_is_refused_and_not_passed_over() {
     let (house, leader, _) = House::with_one_shard();
-    let first = house.put("k", "1".to_owned(), None).body.timestamp;
-    let second = house.put("k", "2".to_owned(), None).body.timestamp;
+    // Without request ids: a version that carries the outcome of its request stays for longer than it must here.
+    let put = |value: &'static str| {
+        let action = Action::Put { value: value.into(), ttl_ms: None };
+        let write = Write { operations: vec![Operation { key: "k".into(), action }], ..Write::default() };
+        match house.execute(leader, Request::Write(write)).expect("written") {
+            Response::Written(answer) => answer.body.timestamp,
+            other => panic!("a write is answered with {other:?}"),
+        }
+    };
+    let (first, second) = (put("1"), put("2"));
     let shard = house.node(leader).replicas().get(house.shard_of("k").id).expect("it leads");
     let state = shard.state();
     let beyond = Position { after: first, step: None };

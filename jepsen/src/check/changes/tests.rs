@@ -1,3 +1,5 @@
+//! Histories of change streams: those that hold, and those in which each thing that must not be is found.
+
 use serde_json::{Value, json};
 
 use super::*;
