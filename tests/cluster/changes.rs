@@ -12,8 +12,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use trivet::client::Table;
 use trivet::types::{Change, ScanBounds, Timestamp};
+use trivet::wire::proto::v1::{self, ChangesRequest};
 
-use crate::harness::{Cluster, eventually};
+use crate::harness::{Cluster, eventually, refused};
 use crate::load::connect;
 
 /// How long a follower may take to know that it was told everything.
@@ -179,4 +180,57 @@ async fn who_follows_a_table_that_is_dropped_is_told_so() {
         }
     };
     assert_eq!(error.reason, trivet::types::Reason::UnknownTable, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_changes_comes_from_any_node_and_is_gone_on_with_at_another() {
+    let mut cluster = Cluster::with_table(3).await;
+    let table = connect(&cluster).await.table("t");
+    let asked = || ChangesRequest { table: "t".to_owned(), with_previous: true, wait_ms: 100, ..Default::default() };
+    let mut stream = cluster.kv(2).changes(asked()).await.expect("it is there").into_inner();
+    let first = stream.message().await.expect("it goes on").expect("a page comes although there is nothing to tell");
+    assert!(first.changes.is_empty());
+    for number in 0..40 {
+        table.put(format!("k-{}", number % 10), number.to_string()).await.expect("written");
+    }
+    let mut told: Vec<v1::Change> = Vec::new();
+    let mut cursor = first.cursor;
+    while told.len() < 25 {
+        let page = stream.message().await.expect("it goes on").expect("there is more");
+        told.extend(page.changes);
+        cursor = page.cursor;
+    }
+    // The node goes away, and the stream with it: another goes on from the cursor.
+    cluster.kill(2);
+    assert!(eventually_ends(stream).await, "the stream has ended");
+    table.delete("k-0").await.expect("deleted");
+    let mut stream = cluster.kv(3).changes(ChangesRequest { cursor, ..asked() }).await.expect("taken").into_inner();
+    while told.len() < 41 {
+        let page = stream.message().await.expect("it goes on").expect("there is more");
+        told.extend(page.changes);
+        assert!(page.header.is_some() && !page.cursor.is_empty());
+    }
+    for key in 0..10_u64 {
+        let key = format!("k-{key}");
+        let of: Vec<_> = told.iter().filter(|change| change.key == key.as_bytes()).collect();
+        let values: Vec<_> = of.iter().filter_map(|change| change.value.as_ref()).map(|value| number(value)).collect();
+        assert!(values.len() == 4 && values.is_sorted_by(|one, next| one + 10 == *next), "{key}: {values:?}");
+        let replaced = of.iter().map(|change| change.previous.as_ref().map(|before| before.version));
+        let before = std::iter::once(None).chain(of.iter().map(|change| Some(change.version)));
+        assert!(replaced.eq(before.take(of.len())), "{key}: {of:?}");
+    }
+    let deletions: Vec<_> = told.iter().filter(|change| change.value.is_none()).collect();
+    assert!(matches!(&deletions[..], [only] if only.key == "k-0"), "{deletions:?}");
+    let unknown = cluster.kv(3).changes(ChangesRequest { table: "nothing".to_owned(), ..asked() }).await;
+    refused(unknown, "UNKNOWN_TABLE");
+}
+
+fn number(value: &[u8]) -> u64 {
+    std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).expect("a number was written")
+}
+
+/// Whether a stream ends, for whatever reason.
+async fn eventually_ends(mut stream: tonic::Streaming<v1::ChangesResponse>) -> bool {
+    let ends = async { while let Ok(Some(_)) = stream.message().await {} };
+    tokio::time::timeout(END_WITHIN, ends).await.is_ok()
 }
