@@ -130,8 +130,8 @@ impl Shard {
         }
     }
 
-    /// Whether this replica keeps up with its leader, as far as is known: whether the newest proof of its age is not older than
-    /// this, or none was asked for lately. Asks for one.
+    /// Whether this replica is known to keep up with its leader: whether there is a proof of its age, not older than this. Asks for
+    /// one that is.
     pub fn keeps_up(&self, age: Duration) -> bool {
         self.prove_again_after(FOLLOWED_PROVEN);
         let proof = self.proofs.known(self.state().epoch);
