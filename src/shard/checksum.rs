@@ -2,14 +2,15 @@
 //!
 //! It sums the *logical* content, not what happens to lie on a disk: every version after the horizon, and of the older
 //! ones only the newest of each key if it is a value that has not run out; plus the outcome records that requests
-//! may still ask for. What compaction has dropped, or not yet, makes no difference.
+//! may still ask for. What compaction has dropped, or not yet, makes no difference. Whoever sums also reads the replica's
+//! log, which is part of no sum, to find damage there.
 
 use super::machine::ChecksumMark;
 use super::outcomes::Record;
 use crate::keyspace::{side, version};
 use crate::storage::mvcc::Version;
-use crate::storage::{self, Family};
-use crate::types::Timestamp;
+use crate::storage::{self, Family, Reader, log_keys};
+use crate::types::{ShardId, Timestamp};
 
 /// The sum of one replica at one position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,22 @@ pub fn of(mark: &ChecksumMark) -> storage::Result<Checksum> {
     Ok(Checksum { index: mark.index, checksum: hasher.finalize(), versions })
 }
 
+/// Reads the whole log of a group. Its entries are no part of the sum, since each replica purges its own at its own time, and some of
+/// them are needed only when another member has fallen behind: so damage to them would stay unknown until then. Returns how
+/// many there are. Call it where blocking is allowed.
+pub fn read_log(reader: &dyn Reader, group: ShardId) -> storage::Result<u64> {
+    let (start, end) = log_keys::entries_range(group, 0, u64::MAX);
+    let mut entries = 0;
+    let mut cursor = reader.cursor(Family::Log, &start, &end);
+    cursor.seek_first();
+    while cursor.entry().is_some() {
+        entries += 1;
+        cursor.next();
+    }
+    cursor.status()?;
+    Ok(entries)
+}
+
 /// Whether the newest version at or before the horizon is content: a value that had not run out by then.
 fn lives_at(horizon: Timestamp, timestamp: Timestamp, value: &[u8]) -> storage::Result<bool> {
     let version = Version::decode(timestamp, bytes::Bytes::copy_from_slice(value))?;
@@ -97,6 +114,37 @@ mod tests {
     use crate::shard::state::State;
     use crate::storage::{Batch, Engine, Memory};
     use crate::types::{Epoch, TableId};
+
+    /// Entries that only a member that has fallen behind would need.
+    #[test]
+    fn damage_to_the_log_is_found_though_nothing_needs_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = || storage::Rocks::open(&storage::Options::new(directory.path())).expect("it opens");
+        let engine = open();
+        let group = ShardId(7);
+        for index in 0..2000_u64 {
+            let mut batch = Batch::new();
+            let noise: Vec<u8> = (0..200).map(|at| (index as u8).wrapping_mul(31) ^ at).collect();
+            batch.put(Family::Log, log_keys::entry(group, index), noise);
+            engine.write(batch).expect("it takes it");
+        }
+        engine.sync().expect("it syncs");
+        drop(engine);
+        // What the write-ahead log holds is written into table files by the next start.
+        drop(open());
+        let tables = std::fs::read_dir(directory.path().join("db")).expect("a directory");
+        let tables = tables.map(|entry| entry.expect("an entry").path());
+        let table = tables
+            .filter(|path| path.extension().is_some_and(|extension| extension == "sst"))
+            .max_by_key(|path| path.metadata().expect("a file").len())
+            .expect("a table file");
+        assert_eq!(read_log(&*open(), group).expect("it is whole"), 2000);
+        let mut bytes = std::fs::read(&table).expect("a file");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&table, bytes).expect("it is written");
+        assert!(matches!(read_log(&*open(), group), Err(storage::Error::Corruption(_))));
+    }
 
     fn put(engine: &dyn Engine, key: u8, version: &Version) {
         let mut batch = Batch::new();

@@ -379,8 +379,11 @@ impl Shard {
             }
         };
         let sum = {
-            let mark = mark.clone();
-            spawn_blocking(move || checksum::of(&mark))
+            let (mark, group) = (mark.clone(), self.id());
+            spawn_blocking(move || {
+                checksum::read_log(&*mark.reader, group)?;
+                checksum::of(&mark)
+            })
                 .await
                 .map_err(|_| Error::internal("a checksum was cancelled"))??
         };

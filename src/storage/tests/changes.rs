@@ -27,7 +27,7 @@ fn stored_version() -> impl Strategy<Value = (u8, u64, Version)> {
 fn expected(model: &Model, (from, to): (u8, u8), interval: Interval, with_replaced: bool) -> Vec<Change> {
     let mut all = Vec::new();
     for (&key, versions) in model.range(from..to).rev() {
-        for (&at, version) in versions.range(interval.after.0 + 1..=interval.upto.0) {
+        for (&at, version) in versions.range(..=interval.upto.0).filter(|&(&at, _)| at > interval.after.0) {
             let before = versions.range(..at).next_back().map(|(_, version)| version.clone());
             let replaced = before.filter(|_| with_replaced);
             all.push(Change { key: encoded(&[key]), version: version.clone(), replaced });
