@@ -100,6 +100,8 @@ reasons! {
     InvalidCursor = 14, "INVALID_CURSOR", Invalid;
     /// The changes after the cursor are not all there any more: read anew and follow from then on.
     CursorTrimmed = 15, "CURSOR_TRIMMED", Invalid;
+    /// Other tables are derived from it: drop them first.
+    TableInUse = 16, "TABLE_IN_USE", Invalid;
     /// The replica asked does not lead its shard; the error may name the node that does.
     NotLeader = 20, "NOT_LEADER", Redirect;
     /// The shard's range has changed: fetch the topology again.
@@ -120,6 +122,8 @@ reasons! {
     ResultUndetermined = 28, "RESULT_UNDETERMINED", Undetermined;
     /// The disks are nearly full; writes are refused until there is room.
     DiskFull = 29, "DISK_FULL", Unavailable;
+    /// The view has not come as far as the read asks; the message names the sources that it lags behind.
+    ViewBehind = 30, "VIEW_BEHIND", Unavailable;
     /// The message is meant for another cluster.
     WrongCluster = 40, "WRONG_CLUSTER", Invalid;
     /// Another live node has this id, or this id belongs to another data directory.

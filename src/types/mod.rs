@@ -7,6 +7,7 @@
 mod error;
 mod ids;
 mod limits;
+mod position;
 mod request;
 mod schema;
 mod timestamp;
@@ -14,6 +15,7 @@ mod timestamp;
 pub use error::{Error, Kind, Reason, Result};
 pub use ids::{ClusterId, Epoch, Incarnation, NodeId, ReplicaId, ShardId, Slot, TableId};
 pub use limits::Limits;
+pub use position::{Position, Step};
 pub use request::{
     Action, Answer, Change, ChangeKind, ChangesPage, ChangesRequest, Condition, Header, Observed, Operation, Outcome,
     Outcomes, Page, Read, ReadLevel, Request, RequestId, Response, Role, Row, ScanBounds, ScanRequest, Test, Token,
@@ -23,6 +25,6 @@ pub use request::{
 pub(crate) use schema::hex_bytes;
 pub use schema::{
     MergeIntent, Partitioning, ReplicaDescriptor, ReplicaRole, ShardDescriptor, SplitIntent, TABLE_NAME_BYTES_MAX,
-    TableDescriptor, TableState, check_table_name,
+    TableDescriptor, TableState, ViewDescriptor, check_table_name,
 };
 pub use timestamp::Timestamp;

@@ -63,6 +63,27 @@ pub struct TableDescriptor {
     pub history_ms: u64,
     /// Serving or going.
     pub state: TableState,
+    /// What it is derived from, if it is a view.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<ViewDescriptor>,
+}
+
+/// What makes a table a view: nobody writes to it but its upkeep.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ViewDescriptor {
+    /// The definition in its canonical form.
+    pub definition: String,
+    /// The tables it is derived from, in the order of the definition.
+    pub sources: Vec<TableId>,
+    /// Whether it was found to hold what its sources say since it was made; until then it is being built.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ready: bool,
+    /// Whether it is being made anew because it had fallen behind what its sources remember.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rebuilding: bool,
+    /// Whether its upkeep rests because somebody said so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
 }
 
 /// A replica's part in its group.
