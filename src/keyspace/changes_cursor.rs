@@ -10,30 +10,11 @@ use bytes::{Buf, BufMut, Bytes};
 
 use super::Layout;
 use super::cursor::fingerprint;
-use crate::types::{Error, Reason, Result, ScanBounds, Timestamp};
+use crate::types::{Error, Position, Reason, Result, ScanBounds, Step, Timestamp};
 
 const FORMAT: u8 = 1;
 /// Bytes of the longest cursor: several thousand ranges, each with two or three long keys.
 pub const CHANGES_CURSOR_BYTES_MAX: usize = 4 << 20;
-
-/// Where somebody stands who follows one range.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Position {
-    /// Every version up to this one was told.
-    pub after: Timestamp,
-    /// The step in which the versions are searched, if one is under way.
-    pub step: Option<Step>,
-}
-
-/// A search through the versions of a range, between two pages.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// It covers the versions up to this one.
-    pub upto: Timestamp,
-    /// It goes from the last key to the first, and on before this one (an encoded key, or the data key of a version): from there
-    /// to the end of the range, the versions up to `upto` were told.
-    pub before: Bytes,
-}
 
 /// A range of encoded keys and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,13 +25,6 @@ pub struct Part {
     pub end: Bytes,
     /// The position reached; none: it begins with what is new.
     pub position: Option<Position>,
-}
-
-impl Position {
-    /// Everything up to `after` was told.
-    pub fn after(after: Timestamp) -> Position {
-        Position { after, step: None }
-    }
 }
 
 impl Part {
@@ -65,7 +39,7 @@ impl Part {
         let (mut left, mut right) = (self.position.clone(), self.position);
         for (position, start, end) in [(&mut left, &self.start, at), (&mut right, at, &self.end)] {
             let Some(Position { after, step }) = position else { continue };
-            let Some(Step { upto, before }) = step else { continue };
+            let Some(Step { upto, before, .. }) = step else { continue };
             if *before > *end {
                 // It has not come here yet.
                 *before = end.clone();
@@ -132,7 +106,7 @@ impl ChangesCursor {
             put_bytes(&mut out, &part.end);
             if let Some(Position { after, step }) = &part.position {
                 out.put_u64(after.0);
-                if let Some(Step { upto, before }) = step {
+                if let Some(Step { upto, before, .. }) = step {
                     out.put_u64(upto.0);
                     put_bytes(&mut out, before);
                 }
@@ -198,7 +172,10 @@ fn read_parts(rest: &mut Bytes) -> Option<Vec<Part>> {
                 let after = Timestamp(rest.try_get_u64().ok()?);
                 let step = match kind {
                     1 => None,
-                    _ => Some(Step { upto: Timestamp(rest.try_get_u64().ok()?), before: take_bytes(rest)? }),
+                    _ => {
+                        let (upto, before) = (Timestamp(rest.try_get_u64().ok()?), take_bytes(rest)?);
+                        Some(Step { upto, before, whole: false })
+                    }
                 };
                 Some(Position { after, step })
             }
@@ -264,7 +241,10 @@ mod tests {
     }
 
     fn step(after: u64, upto: u64, at: &str) -> Option<Position> {
-        Some(Position { after: Timestamp(after), step: Some(Step { upto: Timestamp(upto), before: key(at) }) })
+        Some(Position {
+            after: Timestamp(after),
+            step: Some(Step { upto: Timestamp(upto), before: key(at), whole: false }),
+        })
     }
 
     fn at(after: u64) -> Option<Position> {

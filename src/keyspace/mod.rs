@@ -41,13 +41,15 @@ mod shard_map;
 pub mod side;
 mod tag;
 pub mod version;
+mod watermarks;
 
-pub use changes_cursor::{CHANGES_CURSOR_BYTES_MAX, ChangesCursor, Part, Position, Step};
+pub use changes_cursor::{CHANGES_CURSOR_BYTES_MAX, ChangesCursor, Part};
 pub use cursor::ScanCursor;
 pub use layout::Layout;
 pub use scan::{Filter, ScanPlan};
 pub use shard_map::ShardMap;
 pub use tag::{slot, tag};
+pub use watermarks::{Watermark, Watermarks};
 
 use bytes::Bytes;
 
