@@ -7,9 +7,11 @@
 // 0: the shared words
 pub mod types;
 
-// 1: encoding and sharding math, buckets and breakers, time and tasks
+// 1: encoding and sharding math, buckets and breakers, how views follow from their sources, time and tasks
 pub mod keyspace;
 pub mod limits;
+#[cfg(feature = "server")]
+pub mod projection;
 pub mod runtime;
 
 // 2: bytes on disk, bytes on the wire, where replicas go
