@@ -17,7 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut served = set.clone();
     served.file.retain(|file| file.package() != "trivet.internal");
     std::fs::write(out.join("trivet_v1.bin"), served.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".").build_transport(true).compile_fds(set)?;
+    // Few commands are upkeep of a view, and all others are to stay small.
+    let boxed = ".trivet.internal.Command.upkeep";
+    tonic_prost_build::configure().bytes(".").boxed(boxed).build_transport(true).compile_fds(set)?;
 
     if env::var_os("CARGO_FEATURE_PEERS").is_some() {
         let etcd = protox::compile([root.join("peers/etcd.proto")], [&root])?;

@@ -25,12 +25,12 @@ use bytes::Bytes;
 use super::evaluate::is_settled;
 use super::handle::{Served, Shard};
 use super::tail::Applied;
-use crate::keyspace::{Position, Step, version};
+use crate::keyspace::version;
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Instant, spawn_blocking, timeout_at};
 use crate::storage::changes::{self, Change, Interval, PageLimits};
 use crate::storage::mvcc::Version;
-use crate::types::{Epoch, Error, Reason, Result, Timestamp};
+use crate::types::{Epoch, Error, Position, Reason, Result, Step, Timestamp};
 
 /// While a shard is followed, a proof of its age is asked for this often, so that those who are told nothing know that there
 /// was nothing to tell.
@@ -49,6 +49,8 @@ pub struct FollowRequest {
     pub with_replaced: bool,
     /// How much a page may hold.
     pub limits: PageLimits,
+    /// Tell nothing beyond this version.
+    pub until: Option<Timestamp>,
 }
 
 /// A page of changes.
@@ -175,9 +177,19 @@ impl Shard {
             return Ok(Look::Behind);
         }
         let now = self.clock.now();
-        Ok(match tail.after(*after, newest, now, request.limits.bytes_max) {
-            Some((commands, more)) => page_of(&commands, more, newest, request),
-            None => Look::Search(Step { upto: newest, before: request.end.clone() }),
+        let known = tail.after(*after, newest, now, request.limits.bytes_max);
+        let newest = request.until.map_or(newest, |until| until.clamp(*after, newest));
+        Ok(match known {
+            Some((mut commands, more)) => {
+                let wanted = commands.partition_point(|command| command.timestamp <= newest);
+                let more = more && wanted == commands.len();
+                commands.truncate(wanted);
+                page_of(&commands, more, newest, request)
+            }
+            None if newest == *after => {
+                Look::Page(ShardChanges { changes: Vec::new(), position: request.position.clone() }, false)
+            }
+            None => Look::Search(Step { upto: newest, before: request.end.clone(), whole: false }),
         })
     }
 
@@ -186,7 +198,9 @@ impl Shard {
         let (engine, start) = (self.engine.clone(), request.start.clone());
         let (after, limits, with_replaced) = (request.position.after, request.limits, request.with_replaced);
         let horizon = self.state().horizon;
-        let Step { upto, before } = step;
+        let Step { upto, before, whole: false } = step else {
+            return Err(Error::internal("a whole state is read, not searched for"));
+        };
         let found = spawn_blocking(move || {
             let interval = Interval { after, upto };
             changes::page(&*engine, (&start, &before), interval, with_replaced, limits)
@@ -196,7 +210,7 @@ impl Shard {
             change.replaced.take_if(|replaced| is_settled(replaced, horizon));
         }
         let position = match found.next {
-            Some(before) => Position { after, step: Some(Step { upto, before }) },
+            Some(before) => Position { after, step: Some(Step { upto, before, whole: false }) },
             None => Position::after(upto),
         };
         Ok(ShardChanges { changes: found.changes, position })
@@ -233,7 +247,7 @@ impl ShardChanges {
         let (last, first_left) = (&self.changes[at - 1], &self.changes[at]);
         let upto = first_left.version.timestamp;
         let within = last.version.timestamp == upto;
-        let step = within.then(|| Step { upto, before: version::key(&last.key, upto) });
+        let step = within.then(|| Step { upto, before: version::key(&last.key, upto), whole: false });
         self.position = Position { after: upto.previous(), step };
         self.changes.truncate(at);
     }

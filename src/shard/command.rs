@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 
+use super::intake::Upkeep;
 use crate::types::{
     Action, Condition, Epoch, Error, Incarnation, NodeId, Operation, ReplicaId, RequestId, Result, ShardId, Test,
     Timestamp, Write,
@@ -16,6 +17,8 @@ pub struct Command {
     pub epoch: Epoch,
     /// The batch, over encoded keys.
     pub write: Write,
+    /// Instead of a batch: upkeep of a view.
+    pub upkeep: Option<Upkeep>,
 }
 
 impl Command {
@@ -30,6 +33,7 @@ impl Command {
             epoch: self.epoch.0,
             conditions: self.write.conditions.iter().map(condition_to_log).collect(),
             operations: self.write.operations.iter().map(operation_to_log).collect(),
+            upkeep: self.upkeep.as_ref().map(|upkeep| Box::new(upkeep.to_log())),
         }
     }
 
@@ -46,6 +50,7 @@ impl Command {
                 conditions: command.conditions.into_iter().map(condition_from_log).collect::<Result<_>>()?,
                 operations: command.operations.into_iter().map(operation_from_log).collect::<Result<_>>()?,
             },
+            upkeep: command.upkeep.map(|upkeep| Upkeep::from_log(*upkeep)).transpose()?,
         })
     }
 
@@ -366,6 +371,7 @@ mod tests {
                     Operation { key: "d".into(), action: Action::Rollback { to: Timestamp(6) } },
                 ],
             },
+            upkeep: None,
         }
     }
 
@@ -397,7 +403,7 @@ mod tests {
     fn a_proposal_comes_back_as_it_went() {
         let proposal = Proposal {
             stamped: Timestamp(77),
-            commands: vec![command(), Command { epoch: Epoch(0), write: Write::default() }],
+            commands: vec![command(), Command { epoch: Epoch(0), write: Write::default(), upkeep: None }],
             horizon: Some(Timestamp(5)),
             checksum: Some(1),
             passed: Some(Timestamp(6)),

@@ -123,9 +123,16 @@ pub(super) fn divide(shard: ShardId, state: &mut State, split: &Split, index: u6
     let voters = split.replicas.iter().filter(|child| child.voter).map(|child| child.replica).collect();
     let birth = Birth::new(split.child, &voters, &members).map_err(Error::invalid)?;
     let epoch = Epoch(state.epoch.0 + 1);
-    let trimmed = state.split_past(&split.at);
-    let child =
-        State { start: split.at.clone(), epoch, divided_at: 0, mark: Some(birth.mark()), trimmed, ..state.clone() };
+    let (trimmed, watermarks) = state.split_past(&split.at);
+    let child = State {
+        start: split.at.clone(),
+        epoch,
+        divided_at: 0,
+        mark: Some(birth.mark()),
+        trimmed,
+        watermarks,
+        ..state.clone()
+    };
     state.end = split.at.clone();
     state.epoch = epoch;
     state.divided_at = index;
@@ -233,7 +240,7 @@ pub(super) mod tests {
             let request = Some(RequestId { client: 3, sequence, issued_ms: NOW_MS });
             let action = Action::Put { value: key.to_owned().into(), ttl_ms: None };
             let operations = vec![Operation { key: encoded(key), action }];
-            Command { epoch: Epoch(epoch), write: Write { request, conditions: vec![], operations } }
+            Command { epoch: Epoch(epoch), write: Write { request, conditions: vec![], operations }, upkeep: None }
         }
 
         pub fn get(&self, key: &str) -> bool {

@@ -48,7 +48,12 @@ impl<'a> Scratch<'a> {
     }
 
     /// The newest version of a key at or before `at`, deletions included unless they are settled.
-    fn newest(&mut self, key: &Bytes, at: Timestamp, horizon: Timestamp) -> storage::Result<Option<Version>> {
+    pub(super) fn newest(
+        &mut self,
+        key: &Bytes,
+        at: Timestamp,
+        horizon: Timestamp,
+    ) -> storage::Result<Option<Version>> {
         for (key, version) in self.written.drain(..) {
             self.found.entry(key).or_default().push(version);
         }
@@ -62,6 +67,67 @@ impl<'a> Scratch<'a> {
             Lookup::Missing => Ok(None),
             Lookup::NeedsDisk => unreachable!("a read of the disk tier always knows"),
         }
+    }
+}
+
+/// Keys looked at in one page when the edge of a range is sought: nearly always the first one is it.
+const EDGE_ROWS: usize = 8;
+
+impl Scratch<'_> {
+    /// The keys of some rows of `[start, end)`, all of them if there are fewer.
+    pub(super) fn first_keys(&mut self, start: &Bytes, end: &Bytes, rows_max: usize) -> storage::Result<Vec<Bytes>> {
+        // Brings what is above into order.
+        self.newest(start, Timestamp::ZERO, Timestamp::ZERO)?;
+        let lives = |versions: &Vec<Version>| versions.last().is_some_and(|version| version.value.is_some());
+        let above = self.found.iter().filter(|(key, versions)| *start <= **key && **key < *end && lives(versions));
+        let mut keys: Vec<Bytes> = above.map(|(key, _)| key.clone()).collect();
+        // All replicas must choose the same.
+        keys.sort();
+        keys.truncate(rows_max);
+        let mut from = Some(start.clone());
+        while let Some(start) = from.filter(|_| keys.len() < rows_max) {
+            let limits = mvcc::ScanLimits { rows_max, bytes_max: usize::MAX, count_only: false };
+            let page = mvcc::scan(self.reader, &start, end, Timestamp::MAX, 0, false, limits)?;
+            let known = page.rows.into_iter().map(|(key, _)| key).filter(|key| !self.found.contains_key(key));
+            keys.extend(known.take(rows_max - keys.len()));
+            from = page.next;
+        }
+        Ok(keys)
+    }
+
+    /// The first row of `[start, end)`, or the last one.
+    pub(super) fn edge(
+        &mut self,
+        start: &Bytes,
+        end: &Bytes,
+        last: bool,
+        horizon: Timestamp,
+    ) -> storage::Result<Option<(Bytes, Bytes)>> {
+        // Brings what is above into order.
+        self.newest(start, Timestamp::ZERO, horizon)?;
+        let above = self.found.iter().filter(|(key, _)| *start <= **key && **key < *end);
+        let above = above.filter_map(|(key, versions)| Some((key, versions.last()?.value.as_ref()?)));
+        let above = if last { above.max_by_key(|(key, _)| *key) } else { above.min_by_key(|(key, _)| *key) };
+        let above = above.map(|(key, value)| (key.clone(), value.clone()));
+        let limits = mvcc::ScanLimits { rows_max: EDGE_ROWS, bytes_max: usize::MAX, count_only: false };
+        let (mut start, mut end) = (start.clone(), end.clone());
+        let stored = loop {
+            let page = mvcc::scan(self.reader, &start, &end, Timestamp::MAX, 0, last, limits)?;
+            // What a command of this batch has changed is known above.
+            let found = page.rows.into_iter().find(|(key, _)| !self.found.contains_key(key));
+            if let Some((key, version)) = found {
+                break version.value.map(|value| (key, value));
+            }
+            match page.next {
+                Some(next) if last => end = next,
+                Some(next) => start = next,
+                None => break None,
+            }
+        };
+        Ok(match (above, stored) {
+            (Some(one), Some(other)) => Some(if (one.0 < other.0) != last { one } else { other }),
+            (one, other) => one.or(other),
+        })
     }
 }
 

@@ -13,6 +13,7 @@ use super::command::{Abandon, Absorb, Command, Seal, Split};
 use super::division::Home;
 use super::evaluate::{Scratch, evaluate};
 use super::gate::{self, Gate, Waiting};
+use super::intake::Upkeep;
 use super::load::Load;
 use super::machine::{ShardMachine, Shared};
 use super::metrics;
@@ -259,10 +260,25 @@ impl Shard {
             write.conditions.clear();
         }
         let bytes = write_bytes(&write);
-        let command = Command { epoch, write }.to_log();
+        let command = Command { epoch, write, upkeep: None }.to_log();
         let outcome = self.enqueue(PendingKind::Command(command), bytes, deadline).await?;
         let as_of = self.state().last_timestamp.max(outcome.timestamp);
         Ok(Served { body: outcome, role: Role::Leader, as_of, age: Some(Duration::ZERO), epoch })
+    }
+
+    /// Commits one step of a view's upkeep, routed under `epoch`. Whether it took effect is in the outcome.
+    ///
+    /// Errors: as for [`Shard::write`].
+    pub async fn keep_up(&self, epoch: Epoch, upkeep: Upkeep, deadline: Instant) -> Result<Outcome> {
+        if !self.is_leader() {
+            return Err(self.not_leader());
+        }
+        if !upkeep.lies_within(&self.state()) {
+            return Err(self.wrong_epoch());
+        }
+        let bytes = upkeep.bytes();
+        let command = Command { epoch, write: Write::default(), upkeep: Some(upkeep) }.to_log();
+        self.enqueue(PendingKind::Command(command), bytes, deadline).await
     }
 
     /// Whether the conditions of a write hold in the state of now: only for [`Bug::ConditionBeforeLog`].
@@ -384,8 +400,8 @@ impl Shard {
                 checksum::read_log(&*mark.reader, group)?;
                 checksum::of(&mark)
             })
-                .await
-                .map_err(|_| Error::internal("a checksum was cancelled"))??
+            .await
+            .map_err(|_| Error::internal("a checksum was cancelled"))??
         };
         self.shared.marks.lock().retain(|kept| kept.name != name);
         Ok(sum)

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::command::{Command, Proposal};
 use super::division::{self, Home, News};
 use super::evaluate::{Scratch, evaluate};
+use super::intake;
 use super::merging;
 use super::metrics;
 use super::outcomes::{self, Place, RECENT_OUTCOMES_MAX, Recent, RecentOutcomes, Record, Verdict};
@@ -25,7 +26,7 @@ use crate::keyspace::{side, version};
 use crate::raft::{Cutter, Entry, Machine};
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Clock, Instant};
-use crate::storage::mvcc::Origin;
+use crate::storage::mvcc::{Origin, Version};
 use crate::storage::{self, Batch, Engine, Family, Lookup, Reader, Tier};
 use crate::types::{Error, Outcome, Outcomes, Reason, ShardId, Timestamp};
 
@@ -139,6 +140,13 @@ impl ShardMachine {
         if let Err(refusal) = self.admit(command, stamped) {
             return Ok(Err(refusal));
         }
+        if let Some(upkeep) = &command.upkeep {
+            let timestamp = stamped.max(self.state.last_timestamp.next());
+            self.state.last_timestamp = timestamp;
+            let (verdict, versions) = intake::decide(upkeep, timestamp, &mut self.state, scratch)?;
+            self.keep(timestamp, versions, None, scratch, batch, changes);
+            return Ok(verdict);
+        }
         let write = &command.write;
         let anchor = write.operations.first().map(|operation| &operation.key);
         let anchor = anchor.or(write.conditions.first().map(|condition| &condition.key));
@@ -159,16 +167,7 @@ impl ShardMachine {
         let decided = evaluate(write, timestamp, self.state.horizon, scratch)?;
         let carry = carry && outcomes::is_carried(write, timestamp);
         let origin = write.request.filter(|_| carry).map(|request| Origin { request, fingerprint });
-        for (key, value) in &decided.versions {
-            batch.put(Family::Data, version::key(key, value.timestamp), value.encode_from(origin.as_ref()));
-        }
-        if !decided.versions.is_empty() {
-            self.state.written.note(timestamp);
-        }
-        if let Some(followed) = changes.followed.as_mut().filter(|_| !decided.versions.is_empty()) {
-            followed.push(Applied { timestamp, versions: decided.versions.clone() });
-        }
-        scratch.write(decided.versions);
+        self.keep(timestamp, decided.versions, origin.as_ref(), scratch, batch, changes);
         if let Some(request) = write.request {
             let record = Record { fingerprint, decided: timestamp, verdict: decided.verdict.clone() };
             if carry {
@@ -183,12 +182,36 @@ impl ShardMachine {
         Ok(decided.verdict)
     }
 
+    /// Puts the versions of one command where they belong.
+    fn keep(
+        &mut self,
+        timestamp: Timestamp,
+        versions: Vec<(Bytes, Version)>,
+        origin: Option<&Origin>,
+        scratch: &mut Scratch<'_>,
+        batch: &mut Batch,
+        changes: &mut Changes,
+    ) {
+        if versions.is_empty() {
+            return;
+        }
+        for (key, value) in &versions {
+            batch.put(Family::Data, version::key(key, value.timestamp), value.encode_from(origin));
+        }
+        self.state.written.note(timestamp);
+        if let Some(followed) = changes.followed.as_mut() {
+            followed.push(Applied { timestamp, versions: versions.clone() });
+        }
+        scratch.write(versions);
+    }
+
     /// Whether the shard takes this command at all. A refusal has no effect and is not remembered.
     fn admit(&self, command: &Command, stamped: Timestamp) -> Result<(), Error> {
         let write = &command.write;
         let mut keys = (write.operations.iter().map(|operation| &operation.key))
             .chain(write.conditions.iter().map(|condition| &condition.key));
-        let routed_well = command.epoch == self.state.epoch && keys.all(|key| self.state.owns(key));
+        let within = command.upkeep.as_ref().is_none_or(|upkeep| upkeep.lies_within(&self.state));
+        let routed_well = command.epoch == self.state.epoch && keys.all(|key| self.state.owns(key)) && within;
         if !routed_well && !planted::is(Bug::WrongEpochAccepted) {
             return Err(Error::new(
                 Reason::WrongEpoch,

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use prost::Message;
 
-use crate::types::{Epoch, Error, Result, ShardId, TableId, Timestamp};
+use crate::keyspace::Watermarks;
+use crate::types::{Epoch, Error, Reason, Result, ShardId, TableId, Timestamp};
 use crate::wire::proto::internal as log;
 
 /// How long the outcome of a request id is kept, and how old a request may be at most, in milliseconds. Long enough
@@ -54,6 +55,8 @@ pub struct State {
     pub written: Written,
     /// How much of what has changed may be gone, part by part.
     pub trimmed: Trimmed,
+    /// How far the shard has come in its sources, if it is one of a view.
+    pub watermarks: Watermarks,
     /// Raft's position and membership, opaque here.
     pub mark: Option<Bytes>,
 }
@@ -164,6 +167,7 @@ impl State {
             absorbed: Vec::new(),
             written: Written::default(),
             trimmed: Trimmed::default(),
+            watermarks: Watermarks::default(),
             mark: None,
         }
     }
@@ -198,11 +202,12 @@ impl State {
         }
         self.trimmed.parts.append(&mut right.trimmed.parts);
         self.written = self.written.and(&right.written);
+        self.watermarks.append(right.watermarks);
     }
 
     /// Gives the past of the right part of the range away.
-    pub fn split_past(&mut self, at: &Bytes) -> Trimmed {
-        self.trimmed.split_off(at)
+    pub fn split_past(&mut self, at: &Bytes) -> (Trimmed, Watermarks) {
+        (self.trimmed.split_off(at), self.watermarks.split_off(at))
     }
 
     /// The stored form.
@@ -227,15 +232,15 @@ impl State {
             trimmed: (self.trimmed.parts.iter())
                 .map(|(start, upto)| log::Trimmed { start: start.clone(), upto: upto.0 })
                 .collect(),
+            watermarks: self.watermarks.encode(),
         };
         record.encode_to_vec().into()
     }
 
     /// Reads the stored form.
     pub fn decode(bytes: Bytes) -> Result<State> {
-        let record = log::AppliedState::decode(bytes).map_err(|error| {
-            Error::new(crate::types::Reason::Corruption, format!("an applied state cannot be decoded: {error}"))
-        })?;
+        let record = log::AppliedState::decode(bytes)
+            .map_err(|error| Error::new(Reason::Corruption, format!("an applied state cannot be decoded: {error}")))?;
         Ok(State {
             table: TableId(record.table),
             start: record.start,
@@ -257,6 +262,8 @@ impl State {
             trimmed: Trimmed {
                 parts: record.trimmed.into_iter().map(|part| (part.start, Timestamp(part.upto))).collect(),
             },
+            watermarks: Watermarks::decode(record.watermarks)
+                .ok_or_else(|| Error::new(Reason::Corruption, "the watermarks of a view's shard cannot be decoded"))?,
             mark: (!record.mark.is_empty()).then_some(record.mark),
         })
     }
@@ -326,7 +333,7 @@ mod tests {
             [("c", at(1), at(900_000)), ("m", at(1), at(900_000)), ("p", at(900_000), at(900_000))]
         {
             let mut one = both.clone();
-            let other = one.split_past(&Bytes::copy_from_slice(cut.as_bytes()));
+            let (other, _) = one.split_past(&Bytes::copy_from_slice(cut.as_bytes()));
             assert_eq!((one.trimmed.within(b"a", cut.as_bytes()), other.within(cut.as_bytes(), b"z")), (first, second));
         }
         let mut none = State::fresh(TableId(4), "a".into(), "m".into(), Epoch(1));

@@ -133,7 +133,7 @@ pub(crate) mod testing {
 
     /// The payload of an entry with one write, of a shard of epoch 1.
     pub fn proposal(write: Write) -> bytes::Bytes {
-        Proposal { commands: vec![Command { epoch: Epoch(1), write }], ..Proposal::default() }.encode()
+        Proposal { commands: vec![Command { epoch: Epoch(1), write, upkeep: None }], ..Proposal::default() }.encode()
     }
 }
 
@@ -194,7 +194,7 @@ mod tests {
     fn writes_that_are_still_to_be_applied_come_with_the_timestamps_they_will_get() {
         let mut state = State::fresh(TableId(1), "a".into(), "z".into(), Epoch(2));
         state.last_timestamp = Timestamp(50);
-        let command = || Command { epoch: Epoch(2), write: Write::default() };
+        let command = || Command { epoch: Epoch(2), write: Write::default(), upkeep: None };
         let mut stamps = |stamped: u64, passed: Option<u64>, commands: usize| {
             let commands = std::iter::repeat_with(command).take(commands).collect();
             let passed = passed.map(Timestamp);

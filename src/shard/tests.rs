@@ -55,7 +55,7 @@ impl Replica {
     }
 
     fn run_at(&mut self, stamped_ms: u64, write: Write) -> Result<Outcome> {
-        let commands = vec![Command { epoch: Epoch(1), write }];
+        let commands = vec![Command { epoch: Epoch(1), write, upkeep: None }];
         let proposal = Proposal { stamped: Timestamp::from_millis(stamped_ms), commands, ..Proposal::default() };
         self.apply(&[proposal]).remove(0).remove(0)
     }
@@ -192,7 +192,7 @@ fn a_repeat_has_one_effect_and_one_answer() {
     let first = replica.run(request.clone()).unwrap();
     assert_eq!(replica.run(request.clone()).unwrap(), first);
     // In one entry with itself, under another epoch's stamp, after other writes, after a restart.
-    let command = Command { epoch: Epoch(1), write: with_id(increment("n", 1), 1, 2, NOW_MS) };
+    let command = Command { epoch: Epoch(1), write: with_id(increment("n", 1), 1, 2, NOW_MS), upkeep: None };
     let stamped = Timestamp::from_millis(NOW_MS);
     let twice = Proposal { stamped, commands: vec![command.clone(), command], ..Proposal::default() };
     let outcomes = replica.apply(&[twice.clone(), twice]).concat();
@@ -245,8 +245,8 @@ fn a_command_for_another_epoch_or_range_leaves_no_trace() {
     let before = replica.checksum();
     let write = with_id(put("k", "w"), 1, 1, NOW_MS);
     let stamped = Timestamp::from_millis(NOW_MS + 5);
-    let stale = Command { epoch: Epoch(2), write: write.clone() };
-    let outside = Command { epoch: Epoch(1), write: with_id(put("zzz", "w"), 1, 2, NOW_MS) };
+    let stale = Command { epoch: Epoch(2), write: write.clone(), upkeep: None };
+    let outside = Command { epoch: Epoch(1), write: with_id(put("zzz", "w"), 1, 2, NOW_MS), upkeep: None };
     let outcomes =
         replica.apply(&[Proposal { stamped, commands: vec![stale, outside], ..Proposal::default() }]).concat();
     assert!(outcomes.iter().all(|outcome| outcome.as_ref().unwrap_err().reason == Reason::WrongEpoch));
@@ -288,7 +288,7 @@ fn a_rollback_finds_a_version_that_its_own_batch_has_replaced() {
     }
     let proposals = writes(first).map(|write| Proposal {
         stamped: Timestamp::from_millis(NOW_MS),
-        commands: vec![Command { epoch: Epoch(1), write }],
+        commands: vec![Command { epoch: Epoch(1), write, upkeep: None }],
         ..Proposal::default()
     });
     lagging.apply(&proposals);
@@ -424,8 +424,11 @@ fn any_write() -> impl Strategy<Value = Write> {
 }
 
 fn any_proposal() -> impl Strategy<Value = Proposal> {
-    let command =
-        (any_write(), 0..10u64).prop_map(|(write, epoch)| Command { epoch: Epoch(u64::from(epoch > 0)), write });
+    let command = (any_write(), 0..10u64).prop_map(|(write, epoch)| Command {
+        epoch: Epoch(u64::from(epoch > 0)),
+        write,
+        upkeep: None,
+    });
     let seldom = || prop::option::weighted(0.1, 0..3_000u64);
     (0..4_000u64, prop::collection::vec(command, 0..4), seldom(), seldom(), any::<bool>()).prop_map(
         |(ahead, commands, horizon, passed, versions_carry_outcomes)| Proposal {
@@ -442,7 +445,7 @@ fn any_proposal() -> impl Strategy<Value = Proposal> {
 
 /// A put under a request id, in a table whose versions carry outcomes.
 fn carrying(replica: &mut Replica, stamped_ms: u64, write: Write) -> Result<Outcome> {
-    let commands = vec![Command { epoch: Epoch(1), write }];
+    let commands = vec![Command { epoch: Epoch(1), write, upkeep: None }];
     let stamped = Timestamp::from_millis(stamped_ms);
     let proposal = Proposal { stamped, commands, versions_carry_outcomes: true, ..Proposal::default() };
     replica.apply(&[proposal]).remove(0).remove(0)
