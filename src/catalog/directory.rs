@@ -358,6 +358,7 @@ mod tests {
             replication: 1,
             read_replicas: 0,
             read_replica_zone: None,
+            view: None,
             history_ms: 0,
             state,
         }

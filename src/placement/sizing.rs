@@ -259,6 +259,7 @@ mod tests {
             read_replica_zone: None,
             history_ms: 0,
             state: TableState::Ready,
+            view: None,
         })
     }
 

@@ -29,7 +29,7 @@ pub use recovery::{adopt_survivor, note_recovery};
 pub use replicas::{REPLACEMENTS_MAX, add_system_replica, mend_node, move_replica, relieve_lost};
 pub use splits::{begin_split, finish_split};
 pub use tables::{
-    Creation, NewTable, REMOVALS_MAX, REPLICATION_MAX, SHARDS_MAX, create_table, drop_table, finish_drop,
+    Creation, NewTable, REMOVALS_MAX, REPLICATION_MAX, SHARDS_MAX, change_view, create_table, drop_table, finish_drop,
 };
 
 use super::directory::Directory;

@@ -73,6 +73,7 @@ pub fn found_cluster(cluster: ClusterId, created_ms: u64, founders: &[NodeRow]) 
         read_replica_zone: None,
         history_ms: SYSTEM_HISTORY_MS,
         state: TableState::Ready,
+        view: None,
     };
     draft.put(&RowKey::Table(table.id), &table);
     draft.put(&RowKey::TableName(table.name.clone()), &table.id);

@@ -8,7 +8,7 @@ use crate::catalog::rows::{Counter, RowKey};
 use crate::keyspace::Layout;
 use crate::types::{
     Error, NodeId, Partitioning, Reason, ReplicaDescriptor, ReplicaId, ReplicaRole, Result, ShardDescriptor, ShardId,
-    TableDescriptor, TableId, TableState, check_table_name,
+    TableDescriptor, TableId, TableState, ViewDescriptor, check_table_name,
 };
 
 /// Most shards a table is created with: their rows are one write, and half of a change is left for other things.
@@ -43,6 +43,8 @@ pub struct NewTable {
     pub read_replica_zone: Option<String>,
     /// How long replaced versions stay readable, in milliseconds.
     pub history_ms: u64,
+    /// What it is derived from, if it is a view: a hash table then.
+    pub view: Option<ViewDescriptor>,
 }
 
 /// A table as it will be once its write has taken effect.
@@ -83,6 +85,9 @@ pub fn create_table(
         return Err(Error::invalid(format!("a table is created with at most {SHARDS_MAX} shards")));
     }
     let mut draft = Draft::new(directory);
+    if let Some(view) = &wish.view {
+        rely_on_sources(&mut draft, view)?;
+    }
     let id = u32::try_from(draft.take(Counter::Table)).ok().filter(|&id| id < TableId::RESERVED);
     let table = TableDescriptor {
         id: TableId(id.ok_or_else(|| Error::internal("all table ids are used up"))?),
@@ -93,6 +98,7 @@ pub fn create_table(
         read_replica_zone: wish.read_replica_zone.clone(),
         history_ms: wish.history_ms,
         state: TableState::Ready,
+        view: wish.view.clone(),
     };
     let ranges = Layout::of(&table).initial_ranges(wish.shards, &wish.split_points)?;
     let ids: Vec<ShardId> = ranges.iter().map(|_| ShardId(draft.take(Counter::Shard))).collect();
@@ -113,6 +119,54 @@ pub fn create_table(
         shards.push(shard);
     }
     Ok(Creation { table, shards, write: draft.finish()? })
+}
+
+/// A view stands on tables that serve, none of them a view: so there are no circles, and every view is one step from the truth.
+fn rely_on_sources(draft: &mut Draft<'_>, view: &ViewDescriptor) -> Result<()> {
+    for &source in &view.sources {
+        let serving = draft.directory.descriptor(source).filter(|row| row.state == TableState::Ready);
+        let Some(row) = serving else {
+            return Err(Error::new(
+                Reason::UnknownTable,
+                format!("a source of the view, {source}, is no table any more"),
+            ));
+        };
+        if row.view.is_some() {
+            let text = format!("{} is a view itself: derive from the tables that it is derived from", row.name);
+            return Err(Error::invalid(text));
+        }
+        if source == TableId::SYSTEM {
+            return Err(Error::invalid("the system table holds no documents, so no view can be derived from it"));
+        }
+        // Nobody drops it meanwhile.
+        draft.rely_on(&RowKey::Table(source));
+    }
+    Ok(())
+}
+
+/// Changes what is said of a view: `change` gets what stands there. `None` if nothing is to be changed.
+pub fn change_view(
+    directory: &Directory,
+    name: &str,
+    change: impl FnOnce(&mut ViewDescriptor),
+) -> Result<(TableDescriptor, Option<Write>)> {
+    let Some(entry) = directory.table_by_name(name) else {
+        return Err(Error::new(
+            Reason::UnknownTable,
+            format!("there is no view {name}; `trivet view list` shows them"),
+        ));
+    };
+    let mut descriptor = entry.descriptor.clone();
+    let Some(view) = &mut descriptor.view else {
+        return Err(Error::invalid(format!("{name} is a table, not a view")));
+    };
+    change(view);
+    if descriptor == entry.descriptor {
+        return Ok((descriptor, None));
+    }
+    let mut draft = Draft::new(directory);
+    draft.put(&RowKey::Table(descriptor.id), &descriptor);
+    Ok((descriptor, Some(draft.finish()?)))
 }
 
 /// Replicas on these nodes, voters first: so the founders stand where the list begins, whoever takes a place later.
@@ -147,6 +201,14 @@ pub fn drop_table(directory: &Directory, name: &str) -> Result<(TableId, Write)>
     };
     if descriptor.id == TableId::SYSTEM {
         return Err(Error::new(Reason::ReadOnlyTable, "the system table is the cluster itself and cannot be dropped"));
+    }
+    let derived: Vec<&str> = (directory.tables())
+        .filter(|entry| entry.descriptor.view.as_ref().is_some_and(|view| view.sources.contains(&descriptor.id)))
+        .map(|entry| entry.descriptor.name.as_str())
+        .collect();
+    if !derived.is_empty() {
+        let text = format!("views are derived from {name}: drop {} first", derived.join(", "));
+        return Err(Error::new(Reason::TableInUse, text));
     }
     let mut draft = Draft::new(directory);
     let going = TableDescriptor { state: TableState::Dropping, ..descriptor.clone() };

@@ -85,6 +85,7 @@ fn table(name: &str, shards: u32, replication: u32) -> NewTable {
         read_replicas: 0,
         read_replica_zone: None,
         history_ms: 3_600_000,
+        view: None,
     }
 }
 

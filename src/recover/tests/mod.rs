@@ -69,6 +69,7 @@ fn table() -> TableDescriptor {
         read_replica_zone: None,
         history_ms: 0,
         state: TableState::Ready,
+        view: None,
     }
 }
 
