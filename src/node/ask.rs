@@ -1,7 +1,7 @@
 //! Rare questions between nodes, as small JSON documents: who are you, may I join, what do you see, please do.
 //!
 //! What concerns this node alone is answered here; what changes the cluster goes to the handler that control has
-//! registered. Data never travels this way.
+//! registered. Data travels this way only as upkeep of views, in a form of its own (`views`).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::host::Node;
+use super::views;
 use crate::catalog::NodeRow;
 use crate::types::{ClusterId, Error, Incarnation, NodeId, Reason, Result, ShardDescriptor, ShardId, Timestamp};
 
@@ -189,6 +190,8 @@ impl Node {
                 self.transfer(ask.shard, NodeId(ask.argument)).await?;
                 Ok(encode(&()))
             }
+            views::UPKEEP | views::STANDING | views::NEWEST => self.answer_of_views(kind, body, deadline).await,
+            views::VERIFY => Ok(encode(&self.verify_here(decode(&body)?).await?)),
             ROOM => Ok(encode(&self.note_room(decode(&body)?))),
             JOIN if self.try_identity().is_none() => Ok(encode(&JoinAnswer::Empty { node: self.id() })),
             _ => match self.handler() {
@@ -211,7 +214,16 @@ impl Node {
         question: &Q,
         patience: Duration,
     ) -> Result<A> {
-        let body = encode(question);
+        self.ask_with(node, kind, encode(question), patience).await
+    }
+
+    async fn ask_with<A: DeserializeOwned>(
+        &self,
+        node: NodeId,
+        kind: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<A> {
         if node == self.id() {
             return decode(&Box::pin(self.answer(kind, body)).await?);
         }
@@ -236,6 +248,16 @@ impl Node {
         kind: &str,
         question: &Q,
     ) -> Result<A> {
+        self.ask_shard_leader_with(shard, kind, encode(question)).await
+    }
+
+    /// As `ask_shard_leader`, with a question in a form of its own.
+    pub(super) async fn ask_shard_leader_with<A: DeserializeOwned>(
+        &self,
+        shard: &ShardDescriptor,
+        kind: &str,
+        question: Bytes,
+    ) -> Result<A> {
         let mut last = Error::new(Reason::NoQuorum, format!("{} has no leader right now", shard.id));
         let mut left: Vec<NodeId> = shard.replicas.iter().map(|replica| replica.node).collect();
         let mut asked = BTreeSet::new();
@@ -245,7 +267,7 @@ impl Node {
             if !asked.insert(next) {
                 continue;
             }
-            match self.ask(next, kind, question).await {
+            match self.ask_with(next, kind, question.clone(), ASK_TIMEOUT).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if error.reason == Reason::Conflict => return Err(error),
                 Err(error) => {

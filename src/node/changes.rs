@@ -26,13 +26,14 @@ use super::door::{Context, mismatched};
 use super::host::Node;
 use super::routing::Routed;
 use crate::catalog::TableEntry;
-use crate::keyspace::{ChangesCursor, Filter, Part, Position};
+use crate::keyspace::{ChangesCursor, Filter, Part};
+use crate::projection;
 use crate::runtime::{Instant, timeout_at};
 use crate::shard::{FollowRequest, Shard};
 use crate::storage;
 use crate::types::{
-    Answer, Change, ChangeKind, ChangesPage, ChangesRequest, Error, Header, Kind, Reason, Request, Response, Result,
-    ShardDescriptor, TableState, Timestamp, Versioned,
+    Answer, Change, ChangeKind, ChangesPage, ChangesRequest, Error, Header, Kind, Position, Reason, Request, Response,
+    Result, ShardDescriptor, TableState, Timestamp, Versioned,
 };
 
 /// A page is answered this much before its caller gives up, so that the answer arrives.
@@ -226,6 +227,7 @@ impl Page<'_> {
                     changes_max: request.changes_max.max(1),
                     bytes_max: PIECE_BYTES_MAX,
                 },
+                until: None,
             };
             async move { shard.changes(descriptor.epoch, follow, until).await }
         };
@@ -250,7 +252,8 @@ impl Page<'_> {
                         Some(ChangeKind::Put) => change.version.value.is_some(),
                         Some(ChangeKind::Delete) => change.version.value.is_none(),
                     };
-                    if wanted && self.filter.as_ref().is_none_or(|filter| filter.matches(&key)) {
+                    let hidden = entry.descriptor.view.is_some() && projection::hides(&key);
+                    if wanted && !hidden && self.filter.as_ref().is_none_or(|filter| filter.matches(&key)) {
                         changes.push(shown(key, change));
                     }
                 }

@@ -21,6 +21,7 @@ use futures::future::join_all;
 use super::host::Node;
 use super::metrics;
 use super::routing::{Routed, copies_may_answer};
+use super::views::Reached;
 use crate::catalog::TableEntry;
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Instant, timeout_at};
@@ -127,6 +128,10 @@ impl Node {
                 Reason::ReadOnlyTable,
                 "the system table is changed only by the verbs of the cluster (table, node, shard)",
             ));
+        }
+        if entry.descriptor.view.is_some() {
+            let text = format!("{} is a view: write to the tables that it is derived from", entry.descriptor.name);
+            return Err(Error::new(Reason::ReadOnlyTable, text));
         }
         let layout = &entry.layout;
         let mut keys = (write.operations.iter().map(|operation| &operation.key))
@@ -239,7 +244,14 @@ impl Node {
         let copies = copies_may_answer(level, read.any_replica);
         let keys = &keys;
         let local = |shard: Arc<Shard>, descriptor: Arc<ShardDescriptor>| async move {
-            shard.read(descriptor.epoch, keys, level, context.deadline).await
+            match &entry.descriptor.view {
+                None => shard.read(descriptor.epoch, keys, level, context.deadline).await,
+                Some(view) => {
+                    let reached = self.reach_view(entry, view, &shard, level, context.deadline).await?;
+                    let served = shard.read(descriptor.epoch, keys, reached.level, context.deadline).await?;
+                    Ok(self.aged(served, reached))
+                }
+            }
         };
         let remote = || {
             let keys = positions.iter().map(|&position| read.keys[position].clone()).collect();
@@ -288,6 +300,12 @@ impl Node {
             Routed::There(Response::Page(answer)) => Ok(answer),
             Routed::There(_) => Err(mismatched()),
         }
+    }
+
+    /// An answer of a view is as old as what its sources prove, not as its own leader.
+    pub(super) fn aged<T>(&self, served: Served<T>, reached: Reached) -> Served<T> {
+        let now = self.clock().now();
+        Served { age: reached.proven.map(|asked| now.saturating_duration_since(asked)), ..served }
     }
 
     pub(super) fn header<T>(&self, served: &Served<T>, descriptor: &ShardDescriptor) -> Header {

@@ -1,7 +1,7 @@
 //! The node itself: what its parts share.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -21,6 +21,7 @@ use super::room::{self, Rooms};
 use super::stall::{self, Stalled};
 use super::takeover::{self, Sign};
 use super::transport::{LinkTransport, Links};
+use super::views::{self, Freshness};
 use super::{follower, merges, splits, sweeper};
 use crate::catalog::{Directory, NodeRow, RecoveryRow, Standing};
 use crate::client::Connection;
@@ -103,6 +104,10 @@ pub struct Node {
     hosting: tokio::sync::Mutex<()>,
     /// One start of another node is compared and stored at a time.
     admitting: Mutex<()>,
+    /// For what goes on in the background.
+    myself: OnceLock<Weak<Node>>,
+    /// How old copies of views are.
+    pub(super) freshness: Freshness,
     /// When each table was last looked up in vain; see the door.
     pub(super) unknown_tables: Mutex<HashMap<String, crate::runtime::Instant>>,
 }
@@ -145,9 +150,12 @@ impl Node {
             ranges: Arc::default(),
             hosting: tokio::sync::Mutex::default(),
             admitting: Mutex::default(),
+            myself: OnceLock::new(),
+            freshness: Freshness::default(),
             unknown_tables: Mutex::default(),
             options,
         });
+        let _ = node.myself.set(Arc::downgrade(&node));
         if let Some(identity) = stored {
             node.adopt(identity);
         }
@@ -158,7 +166,13 @@ impl Node {
         spawn(sweeper::run(node.clone()));
         spawn(splits::welcome(node.clone(), told));
         spawn(takeover::run(node.clone(), signs_seen));
+        spawn(views::run(node.clone()));
         Ok(node)
+    }
+
+    /// For what goes on in the background; none once it is being let go.
+    pub(super) fn myself(&self) -> Option<Arc<Node>> {
+        self.myself.get().and_then(Weak::upgrade)
     }
 
     /// This node's id.

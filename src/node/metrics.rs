@@ -31,6 +31,23 @@ pub const SNAPSHOTS_RECEIVED: &str = "trivet_peer_snapshots_received_total";
 /// Bytes of snapshots sent.
 pub const SNAPSHOT_BYTES_SENT: &str = "trivet_peer_snapshot_bytes_sent_total";
 
+/// Workers of views: one for each view and each shard of its sources that this node leads.
+pub const VIEW_WORKERS: &str = "trivet_view_workers";
+/// Steps that shards of views have taken in.
+pub const VIEW_INTAKES: &str = "trivet_view_intakes_total";
+/// Steps that they have not.
+pub const VIEW_INTAKES_REFUSED: &str = "trivet_view_intakes_refused_total";
+/// Documents that could not be taken into a view.
+pub const VIEW_BAD_DOCUMENTS: &str = "trivet_view_bad_documents_total";
+/// Times that the changes a view needed were gone.
+pub const VIEW_FELL_BEHIND: &str = "trivet_view_fell_behind_total";
+/// Rows of views compared with their sources.
+pub const VIEW_ROWS_VERIFIED: &str = "trivet_view_rows_verified_total";
+/// Rows of views that differed.
+pub const VIEW_MISMATCHES: &str = "trivet_view_mismatches_total";
+/// Rows of views set right.
+pub const VIEW_REPAIRS: &str = "trivet_view_repairs_total";
+
 /// Declares them.
 pub fn describe() {
     metrics::describe_counter!(FRAMES_SENT, "Frames of Raft groups sent to other nodes");
@@ -52,6 +69,17 @@ pub fn describe() {
         "Whether the disk stands still (1): this node leads nothing it can hand over"
     );
     metrics::describe_counter!(WRITES_REFUSED_FULL, "Writes refused because disks are nearly full");
+    metrics::describe_gauge!(
+        VIEW_WORKERS,
+        "Workers of views: one for each view and each shard of its sources led here"
+    );
+    metrics::describe_counter!(VIEW_INTAKES, "Steps of upkeep that shards of views have taken in");
+    metrics::describe_counter!(VIEW_INTAKES_REFUSED, "Steps of upkeep that shards of views have not taken in");
+    metrics::describe_counter!(VIEW_BAD_DOCUMENTS, "Documents that could not be taken into a view, by view");
+    metrics::describe_counter!(VIEW_FELL_BEHIND, "Times that the changes a view needed were gone");
+    metrics::describe_counter!(VIEW_ROWS_VERIFIED, "Rows of views compared with their sources");
+    metrics::describe_counter!(VIEW_MISMATCHES, "Rows of views that differed from their sources");
+    metrics::describe_counter!(VIEW_REPAIRS, "Rows of views set right");
     metrics::describe_counter!(SNAPSHOTS_RECEIVED, "Snapshots received and installed");
     metrics::describe_counter!(SNAPSHOT_BYTES_SENT, "Bytes of snapshots sent to other nodes");
 }

@@ -49,6 +49,7 @@ mod stall;
 mod sweeper;
 mod takeover;
 mod transport;
+mod views;
 
 pub use ask::{AskHandler, ChecksumAnswer, IdentityAnswer, JoinAnswer, JoinAsk, ShardAsk};
 pub use door::Context;
@@ -63,3 +64,6 @@ pub use splits::SplitNews;
 pub use transport::PeerService;
 #[cfg(test)]
 pub(crate) use transport::testing;
+pub use views::{
+    CHANGE_VIEW, ChangeViewAsk, Difference, SourceLag, StandingAnswer, VERIFY, VERIFY_TIMEOUT, VerifyAsk, ViewCheck,
+};

@@ -14,6 +14,7 @@ use super::host::Node;
 use super::routing::{Routed, copies_may_answer};
 use crate::catalog::TableEntry;
 use crate::keyspace::ScanCursor;
+use crate::projection;
 use crate::runtime::planted::{self, Bug};
 use crate::shard::{PageRequest, Shard};
 use crate::types::{Answer, Page, Reason, Request, Response, Result, Row, ScanRequest, ShardDescriptor};
@@ -35,6 +36,8 @@ impl Node {
             Some(bytes) => Some(ScanCursor::decode(bytes, layout, &scan.bounds, scan.reverse)?.next),
             None => None,
         };
+        let is_view = entry.descriptor.view.is_some();
+        let all_count = plan.filter.is_none() && !is_view;
         let mut rest = Rest::new(plan.ranges.clone(), scan.reverse, begun);
         let cursor_at = |next: Bytes| ScanCursor { next }.encode(layout, &scan.bounds, scan.reverse);
         let limits = &self.options().limits;
@@ -58,15 +61,24 @@ impl Node {
                 start: start.clone(),
                 end: end.clone(),
                 reverse: scan.reverse,
-                // A filter needs the keys even to count them.
-                count_only: scan.count_only && plan.filter.is_none(),
+                // Who leaves some out needs the keys even to count them.
+                count_only: scan.count_only && all_count,
                 rows_max,
                 bytes_max: limits.page_bytes_max,
                 level: scan.level,
             };
             let local = |shard: Arc<Shard>, descriptor: Arc<ShardDescriptor>| {
                 let request = request.clone();
-                async move { shard.scan(descriptor.epoch, request, context.deadline).await }
+                let entry = entry.clone();
+                async move {
+                    let Some(view) = &entry.descriptor.view else {
+                        return shard.scan(descriptor.epoch, request, context.deadline).await;
+                    };
+                    let reached = self.reach_view(&entry, view, &shard, request.level, context.deadline).await?;
+                    let request = PageRequest { level: reached.level, ..request };
+                    let served = shard.scan(descriptor.epoch, request, context.deadline).await?;
+                    Ok(self.aged(served, reached))
+                }
             };
             let (first, last) = if scan.reverse { (&end, &start) } else { (&start, &end) };
             let remote = || Request::Scan(ScanRequest { cursor: Some(cursor_at(first.clone())), ..scan.clone() });
@@ -94,7 +106,9 @@ impl Node {
             };
             for (encoded, version) in served.rows {
                 let key = layout.decode(&encoded)?;
-                if plan.filter.as_ref().is_some_and(|filter| !filter.matches(&key)) {
+                // Members of groups are the view's own affair.
+                let hidden = is_view && projection::hides(&key);
+                if hidden || plan.filter.as_ref().is_some_and(|filter| !filter.matches(&key)) {
                     continue;
                 }
                 page.count += 1;
@@ -107,7 +121,7 @@ impl Node {
                     });
                 }
             }
-            if plan.filter.is_none() && scan.count_only {
+            if all_count && scan.count_only {
                 page.count += served.count;
             }
             rest.go_on_at(served.next.unwrap_or_else(|| last.clone()));

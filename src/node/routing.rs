@@ -149,6 +149,8 @@ impl Node {
                 .with_retry_after(RETRY_WAIT),
             };
             let again = match error.kind() {
+                // It was waited for as long as there is time.
+                _ if error.reason == Reason::ViewBehind => false,
                 Kind::Redirect | Kind::Refresh | Kind::Unavailable => true,
                 Kind::Undetermined => repeatable,
                 _ => false,

@@ -1,0 +1,456 @@
+//! Moves one view on over one shard of a source, beside that shard's leader.
+//!
+//! What stands at the same position in the same part of the source is a *strand*: ranges of the view that are sent the same
+//! changes. A worker begins by asking every shard of the view where it stands, which gives one strand as a rule. A step of a
+//! strand reads a page of changes, projects it once and sends each range its effects, all side by side. Ranges that took it
+//! stand together at the page's end. Those that did not (their shard has no leader, was split, was told by somebody else) are
+//! asked again where they stand, after a pause, and are a strand of their own until they have caught up: while they do and all
+//! goes well, those ahead wait for them, so that a page is read and projected once for all; while they cannot, they hold up
+//! nobody.
+//!
+//! A range that stands at the beginning is given the state of the source at one moment first, page by page from the last key to
+//! the first, and what has changed since that moment afterwards.
+//!
+//! Bounds: a strand holds one page of [`PAGE_BYTES`], and there are never more strands than shards of the view times parts of the
+//! source's range.
+//!
+//! When changes that are needed have left the history of the source, the view's shards that need them begin anew, after it was
+//! announced in the catalog; reads that promise anything wait until the view was compared with its sources again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::{BoxFuture, FutureExt, join_all};
+use futures::stream::FuturesUnordered;
+
+use super::super::host::Node;
+use super::super::metrics;
+use super::{CHANGE_VIEW, ChangeViewAsk, projector_of};
+use crate::catalog::TableEntry;
+use crate::keyspace::{Layout, Part};
+use crate::projection::{BadDocuments, Projector, coalesce};
+use crate::runtime::{sleep, spawn_blocking, yield_now};
+use crate::shard::{FollowRequest, Intake, PageRequest, Shard, Upkeep};
+use crate::storage::changes::PageLimits;
+use crate::storage::mvcc::Version;
+use crate::types::{Error, Position, ReadLevel, Reason, Result, Step, TableId, Timestamp};
+
+/// Changes in one page.
+const PAGE_CHANGES: usize = 2_000;
+/// Bytes of one page, about.
+const PAGE_BYTES: usize = 512 << 10;
+/// How long a step waits for news.
+const NEWS_WAIT: Duration = Duration::from_millis(500);
+/// When nothing is to be told yet to who is behind.
+const BEHIND_WAIT: Duration = Duration::from_millis(10);
+/// After a failure, before the next attempt.
+const RETRY_WAIT: Duration = Duration::from_millis(100);
+/// Before it is looked again at shards that have changed.
+const RANGE_WAIT: Duration = Duration::from_millis(20);
+/// After it was found that changes are gone.
+const GONE_WAIT: Duration = Duration::from_secs(5);
+
+/// Ranges of the view that stand at the same position in the same part of the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Strand {
+    source: (Bytes, Bytes),
+    position: Position,
+    views: Vec<(Bytes, Bytes)>,
+}
+
+/// A range of the view and one of the source, of which it must be asked where the one stands in the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Lost {
+    view: (Bytes, Bytes),
+    source: (Bytes, Bytes),
+}
+
+struct Worker {
+    node: Arc<Node>,
+    entry: Arc<TableEntry>,
+    /// Which source, by its place in the definition, and how its keys are encoded.
+    source: usize,
+    layout: Layout,
+    shard: Arc<Shard>,
+    projector: Arc<Projector>,
+    /// At a document that it cannot use.
+    stops: bool,
+}
+
+/// Runs until it is aborted, or there is nothing to do any more.
+pub async fn run(node: Arc<Node>, view: TableId, source: usize, shard: Arc<Shard>) {
+    loop {
+        let Some(entry) = node.directory().table(view).cloned() else { return };
+        let Some(table) = entry.descriptor.view.as_ref().and_then(|view| view.sources.get(source)) else { return };
+        let Some(layout) = node.directory().table(*table).map(|table| table.layout.clone()) else { return };
+        let (projector, stops) = match projector_of(&entry) {
+            Ok((definition, projector)) => (Arc::new(projector), definition.on_bad_document == BadDocuments::Stop),
+            Err(error) => {
+                tracing::error!(view = entry.descriptor.name, %error, "a view's definition cannot be used");
+                return;
+            }
+        };
+        let worker = Worker { node: node.clone(), entry, source, layout, shard: shard.clone(), projector, stops };
+        let ended = worker.work().await;
+        if !shard.is_leader() {
+            // Whoever arranges the workers starts another one where it is needed.
+            return;
+        }
+        let Err(error) = ended else {
+            // Shards are others now; their positions are asked for anew.
+            sleep(RANGE_WAIT).await;
+            continue;
+        };
+        let gone = matches!(error.reason, Reason::CursorTrimmed | Reason::HistoryTrimmed);
+        if gone {
+            ::metrics::counter!(metrics::VIEW_FELL_BEHIND).increment(1);
+            let view = &worker.entry.descriptor.name;
+            tracing::warn!(view, shard = %shard.id(), %error, "a view has fallen behind and is made anew");
+            match worker.begin_anew().await {
+                Ok(()) => continue,
+                Err(error) => tracing::warn!(view, %error, "a view that has fallen behind cannot be made anew yet"),
+            }
+        }
+        let stopped = error.reason == Reason::ViewBehind;
+        sleep(if gone || stopped { GONE_WAIT } else { RETRY_WAIT }).await;
+    }
+}
+
+/// What a running future of a worker has come to.
+#[derive(Default)]
+struct Event {
+    /// The number of the strand that took a step.
+    stepped: Option<u64>,
+    /// Strands that can go on.
+    ready: Vec<Strand>,
+    /// What must be asked for.
+    lost: Vec<Lost>,
+}
+
+impl Worker {
+    /// Works until the shards of the view or the shard of the source are others, or something fails that concerns all.
+    async fn work(&self) -> Result<()> {
+        let state = self.shard.state();
+        let source = (state.start.clone(), state.end.clone());
+        let mut running: FuturesUnordered<BoxFuture<'_, Result<Event>>> = FuturesUnordered::new();
+        let mut under_way: Vec<(u64, Strand)> = Vec::new();
+        let mut ready: Vec<Strand> = Vec::new();
+        let mut steps = 0;
+        running.push(self.find(vec![Lost { view: self.entry.layout.table_range(), source }], Duration::ZERO));
+        loop {
+            let same_view = self.node.directory().table(self.entry.descriptor.id).is_some_and(|now| {
+                now.shards == self.entry.shards && now.descriptor.view == self.entry.descriptor.view
+            });
+            if !same_view || self.shard.state().epoch != state.epoch || !self.shard.is_leader() {
+                return Ok(());
+            }
+            join(&mut ready);
+            // Those behind first: the others wait for them.
+            ready.sort_by_key(|strand| strand.position.after);
+            let mut waiting = Vec::new();
+            let goals: Vec<Timestamp> = ready.iter().map(|strand| strand.position.after).collect();
+            for strand in std::mem::take(&mut ready) {
+                let after = strand.position.after;
+                if under_way.iter().any(|(_, other)| other.position.after < after) {
+                    waiting.push(strand);
+                    continue;
+                }
+                let others = under_way.iter().map(|(_, other)| other.position.after).chain(goals.iter().copied());
+                let until = others.filter(|&other| other > after).min();
+                steps += 1;
+                under_way.push((steps, strand.clone()));
+                running.push(self.step(steps, strand, until).boxed());
+            }
+            ready = waiting;
+            // Steps may come to their end one after the other without ever waiting, and others are to have their turn.
+            yield_now().await;
+            let Some(event) = running.next().await else {
+                return Err(Error::internal("a worker of a view has nothing to do"));
+            };
+            let event = event?;
+            under_way.retain(|(number, _)| Some(*number) != event.stepped);
+            ready.extend(event.ready);
+            if !event.lost.is_empty() {
+                running.push(self.find(event.lost, RETRY_WAIT));
+            }
+        }
+    }
+
+    /// Has those shards of the view begin anew that need changes which are gone, after it was announced.
+    async fn begin_anew(&self) -> Result<()> {
+        let name = &self.entry.descriptor.name;
+        let news = ChangeViewAsk { ready: Some(false), rebuilding: Some(true), ..ChangeViewAsk::of(name) };
+        self.node.ask_system_leader::<_, Timestamp>(CHANGE_VIEW, &news).await?;
+        for shard in self.entry.shards.iter() {
+            let view = (Bytes::copy_from_slice(&shard.start), Bytes::copy_from_slice(&shard.end));
+            let answer = self.node.standing(&self.entry, &view.0).await?;
+            let source = self.shard.state();
+            let mut parts = Vec::new();
+            for section in answer.sections(&view.0, &view.1)? {
+                parts.extend(section.within(&source.start, &source.end));
+            }
+            let gone = |part: &Part| match &part.position {
+                Some(Position { step: Some(Step { upto, whole: true, .. }), .. }) => *upto < source.horizon,
+                Some(Position { after, .. }) => {
+                    *after > Timestamp::ZERO && *after < source.trimmed.within(&part.start, &part.end)
+                }
+                None => false,
+            };
+            if !parts.iter().any(gone) {
+                continue;
+            }
+            tracing::info!(view = name, shard = %shard.id, "a shard of a view begins anew");
+            // Each removes some rows; the last one finds none.
+            while !self.node.upkeep(&self.entry, &view.0, &Upkeep::Clear(view.clone())).await? {}
+        }
+        Ok(())
+    }
+
+    /// Asks where ranges of the view stand, after a pause.
+    fn find(&self, lost: Vec<Lost>, pause: Duration) -> BoxFuture<'_, Result<Event>> {
+        async move {
+            sleep(pause).await;
+            let mut asked = Vec::new();
+            for Lost { view: (start, end), source } in &lost {
+                for shard in self.entry.shards.overlapping(start, end) {
+                    let from = start.clone().max(Bytes::copy_from_slice(&shard.start));
+                    let to = end.clone().min(Bytes::copy_from_slice(&shard.end));
+                    asked.push(async move { (self.node.standing(&self.entry, &from).await, (from, to), source) });
+                }
+            }
+            let mut event = Event::default();
+            for (answer, view, source) in join_all(asked).await {
+                match answer {
+                    Ok(answer) if answer.start <= view.0 && view.1 <= answer.end => {
+                        for section in answer.sections(&view.0, &view.1)? {
+                            for part in section.within(&source.0, &source.1) {
+                                event.ready.push(Strand {
+                                    source: (part.start, part.end),
+                                    position: part.position.unwrap_or_default(),
+                                    views: vec![(section.start.clone(), section.end.clone())],
+                                });
+                            }
+                        }
+                    }
+                    answer => {
+                        // It has been split or merged, which the directory will say, or does not answer.
+                        tracing::debug!(view = self.entry.descriptor.name, ?answer, "a shard of a view is not found");
+                        event.lost.push(Lost { view, source: source.clone() });
+                    }
+                }
+            }
+            Ok(event)
+        }
+        .boxed()
+    }
+
+    /// One page for one strand.
+    async fn step(&self, number: u64, strand: Strand, until: Option<Timestamp>) -> Result<Event> {
+        let mut event = Event { stepped: Some(number), ..Event::default() };
+        let (changes, to) = self.page(&strand, until).await?;
+        if changes.is_empty() && to == strand.position {
+            if until.is_some() {
+                // This replica has yet to apply what others have been sent already, by the leader before.
+                sleep(BEHIND_WAIT).await;
+            }
+            event.ready.push(strand);
+            return Ok(event);
+        }
+        let effects = self.project(changes, strand.views.clone()).await?;
+        let sent = strand.views.iter().zip(effects).map(|(view, effects)| {
+            let intake = Intake {
+                view: view.clone(),
+                source: strand.source.clone(),
+                from: strand.position.clone(),
+                to: to.clone(),
+                effects,
+            };
+            async move { self.node.upkeep(&self.entry, &view.0, &Upkeep::Intake(intake)).await }
+        });
+        let mut moved = Vec::new();
+        for (view, taken) in strand.views.iter().zip(join_all(sent).await) {
+            if let Err(error) = &taken {
+                tracing::debug!(view = self.entry.descriptor.name, %error, "a shard of a view has taken nothing in");
+            }
+            match taken {
+                Ok(true) => moved.push(view.clone()),
+                _ => event.lost.push(Lost { view: view.clone(), source: strand.source.clone() }),
+            }
+        }
+        ::metrics::counter!(metrics::VIEW_INTAKES).increment(moved.len() as u64);
+        ::metrics::counter!(metrics::VIEW_INTAKES_REFUSED).increment(event.lost.len() as u64);
+        if !moved.is_empty() {
+            event.ready.push(Strand { position: to, views: moved, ..strand });
+        }
+        Ok(event)
+    }
+
+    /// What is to be taken in next, and where the strand stands afterwards: rows with what they were and what they are.
+    async fn page(&self, strand: &Strand, until: Option<Timestamp>) -> Result<(Vec<Changed>, Position)> {
+        let (start, end) = strand.source.clone();
+        let epoch = self.shard.state().epoch;
+        let now = self.node.clock().now();
+        let step = match &strand.position {
+            Position { step: Some(step), .. } if step.whole => Some(step.clone()),
+            position if *position == Position::BEGINNING => {
+                // As it is now, for those who were never told anything.
+                let upto = self.shard.state().last_timestamp;
+                Some(Step { upto, before: end.clone(), whole: true })
+            }
+            _ => None,
+        };
+        if let Some(Step { upto, before, .. }) = step {
+            if upto == Timestamp::ZERO {
+                sleep(NEWS_WAIT).await;
+                return Ok((Vec::new(), strand.position.clone()));
+            }
+            let request = PageRequest {
+                start,
+                end: before,
+                reverse: true,
+                count_only: false,
+                rows_max: PAGE_CHANGES,
+                bytes_max: PAGE_BYTES,
+                level: ReadLevel::AsOf(upto),
+            };
+            let page = self.shard.scan(epoch, request, now + super::super::ask::ASK_TIMEOUT).await?.body;
+            let to = match page.next {
+                Some(before) => Position { step: Some(Step { upto, before, whole: true }), ..Position::BEGINNING },
+                None => Position::after(upto),
+            };
+            let rows = page.rows.into_iter().map(|(key, version)| Changed { key, before: None, after: Some(version) });
+            return Ok((rows.collect(), to));
+        }
+        let request = FollowRequest {
+            start,
+            end,
+            position: strand.position.clone(),
+            with_replaced: true,
+            limits: PageLimits { changes_max: PAGE_CHANGES, bytes_max: PAGE_BYTES },
+            until,
+        };
+        let wait = if until.is_some() { Duration::ZERO } else { NEWS_WAIT };
+        let page = self.shard.changes(epoch, request, now + wait).await?.body;
+        let changes = page.changes.into_iter().map(|change| Changed {
+            key: change.key,
+            before: change.replaced,
+            after: Some(change.version),
+        });
+        Ok((changes.collect(), page.position))
+    }
+
+    /// What changes do to each of these ranges of the view.
+    async fn project(&self, changes: Vec<Changed>, views: Vec<(Bytes, Bytes)>) -> Result<Vec<Vec<Bytes>>> {
+        let mut effects = vec![Vec::new(); views.len()];
+        if changes.is_empty() {
+            return Ok(effects);
+        }
+        let (projector, layout, view, source) =
+            (self.projector.clone(), self.layout.clone(), self.entry.layout.clone(), self.source);
+        let (name, stops) = (self.entry.descriptor.name.clone(), self.stops);
+        let projected = spawn_blocking(move || {
+            let mut all = Vec::new();
+            for change in changes {
+                let key = layout.decode(&change.key)?;
+                let projected =
+                    projector.effects(source, &key, document(change.before.as_ref()), document(change.after.as_ref()));
+                if let Some(bad) = projected.bad {
+                    if stops {
+                        let text = format!("{} stops at a document that it cannot use: {bad}", name);
+                        tracing::error!(key = %String::from_utf8_lossy(&key), "{text}");
+                        return Err(Error::new(Reason::ViewBehind, text));
+                    }
+                    ::metrics::counter!(metrics::VIEW_BAD_DOCUMENTS, "view" => name.clone()).increment(1);
+                    tracing::debug!(view = name, why = %bad, "a document is not taken into a view");
+                }
+                all.extend(projected.effects);
+            }
+            for effect in coalesce(all) {
+                let anchor = view.encode(&[b"{", &effect.tag[..], b"}"].concat());
+                let place = views.iter().position(|(start, end)| *start <= anchor && anchor < *end);
+                // What lies elsewhere is sent there by another strand.
+                if let Some(place) = place {
+                    effects[place].push(effect.encode());
+                }
+            }
+            Ok(effects)
+        });
+        projected.await.map_err(|_| Error::internal("a projection was cancelled"))?
+    }
+}
+
+/// A row of the source before and after.
+struct Changed {
+    key: Bytes,
+    before: Option<Version>,
+    after: Option<Version>,
+}
+
+/// What a view sees of a version: nothing of a deletion, and nothing of what runs out by itself, which no change would tell.
+pub(super) fn document(version: Option<&Version>) -> Option<&[u8]> {
+    version.filter(|version| version.expires_ms.is_none()).and_then(|version| version.value.as_deref())
+}
+
+/// Makes one of strands that stand at the same place: of several ranges of the view, or of neighbouring parts of the source.
+fn join(strands: &mut Vec<Strand>) {
+    let mut joined: Vec<Strand> = Vec::with_capacity(strands.len());
+    for strand in strands.drain(..) {
+        let same = joined.iter_mut().find(|known| known.source == strand.source && known.position == strand.position);
+        match same {
+            Some(known) => known.views.extend(strand.views),
+            None => joined.push(strand),
+        }
+    }
+    joined.iter_mut().for_each(|strand| strand.views.sort());
+    joined.sort_by(|one, other| one.source.cmp(&other.source));
+    for strand in joined {
+        let beside = strands.iter_mut().find(|known| {
+            let between_steps = strand.position.step.is_none() && strand.position != Position::BEGINNING;
+            known.source.1 == strand.source.0
+                && known.position == strand.position
+                && between_steps
+                && known.views == strand.views
+        });
+        match beside {
+            Some(known) => known.source.1 = strand.source.1,
+            None => strands.push(strand),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strand(source: (&'static str, &'static str), after: u64, views: &[(&'static str, &'static str)]) -> Strand {
+        Strand {
+            source: (source.0.into(), source.1.into()),
+            position: Position::after(Timestamp(after)),
+            views: views.iter().map(|&(start, end)| (start.into(), end.into())).collect(),
+        }
+    }
+
+    #[test]
+    fn what_stands_at_the_same_place_is_one() {
+        let mut strands = vec![
+            strand(("m", "z"), 5, &[("2", "3"), ("1", "2")]),
+            strand(("a", "m"), 5, &[("1", "2")]),
+            strand(("a", "m"), 5, &[("2", "3")]),
+            strand(("a", "m"), 4, &[("3", "4")]),
+        ];
+        join(&mut strands);
+        assert_eq!(
+            strands,
+            [strand(("a", "m"), 5, &[("1", "2"), ("2", "3")]), strand(("a", "m"), 4, &[("3", "4")])].map(
+                |mut strand| {
+                    if strand.position.after == Timestamp(5) {
+                        strand.source.1 = "z".into();
+                    }
+                    strand
+                }
+            )
+        );
+    }
+}
