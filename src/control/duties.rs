@@ -11,6 +11,11 @@ use crate::types::{NodeId, Result, TableId};
 /// Between looks.
 const LOOK_WAIT: Duration = Duration::from_millis(100);
 
+/// Between looks at new views.
+const VIEWS_WAIT: Duration = Duration::from_millis(200);
+/// After one that came to nothing: it may have been long work.
+const VIEWS_FAILED_WAIT: Duration = Duration::from_secs(1);
+
 /// Looks after the catalog until the node hands over.
 pub async fn run(control: Arc<Control>) {
     let stopping = control.node.stopping();
@@ -22,6 +27,26 @@ pub async fn run(control: Arc<Control>) {
         if let Err(error) = look(&control).await {
             tracing::debug!(%error, "a duty could not be done yet");
         }
+    }
+}
+
+/// Looks after views until the node hands over: a comparison may take long, so it has a task of its own.
+pub async fn look_after_views(control: Arc<Control>) {
+    let mut stopping = control.node.stopping();
+    let looking = async {
+        loop {
+            sleep(VIEWS_WAIT).await;
+            if control.node.leads_system()
+                && let Err(error) = control.look_after_views().await
+            {
+                tracing::debug!(%error, "a view could not be looked after yet");
+                sleep(VIEWS_FAILED_WAIT).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = looking => {}
+        _ = stopping.wait_for(|&stopping| stopping) => {}
     }
 }
 

@@ -29,6 +29,7 @@ mod status;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod views;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,7 +80,11 @@ impl Control {
             balancing: parking_lot::Mutex::default(),
         });
         node.set_handler(control.clone());
-        *control.duties.lock() = vec![spawn(duties::run(control.clone())), spawn(balance::run(control.clone()))];
+        *control.duties.lock() = vec![
+            spawn(duties::run(control.clone())),
+            spawn(duties::look_after_views(control.clone())),
+            spawn(balance::run(control.clone())),
+        ];
         control
     }
 
@@ -168,6 +173,10 @@ impl AskHandler for Control {
                 DROP_TABLE => {
                     self.must_lead()?;
                     Ok(ask::encode(&self.drop_here(ask::decode(&body)?).await?))
+                }
+                crate::node::CHANGE_VIEW => {
+                    self.must_lead()?;
+                    Ok(ask::encode(&self.change_view_here(ask::decode(&body)?).await?))
                 }
                 SPLIT => {
                     self.must_lead()?;

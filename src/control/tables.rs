@@ -14,6 +14,7 @@ use crate::placement::{self, Candidate};
 use crate::runtime::{Instant, sleep};
 use crate::types::{
     Error, NodeId, Partitioning, Reason, Result, ShardDescriptor, ShardId, TableDescriptor, TableId, Timestamp,
+    ViewDescriptor,
 };
 use crate::wire::admin::{NewTable, ShardDetails, TableDetails};
 
@@ -42,6 +43,48 @@ pub(super) struct CreateAsk {
     read_replica_zone: Option<String>,
     history_ms: u64,
     dry_run: bool,
+    /// A view: its definition in canonical form, and the names of its sources.
+    #[serde(default)]
+    definition: Option<String>,
+    #[serde(default)]
+    sources: Vec<String>,
+}
+
+impl CreateAsk {
+    pub(super) fn of(wish: NewTable) -> CreateAsk {
+        CreateAsk {
+            name: wish.name,
+            partitioning: wish.partitioning,
+            shards: wish.shards,
+            split_points: wish.split_points.iter().map(|point| point.to_vec()).collect(),
+            replication: wish.replication,
+            read_replicas: wish.read_replicas,
+            read_replica_zone: wish.read_replica_zone,
+            history_ms: wish.history_ms,
+            dry_run: wish.dry_run,
+            definition: None,
+            sources: Vec::new(),
+        }
+    }
+
+    /// The same for a view of this definition over these tables.
+    pub(super) fn deriving(self, definition: String, sources: Vec<String>) -> CreateAsk {
+        CreateAsk { definition: Some(definition), sources, ..self }
+    }
+
+    /// What makes it a view, by the ids that its sources have now.
+    fn view(&self, directory: &Directory) -> Result<Option<ViewDescriptor>> {
+        let Some(definition) = self.definition.clone() else { return Ok(None) };
+        let mut sources = Vec::with_capacity(self.sources.len());
+        for name in &self.sources {
+            let source = directory.table_by_name(name).ok_or_else(|| {
+                let text = format!("there is no table '{name}' to derive a view from; `trivet table list` shows them");
+                Error::new(Reason::UnknownTable, text)
+            })?;
+            sources.push(source.descriptor.id);
+        }
+        Ok(Some(ViewDescriptor { definition, sources, ready: false, rebuilding: false, paused: false }))
+    }
 }
 
 /// What was created, between nodes.
@@ -65,18 +108,11 @@ impl Control {
     ///
     /// Errors: `TABLE_EXISTS`, `NOT_ENOUGH_NODES`, `INVALID_REQUEST`.
     pub async fn create_table(&self, wish: NewTable) -> Result<TableDetails> {
-        let dry_run = wish.dry_run;
-        let question = CreateAsk {
-            name: wish.name,
-            partitioning: wish.partitioning,
-            shards: wish.shards,
-            split_points: wish.split_points.iter().map(|point| point.to_vec()).collect(),
-            replication: wish.replication,
-            read_replicas: wish.read_replicas,
-            read_replica_zone: wish.read_replica_zone,
-            history_ms: wish.history_ms,
-            dry_run,
-        };
+        self.create_asked(CreateAsk::of(wish)).await
+    }
+
+    pub(super) async fn create_asked(&self, question: CreateAsk) -> Result<TableDetails> {
+        let dry_run = question.dry_run;
         let created: Created = self.node.ask_system_leader_for(CREATE_TABLE, &question, VERB_TIMEOUT).await?;
         let mut details =
             TableDetails { table: created.table, shards: created.shards.iter().map(ShardDetails::of).collect() };
@@ -104,6 +140,7 @@ impl Control {
                 read_replicas: wish.read_replicas,
                 read_replica_zone: wish.read_replica_zone.clone(),
                 history_ms: wish.history_ms,
+                view: wish.view(directory)?,
             };
             change::create_table(directory, &new, |shards| place(directory, &hosts, shards, &new))
         };

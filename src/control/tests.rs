@@ -609,6 +609,7 @@ fn a_shard_whose_first_founder_is_wiped_before_it_was_founded_is_founded_by_the_
         read_replicas: 0,
         read_replica_zone: None,
         history_ms: 0,
+        view: None,
     };
     let nodes = [2, 1, 3].map(NodeId).to_vec();
     let build = |directory: &Directory| {

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{House, LOOK_EVERY, PATIENCE};
-use crate::keyspace::{Position, Step};
 use crate::shard::FollowRequest;
 use crate::storage::changes::{Change, PageLimits};
 use crate::storage::mvcc;
 use crate::types::{Action, Operation, Reason, Request, Response, Result, Timestamp, Write};
+use crate::types::{Position, Step};
 
 const PAGE: PageLimits = PageLimits { changes_max: 7, bytes_max: 1 << 20 };
 
@@ -36,6 +36,7 @@ impl Follower {
             position: self.position.clone(),
             with_replaced: self.with_replaced,
             limits: PAGE,
+            until: None,
         };
         let deadline = node.clock().now() + Duration::from_millis(20);
         let life = house.life(id).expect("the node runs");
@@ -140,6 +141,7 @@ fn what_the_history_has_lost_is_refused_and_not_passed_over() {
         position: position.clone(),
         with_replaced: false,
         limits: PAGE,
+        until: None,
     };
     let ask = |position: &Position| {
         let node = house.node(leader);
@@ -167,7 +169,7 @@ fn what_the_history_has_lost_is_refused_and_not_passed_over() {
     assert!(shard.state().horizon >= second);
     assert_eq!(ask(&position(first)).expect_err("what came then may be gone").reason, Reason::CursorTrimmed);
     assert_eq!(ask(&position(second)).expect("it was told of all").body.changes.len(), 0);
-    let step = Some(Step { upto: second, before: state.end.clone() });
+    let step = Some(Step { upto: second, before: state.end.clone(), whole: false });
     let within = Position { after: first, step };
     assert_eq!(ask(&within).expect_err("it began before").reason, Reason::CursorTrimmed);
     let elsewhere = FollowRequest { end: Bytes::from_static(&[0xff; 8]), ..request(&beyond) };

@@ -1,0 +1,229 @@
+//! Views: creating them over tables, telling how far they are, pausing, comparing, and saying when a new one is ready.
+//!
+//! A view is a table whose rows nobody writes but its upkeep, so it is created, placed, split, moved and dropped as any
+//! table. What is more is its definition, which stands in its row of the catalog; workers beside the leaders of its sources
+//! find it there (`node::views`). A new view serves no reads that promise anything until shard 0's leader has seen it come as
+//! far as its sources and compared it with them.
+
+use bytes::Bytes;
+
+use super::tables::CreateAsk;
+use super::{Control, VERB_TIMEOUT};
+use crate::catalog::TableEntry;
+use crate::catalog::change;
+use crate::keyspace::Watermark;
+use crate::node::{
+    CHANGE_VIEW, ChangeViewAsk, Difference, StandingAnswer, VERIFY, VERIFY_TIMEOUT, VerifyAsk, ViewCheck,
+};
+use crate::projection::{Definition, Projector};
+use crate::types::{
+    Error, NodeId, Reason, Result, ShardDescriptor, ShardId, TableId, Timestamp, ViewDescriptor, check_table_name,
+};
+use crate::wire::admin::{
+    NewTable, NewView, RowDifference, TableDetails, ViewDetails, ViewLag, ViewState, ViewVerification,
+};
+
+impl Control {
+    /// Creates a view; returns when its shards have leaders. It takes in what its sources hold from then on.
+    ///
+    /// Errors: `INVALID_REQUEST` for a definition that is none, `TABLE_EXISTS`, `UNKNOWN_TABLE` for a source.
+    pub async fn create_view(&self, wish: NewView) -> Result<ViewDetails> {
+        let definition = Definition::parse(&wish.definition)?;
+        check_table_name(&definition.name)?;
+        Projector::new(&definition)?;
+        let table = NewTable {
+            replication: wish.replication,
+            dry_run: wish.dry_run,
+            ..NewTable::hash(definition.name.clone(), definition.shards)
+        };
+        let table = NewTable { history_ms: wish.history_ms.unwrap_or(table.history_ms), ..table };
+        let sources = definition.source_tables().into_iter().map(str::to_owned).collect();
+        let question = CreateAsk::of(table).deriving(definition.to_json(), sources);
+        let table = self.create_asked(question).await?;
+        Ok(self.view_details(table, ViewState::Building))
+    }
+
+    /// A view, and what it lags behind.
+    pub async fn describe_view(&self, name: &str) -> Result<ViewDetails> {
+        let (entry, view) = self.view_named(name)?;
+        let details = self.describe_table(name)?;
+        let mut details = self.view_details(details, state_of(&view));
+        let sections =
+            self.sections_of(&entry).await?.into_iter().flat_map(|(_, sections)| sections).collect::<Vec<_>>();
+        let directory = self.node.directory();
+        let lags = self.node.view_is_behind(&entry, &sections).await?.into_iter().filter_map(|lag| {
+            let table = directory.table(lag.table)?.descriptor.name.clone();
+            Some(ViewLag { table, building: lag.building })
+        });
+        details.lags = Some(lags.collect());
+        Ok(details)
+    }
+
+    /// All views, without what they lag behind.
+    pub fn views(&self) -> Vec<ViewDetails> {
+        let details = |table: TableDetails| {
+            let state = state_of(table.table.view.as_ref()?);
+            Some(self.view_details(table, state))
+        };
+        self.tables(false).into_iter().filter_map(details).collect()
+    }
+
+    /// Has the upkeep of a view rest, or go on.
+    pub async fn pause_view(&self, name: &str, paused: bool) -> Result<ViewDetails> {
+        self.view_named(name)?;
+        let question = ChangeViewAsk { paused: Some(paused), ..ChangeViewAsk::of(name) };
+        let revision = self.node.ask_system_leader_for(CHANGE_VIEW, &question, VERB_TIMEOUT).await?;
+        self.hear_of(revision).await?;
+        let (_, view) = self.view_named(name)?;
+        Ok(self.view_details(self.describe_table(name)?, state_of(&view)))
+    }
+
+    /// Changes the row of a view, on shard 0's leader.
+    pub(super) async fn change_view_here(&self, wish: ChangeViewAsk) -> Result<Timestamp> {
+        let apply = |view: &mut ViewDescriptor| {
+            view.paused = wish.paused.unwrap_or(view.paused);
+            view.ready = wish.ready.unwrap_or(view.ready);
+            view.rebuilding = wish.rebuilding.unwrap_or(view.rebuilding);
+        };
+        let changed = self
+            .change(|directory| {
+                let (table, write) = change::change_view(directory, &wish.name, apply)?;
+                Ok(write.map(|write| (table, write)))
+            })
+            .await?;
+        if let Some(table) = changed {
+            tracing::info!(view = table.name, ready = ?wish.ready, paused = ?wish.paused, "a view was changed");
+        }
+        Ok(self.node.directory().revision())
+    }
+
+    /// Compares a view with its sources, all of it or one shard, and sets right what differs if that is wanted.
+    ///
+    /// Errors: `VIEW_BEHIND` while it is being built, `UNKNOWN_SHARD`.
+    pub async fn verify_view(&self, name: &str, shard: Option<ShardId>, repair: bool) -> Result<ViewVerification> {
+        let (entry, _) = self.view_named(name)?;
+        let shards: Vec<_> = entry.shards.iter().filter(|known| shard.is_none_or(|shard| known.id == shard)).collect();
+        if shards.is_empty() {
+            let text = format!("{name} has no such shard; `trivet view describe {name}` shows them");
+            return Err(Error::new(Reason::UnknownShard, text));
+        }
+        let mut all = ViewCheck::default();
+        for shard in shards {
+            all.add(self.verify_shard(entry.descriptor.id, shard, repair, 0).await?);
+        }
+        let samples = all.samples.into_iter().map(|(key, difference)| {
+            let difference = match difference {
+                Difference::Missing => RowDifference::Missing,
+                Difference::Invented => RowDifference::Invented,
+                Difference::Other => RowDifference::Other,
+            };
+            (Bytes::from(key), difference)
+        });
+        Ok(ViewVerification {
+            rows: all.rows,
+            missing: all.missing,
+            invented: all.invented,
+            other: all.other,
+            repaired: all.repaired,
+            samples: samples.collect(),
+        })
+    }
+
+    /// Has the leader of one shard compare it.
+    async fn verify_shard(
+        &self,
+        view: TableId,
+        shard: &ShardDescriptor,
+        repair: bool,
+        rest_percent: u32,
+    ) -> Result<ViewCheck> {
+        let question = VerifyAsk { view, shard: shard.id, repair, rest_percent };
+        let mut left: Vec<NodeId> = shard.replicas.iter().map(|replica| replica.node).collect();
+        let known = self.node.replicas().get(shard.id).and_then(|replica| replica.leader());
+        let mut next = known.map(|(_, node)| node).or_else(|| left.pop());
+        let mut last = Error::new(Reason::NoQuorum, format!("{} has no leader right now", shard.id));
+        while let Some(node) = next {
+            left.retain(|&other| other != node);
+            match self.node.ask_for(node, VERIFY, &question, VERIFY_TIMEOUT).await {
+                Ok(check) => return Ok(check),
+                Err(error) if matches!(error.reason, Reason::NotLeader | Reason::ShardNotHere | Reason::NotReady) => {
+                    next = error.leader.filter(|leader| left.contains(leader)).or_else(|| left.pop());
+                    last = error;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    /// Looks after new views: says of those that have come as far as their sources, and hold what those say, that they are
+    /// ready.
+    pub(super) async fn look_after_views(&self) -> Result<()> {
+        let directory = self.node.directory();
+        let unready = directory
+            .tables()
+            .filter(|entry| entry.descriptor.view.as_ref().is_some_and(|view| !view.ready && !view.paused));
+        for entry in unready {
+            let shards = self.sections_of(entry).await?;
+            let sections: Vec<Watermark> = shards.into_iter().flat_map(|(_, sections)| sections).collect();
+            let lags = self.node.view_is_behind(entry, &sections).await?;
+            if lags.iter().any(|lag| lag.building) {
+                continue;
+            }
+            let check = self.verify_view(&entry.descriptor.name, None, true).await?;
+            if check.missing + check.invented + check.other > 0 {
+                let ViewVerification { missing, invented, other, .. } = check;
+                let name = &entry.descriptor.name;
+                tracing::error!(view = name, missing, invented, other, "a new view was not as its sources");
+                return Err(Error::new(Reason::ViewBehind, format!("{name} was not as its sources")));
+            }
+            let ready = ChangeViewAsk {
+                ready: Some(true),
+                rebuilding: Some(false),
+                ..ChangeViewAsk::of(&entry.descriptor.name)
+            };
+            self.change_view_here(ready).await?;
+        }
+        Ok(())
+    }
+
+    /// Where each shard of a view stands.
+    async fn sections_of(&self, entry: &TableEntry) -> Result<Vec<(StandingAnswer, Vec<Watermark>)>> {
+        let asked = entry.shards.iter().map(|shard| async move {
+            let (start, end) = (Bytes::copy_from_slice(&shard.start), Bytes::copy_from_slice(&shard.end));
+            let answer = self.node.standing(entry, &start).await?;
+            let sections = answer.sections(&start, &end)?;
+            Ok((answer, sections))
+        });
+        futures::future::try_join_all(asked).await
+    }
+
+    fn view_named(&self, name: &str) -> Result<(std::sync::Arc<TableEntry>, ViewDescriptor)> {
+        let directory = self.node.directory();
+        let entry = directory.table_by_name(name).cloned().ok_or_else(|| {
+            Error::new(Reason::UnknownTable, format!("there is no view '{name}'; `trivet view list` shows them"))
+        })?;
+        let view = entry.descriptor.view.clone();
+        let view = view.ok_or_else(|| Error::invalid(format!("{name} is a table, not a view")))?;
+        Ok((entry, view))
+    }
+
+    fn view_details(&self, table: TableDetails, state: ViewState) -> ViewDetails {
+        let directory = self.node.directory();
+        let view = table.table.view.clone();
+        let sources = view.iter().flat_map(|view| &view.sources);
+        let named = sources.filter_map(|source| Some(directory.descriptor(*source)?.name.clone()));
+        let sources = named.collect();
+        let definition = view.map(|view| view.definition).unwrap_or_default();
+        ViewDetails { table, definition, sources, state, lags: None }
+    }
+}
+
+fn state_of(view: &ViewDescriptor) -> ViewState {
+    match view {
+        ViewDescriptor { paused: true, .. } => ViewState::Paused,
+        ViewDescriptor { ready: true, .. } => ViewState::Ready,
+        ViewDescriptor { rebuilding: true, .. } => ViewState::Rebuilding,
+        _ => ViewState::Building,
+    }
+}
