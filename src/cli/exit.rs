@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(
             of(Exit::Unavailable),
             "NOT_LEADER WRONG_EPOCH SHARD_NOT_HERE NO_QUORUM TOO_STALE OVERLOADED NOT_READY DEADLINE_EXCEEDED \
-             RESULT_UNDETERMINED DISK_FULL CONFLICT"
+             RESULT_UNDETERMINED DISK_FULL VIEW_BEHIND CONFLICT"
         );
         assert_eq!(of(Exit::Denied), "READ_ONLY_TABLE");
     }

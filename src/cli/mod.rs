@@ -46,6 +46,7 @@ mod shard;
 mod table;
 mod text;
 mod time;
+mod view;
 mod watch;
 
 use std::time::Duration;
@@ -146,6 +147,8 @@ enum Verb {
     #[command(subcommand)]
     Table(table::Verb),
     #[command(subcommand)]
+    View(view::Verb),
+    #[command(subcommand)]
     Shard(shard::Verb),
     #[command(subcommand)]
     Node(node::Verb),
@@ -227,6 +230,7 @@ async fn run(verb: Verb, global: &Global) -> Ended {
         Verb::Import(args) => import::run(args, global).await,
         Verb::Export(args) => export::run(args, global).await,
         Verb::Table(verb) => table::run(verb, global).await,
+        Verb::View(verb) => view::run(verb, global).await,
         Verb::Shard(verb) => shard::run(verb, global).await,
         Verb::Node(verb) => node::run(verb, global).await,
         Verb::Cluster(verb) => cluster::run(verb, global).await,
@@ -298,6 +302,11 @@ mod tests {
             "trivet import t f.csv --key {a}/{b}",
             "trivet table create t --hash --shards 8",
             "trivet table create t --range --split a --split b --group-delimiter /",
+            "trivet view create - --wait --replication 1 --history 7d",
+            "trivet view create --wait=5m v.toml",
+            "trivet view create v.toml --dry-run -o json",
+            "trivet view verify v --repair",
+            "trivet view drop v --dry-run",
             "trivet shard checksum --all",
             "trivet cluster status --wait 60s -o json",
             "trivet bench --mix read=95,write=5 --distribution zipfian:0.99 --pids 1,2,3",
@@ -324,6 +333,11 @@ mod tests {
             "trivet table create t --hash --range",
             "trivet table create t --hash --split a",
             "trivet table create t --range --shards 3",
+            "trivet view create",
+            "trivet view create v.toml --wait --dry-run",
+            "trivet view create v.toml --wait 5m",
+            "trivet view create v.toml --replication 0",
+            "trivet view verify",
             "trivet shard checksum",
             "trivet bench --mix reads=1",
             "trivet bench --rate 0",

@@ -11,8 +11,8 @@ use super::{Connection, metrics};
 use crate::runtime::{self, Instant};
 use crate::types::{Error, Kind, NodeId, Reason, Result, ShardId};
 use crate::wire::admin::{
-    BalanceReport, ChecksumReport, ClusterStatus, NewTable, ShardDetails, SplitPoint, SplitReport, TableDetails,
-    Topology,
+    BalanceReport, ChecksumReport, ClusterStatus, NewTable, NewView, ShardDetails, SplitPoint, SplitReport,
+    TableDetails, Topology, ViewDetails, ViewVerification,
 };
 
 /// Pauses between rounds over all nodes.
@@ -96,6 +96,56 @@ impl Admin {
             self.settle(name, false).await;
         }
         Ok(())
+    }
+
+    /// All views, without what they lag behind.
+    pub async fn views(&self) -> Result<Vec<ViewDetails>> {
+        self.ask(Some(QUESTION_MAX), |node, until| async move { node.list_views(until).await }).await
+    }
+
+    /// A view, and what it lags behind; for that all its shards and sources are asked.
+    pub async fn view(&self, name: &str) -> Result<ViewDetails> {
+        self.ask(None, |node, until| async move { node.describe_view(name, until).await }).await
+    }
+
+    /// Creates a view by its definition, TOML or JSON, and returns when every shard has a leader and this client knows
+    /// the view. It is read as a table is, and begins to take in what its sources hold: [`Admin::view`] tells when it is
+    /// ready. [`Admin::drop_table`] drops it.
+    ///
+    /// Errors: `INVALID_REQUEST` for a definition that is none, `TABLE_EXISTS`, `UNKNOWN_TABLE` for a source,
+    /// `NOT_ENOUGH_NODES`, and `RESULT_UNDETERMINED` when the node went away over it: then ask [`Admin::view`].
+    pub async fn create_view(
+        &self,
+        definition: &str,
+        replication: Option<u32>,
+        history_ms: Option<u64>,
+        dry_run: bool,
+    ) -> Result<ViewDetails> {
+        let view = NewView { definition: definition.to_owned(), replication, history_ms, dry_run };
+        let asked = &view;
+        let created = self
+            .ask(None, |node, until| {
+                let view = asked.clone();
+                async move { node.create_view(view, until).await }
+            })
+            .await?;
+        if !dry_run {
+            self.settle(&created.table.table.name, true).await;
+        }
+        Ok(created)
+    }
+
+    /// Has the upkeep of a view rest, or go on.
+    pub async fn pause_view(&self, name: &str, paused: bool) -> Result<ViewDetails> {
+        self.ask(None, |node, until| async move { node.pause_view(name, paused, until).await }).await
+    }
+
+    /// Compares a view with its sources, all of it or one shard, and sets right what differs if that is wanted. It reads
+    /// whole tables: ask [`Admin::within`] for some minutes, of which a node grants up to ten.
+    ///
+    /// Errors: `VIEW_BEHIND` while it is being built, `UNKNOWN_SHARD`.
+    pub async fn verify_view(&self, name: &str, shard: Option<ShardId>, repair: bool) -> Result<ViewVerification> {
+        self.ask(None, |node, until| async move { node.verify_view(name, shard, repair, until).await }).await
     }
 
     /// Hands a shard's leadership to the voter on node `to`.

@@ -16,7 +16,7 @@ use crate::types::{
     Answer, Epoch, Error, Header, Incarnation, Kind, Page, Partitioning, ReadLevel, Reason, ReplicaId, Request,
     RequestId, Response, Role, Row, ScanBounds, ScanRequest, TableDescriptor, TableId, TableState, Test, Timestamp,
 };
-use crate::wire::admin::{NewTable, NodeDetails, ReplicaDetails, ShardDetails, TableDetails, Topology};
+use crate::wire::admin::{NewTable, NodeDetails, ReplicaDetails, ShardDetails, TableDetails, Topology, ViewState};
 
 /// A table whose shards have these ids and replicas on these nodes, the first of which leads.
 pub(super) fn table(id: u32, name: &str, partitioning: Partitioning, shards: &[(u64, &[u64])]) -> TableDetails {
@@ -29,6 +29,7 @@ pub(super) fn table(id: u32, name: &str, partitioning: Partitioning, shards: &[(
         read_replica_zone: None,
         history_ms: 0,
         state: TableState::Ready,
+        view: None,
     };
     let layout = Layout::of(&table);
     let points: Vec<Bytes> = match table.partitioning {
@@ -399,6 +400,29 @@ async fn tables_come_and_go() {
     assert_eq!(client.admin().shard(ShardId(7)).await.expect_err("none").reason, Reason::UnknownShard);
     assert!(client.admin().checksum(ShardId(7)).await.expect("answered").equal);
     assert!(client.admin().status().await.expect("answered").healthy);
+}
+
+#[tokio::test]
+async fn views_are_tables_that_are_known_once_they_are_created() {
+    let node = FakeNode::start(|seen| Act::Answer(Ok(plain_answer(header(1, 600), &seen.request))));
+    tell(&[&node], &topology(1, &[&node], vec![]));
+    let client = connect(&[&node]).await;
+    let admin = client.admin();
+    let wished = admin.create_view("v", None, None, true).await.expect("told");
+    assert_eq!(wished.definition, "v");
+    assert_eq!(client.table("v").get("k").await.expect_err("not created").reason, Reason::UnknownTable);
+    let created = admin.create_view("v", Some(1), Some(0), false).await.expect("created");
+    assert_eq!((created.state, created.lags), (ViewState::Building, None));
+    client.table("v").get("k").await.expect("known at once");
+    assert_eq!(admin.view("v").await.expect("told").lags, Some(vec![]));
+    assert_eq!(admin.views().await.expect("told").len(), 1);
+    assert_eq!(admin.pause_view("v", true).await.expect("paused").state, ViewState::Paused);
+    assert_eq!(admin.pause_view("v", false).await.expect("resumed").state, ViewState::Ready);
+    let found = admin.verify_view("v", Some(ShardId(600)), true).await.expect("compared");
+    assert_eq!((found.rows, found.differing(), found.repaired), (600, 1, 1));
+    assert_eq!(admin.verify_view("v", None, false).await.expect("compared").rows, 9);
+    admin.drop_table("v", false).await.expect("dropped");
+    assert_eq!(client.table("v").get("k").await.expect_err("there is none").reason, Reason::UnknownTable);
 }
 
 #[tokio::test]

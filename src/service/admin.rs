@@ -1,4 +1,4 @@
-//! `trivet.v1.Table` and `trivet.v1.Cluster`: what is asked of the cluster itself.
+//! `trivet.v1.Table`, `trivet.v1.View` and `trivet.v1.Cluster`: what is asked of the cluster itself.
 //!
 //! Everything goes to `control`, which finds whoever can answer; what is told from this node's own picture of the
 //! catalog (topology, tables) costs nothing and every node tells it. A change that is not confirmed in time may or may
@@ -16,15 +16,22 @@ use crate::catalog::Standing;
 use crate::control::Control;
 use crate::runtime::timeout_at;
 use crate::types::{Error, NodeId, Reason, Result, ShardId};
-use crate::wire::admin::{NewTable, SplitPoint};
-use crate::wire::proto::v1::{self, cluster_server, table_server};
+use crate::wire::admin::{NewTable, NewView, SplitPoint};
+use crate::wire::proto::v1::{self, cluster_server, table_server, view_server};
 use crate::wire::to_status;
 
 /// For callers that name no deadline: changes wait for every shard of a table to have a leader.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(30);
+/// The longest that the comparison of a view may ask for, and what it gets if it names no deadline: it reads whole tables.
+const VERIFY_DEADLINE_MAX: Duration = Duration::from_secs(600);
 
 /// The implementation behind `TableServer`.
 pub struct Table {
+    edge: Edge,
+}
+
+/// The implementation behind `ViewServer`.
+pub struct View {
     edge: Edge,
 }
 
@@ -37,6 +44,13 @@ impl Table {
     /// Serves what stands behind this edge.
     pub fn new(edge: Edge) -> Table {
         Table { edge }
+    }
+}
+
+impl View {
+    /// Serves what stands behind this edge.
+    pub fn new(edge: Edge) -> View {
+        View { edge }
     }
 }
 
@@ -77,9 +91,22 @@ impl Edge {
     where
         T: From<A>,
     {
-        let started = self.clock().now();
         let asked = deadline::asked(metadata).unwrap_or(DEADLINE_DEFAULT);
-        let by = started + deadline::granted(Some(asked));
+        self.administer_for(deadline::granted(Some(asked)), effect, work).await
+    }
+
+    /// The same with this much time, whatever its caller asked for.
+    async fn administer_for<T, A>(
+        &self,
+        patience: Duration,
+        effect: Effect,
+        work: impl AsyncFnOnce(&Control) -> Result<A>,
+    ) -> Result<Response<T>, Status>
+    where
+        T: From<A>,
+    {
+        let started = self.clock().now();
+        let by = started + patience;
         let result = async {
             let _place = self.admit()?;
             let Some((_, control)) = self.door().node() else {
@@ -126,6 +153,51 @@ impl table_server::Table for Table {
         self.edge
             .administer(request.metadata(), Effect::None, async |control| {
                 Ok(v1::ListTablesResponse { tables: control.tables(false).into_iter().map(Into::into).collect() })
+            })
+            .await
+    }
+}
+
+#[tonic::async_trait]
+impl view_server::View for View {
+    async fn create(&self, request: Request<v1::CreateViewRequest>) -> Result<Response<v1::ViewInfo>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        self.edge
+            .administer(&metadata, Effect::Change, async |control| control.create_view(NewView::decode(wish)?).await)
+            .await
+    }
+
+    async fn describe(&self, request: Request<v1::DescribeViewRequest>) -> Result<Response<v1::ViewInfo>, Status> {
+        let (metadata, _, question) = request.into_parts();
+        self.edge.administer(&metadata, Effect::None, async |control| control.describe_view(&question.name).await).await
+    }
+
+    async fn list(&self, request: Request<v1::ListViewsRequest>) -> Result<Response<v1::ListViewsResponse>, Status> {
+        self.edge
+            .administer(request.metadata(), Effect::None, async |control| {
+                Ok(v1::ListViewsResponse { views: control.views().into_iter().map(Into::into).collect() })
+            })
+            .await
+    }
+
+    async fn pause(&self, request: Request<v1::PauseViewRequest>) -> Result<Response<v1::ViewInfo>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        self.edge
+            .administer(&metadata, Effect::Change, async |control| control.pause_view(&wish.name, wish.paused).await)
+            .await
+    }
+
+    async fn verify(
+        &self,
+        request: Request<v1::VerifyViewRequest>,
+    ) -> Result<Response<v1::VerifyViewResponse>, Status> {
+        let (metadata, _, wish) = request.into_parts();
+        let asked = deadline::asked(&metadata).unwrap_or(VERIFY_DEADLINE_MAX);
+        let patience = deadline::granted_within(asked, VERIFY_DEADLINE_MAX);
+        let effect = if wish.repair { Effect::Change } else { Effect::None };
+        self.edge
+            .administer_for(patience, effect, async |control| {
+                control.verify_view(&wish.name, wish.shard.map(ShardId), wish.repair).await
             })
             .await
     }

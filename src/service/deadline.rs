@@ -2,7 +2,7 @@
 //!
 //! The caller says so in the `grpc-timeout` header (gRPC's own deadlines) or, on a pipelined stream, in the call; who
 //! says nothing gets [`DEFAULT`], and nobody gets more than [`MAX`], so that an abandoned call does not hold its place
-//! for ever.
+//! for ever. The few verbs whose work takes minutes name a bound of their own.
 
 use std::time::Duration;
 
@@ -18,10 +18,12 @@ const HEADROOM: Duration = Duration::from_millis(10);
 
 /// The time a call gets whose caller asked for this much.
 pub fn granted(asked: Option<Duration>) -> Duration {
-    match asked {
-        None => DEFAULT,
-        Some(asked) => asked.min(MAX).saturating_sub(HEADROOM.min(asked / 10)),
-    }
+    asked.map_or(DEFAULT, |asked| granted_within(asked, MAX))
+}
+
+/// The same for a call that may take as long as `max`.
+pub fn granted_within(asked: Duration, max: Duration) -> Duration {
+    asked.min(max).saturating_sub(HEADROOM.min(asked / 10))
 }
 
 /// What the headers of a call ask for; a value that is none is taken for no deadline, as gRPC prescribes.
@@ -75,5 +77,8 @@ mod tests {
         assert_eq!(granted(Some(Duration::from_millis(20))), Duration::from_millis(18));
         assert_eq!(granted(Some(Duration::ZERO)), Duration::ZERO);
         assert!(granted(Some(Duration::from_secs(1 << 40))) <= MAX);
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        assert!(granted_within(minutes(5), minutes(10)) > minutes(4));
+        assert!(granted_within(minutes(50), minutes(10)) <= minutes(10));
     }
 }

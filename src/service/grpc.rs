@@ -12,7 +12,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use super::admin::{Cluster, Table};
+use super::admin::{Cluster, Table, View};
 use super::door::Door;
 use super::edge::Edge;
 use super::explain::{self, Explained};
@@ -45,7 +45,7 @@ const MESSAGE_OVERHEAD_BYTES: usize = 1 << 20;
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The names under which health is told: the services, and all together.
-const HEALTH_NAMES: [&str; 4] = ["", "trivet.v1.Kv", "trivet.v1.Table", "trivet.v1.Cluster"];
+const HEALTH_NAMES: [&str; 5] = ["", "trivet.v1.Kv", "trivet.v1.Table", "trivet.v1.View", "trivet.v1.Cluster"];
 
 /// The open port.
 pub struct Grpc {
@@ -168,6 +168,7 @@ fn core_services(edge: &Edge) -> RoutesBuilder {
     routes
         .add_service(bounded!(v1::kv_server::KvServer::new(Kv::new(edge.clone()))))
         .add_service(bounded!(v1::table_server::TableServer::new(Table::new(edge.clone()))))
+        .add_service(bounded!(v1::view_server::ViewServer::new(View::new(edge.clone()))))
         .add_service(bounded!(v1::cluster_server::ClusterServer::new(Cluster::new(edge.clone()))));
     if let Some((node, _)) = edge.door().node() {
         routes.add_service(PeerService::server(node.clone()));
@@ -332,7 +333,7 @@ mod tests {
             if let Some(serving) = serving {
                 grpc.set_serving(serving).await;
             }
-            for service in ["", "trivet.v1.Kv", "trivet.v1.Cluster"] {
+            for service in ["", "trivet.v1.Kv", "trivet.v1.View", "trivet.v1.Cluster"] {
                 let question = HealthCheckRequest { service: service.into() };
                 let answer = health.check(question).await.expect("known").into_inner();
                 assert_eq!(answer.status, expected, "{service}");
@@ -357,7 +358,8 @@ mod tests {
             }};
         }
         for names in [services!(v1), services!(v1alpha)] {
-            for name in ["trivet.v1.Kv", "trivet.v1.Table", "trivet.v1.Cluster", "grpc.health.v1.Health"] {
+            let ours = ["trivet.v1.Kv", "trivet.v1.Table", "trivet.v1.View", "trivet.v1.Cluster"];
+            for name in ours.into_iter().chain(["grpc.health.v1.Health"]) {
                 assert!(names.iter().any(|listed| listed == name), "{name} is missing in {names:?}");
             }
             assert!(!names.iter().any(|listed| listed.contains("internal")), "{names:?}");

@@ -17,6 +17,11 @@ fn partitioning(table: &TableDescriptor) -> String {
     }
 }
 
+/// How it is partitioned, and whether it is a view.
+fn kind(table: &TableDescriptor) -> String {
+    format!("{}{}", partitioning(table), if table.view.is_some() { " (view)" } else { "" })
+}
+
 /// What a shard owns, in the user's terms: slots of a hash table, keys of a range table.
 pub fn owned(table: &TableDescriptor, shard: &ShardDetails) -> String {
     Layout::of(table).describe(&shard.start, &shard.end)
@@ -74,6 +79,7 @@ pub fn table_json(details: &TableDetails) -> Value {
         "read_replicas": table.read_replicas,
         "read_replica_zone": table.read_replica_zone,
         "history_ms": table.history_ms,
+        "view": table.view.is_some(),
         "shards": details.shards.iter().map(|shard| shard_json(Some(table), shard)).collect::<Vec<_>>(),
     })
 }
@@ -85,7 +91,7 @@ pub fn tables(list: &[TableDetails]) -> String {
         table.row(vec![
             details.table.name.clone(),
             details.table.id.0.to_string(),
-            partitioning(&details.table),
+            kind(&details.table),
             details.shards.len().to_string(),
             details.table.replication.to_string(),
             show_duration_ms(details.table.history_ms),
@@ -98,7 +104,8 @@ pub fn tables(list: &[TableDetails]) -> String {
 pub fn table(details: &TableDetails) -> String {
     let table = &details.table;
     format!(
-        "table {} (id {}): {}, {}, {}{} each, history {}\n\n{}",
+        "{} {} (id {}): {}, {}, {}{} each, history {}\n\n{}",
+        if table.view.is_some() { "view" } else { "table" },
         table.name,
         table.id.0,
         partitioning(table),
@@ -365,7 +372,7 @@ pub fn status_json(status: &ClusterStatus) -> Value {
 mod tests {
     use bytes::Bytes;
     use trivet::types::{
-        ClusterId, Epoch, Error, Incarnation, NodeId, Reason, ReplicaId, ShardId, TableId, TableState,
+        ClusterId, Epoch, Error, Incarnation, NodeId, Reason, ReplicaId, ShardId, TableId, TableState, ViewDescriptor,
     };
     use trivet::wire::admin::{Content, NodeShare, ReplicaChecksum, ReplicaDetails};
 
@@ -382,6 +389,7 @@ mod tests {
             read_replica_zone: None,
             history_ms: 3_600_000,
             state: TableState::Ready,
+            view: None,
         };
         let shards = u32::try_from(cuts.len() + 1).expect("few");
         let layout = Layout::of(&table);
@@ -450,6 +458,19 @@ mod tests {
         ClusterStatus { nodes, tables, ..cluster(true) }
     }
 
+    fn a_view() -> TableDetails {
+        let mut details = table_details(4, "orders_by_user", Partitioning::Hash, &[]);
+        let told = ViewDescriptor {
+            definition: String::new(),
+            sources: vec![],
+            ready: false,
+            rebuilding: false,
+            paused: false,
+        };
+        details.table.view = Some(told);
+        details
+    }
+
     fn pretty(value: &Value) -> String {
         serde_json::to_string_pretty(value).expect("JSON") + "\n"
     }
@@ -465,6 +486,8 @@ mod tests {
             table(&tables_of[0]),
             table(&tables_of[1]),
             table(&of_one().tables[0]),
+            tables(&[a_view()]),
+            table(&a_view()),
             shards(&tables_of),
             shard(Some(&tables_of[0].table), first),
             shard(None, first),

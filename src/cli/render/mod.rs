@@ -2,11 +2,12 @@
 //!
 //! Everything here is a pure function from values to text or JSON. Versions are numbers of 64 bits, more than a JSON
 //! number holds everywhere, so in JSON they are text. [`Table`] aligns columns; `data` shows keys, values and answers,
-//! `cluster` shows nodes, tables and shards.
+//! `cluster` shows nodes, tables and shards, `views` views.
 
 mod cluster;
 mod data;
 mod recovery;
+mod views;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table as Grid};
@@ -17,6 +18,7 @@ pub use cluster::{
 };
 pub use data::{change_json, change_line, get_json, history_table, not_applied, outcome_json, row_json, scan_table};
 pub use recovery::{recovery_applied, recovery_plan};
+pub use views::{Finding, verification, verification_json, view, view_json, view_pausing, view_progress, views};
 
 /// Rows under a header, the columns as wide as their widest cell.
 pub struct Table {

@@ -20,11 +20,14 @@ use tonic::{Request as Message, Response as Reply, Status, Streaming};
 use crate::types::{
     Answer, ClusterId, Epoch, Header, Limits, NodeId, Outcome, Request, Response, Result, Role, ShardId, Timestamp,
 };
-use crate::wire::admin::{ChecksumReport, ClusterStatus, NewTable, TableDetails, Topology};
+use crate::wire::admin::{
+    ChecksumReport, ClusterStatus, NewTable, TableDetails, Topology, ViewDetails, ViewState, ViewVerification,
+};
 use crate::wire::proto::v1;
 use crate::wire::proto::v1::cluster_server::{Cluster, ClusterServer};
 use crate::wire::proto::v1::kv_server::{Kv, KvServer};
 use crate::wire::proto::v1::table_server::{Table, TableServer};
+use crate::wire::proto::v1::view_server::{View, ViewServer};
 use crate::wire::{self, Question, to_status};
 
 /// What a fake node does with a call.
@@ -93,7 +96,8 @@ impl FakeNode {
             Server::builder()
                 .add_service(KvServer::new(mind.clone()))
                 .add_service(ClusterServer::new(mind.clone()))
-                .add_service(TableServer::new(mind))
+                .add_service(TableServer::new(mind.clone()))
+                .add_service(ViewServer::new(mind))
                 .serve_with_incoming(TcpListenerStream::new(listener))
                 .await
                 .expect("serves");
@@ -411,5 +415,49 @@ impl Table for Mind {
 
     async fn list(&self, _: Message<v1::ListTablesRequest>) -> Result<Reply<v1::ListTablesResponse>, Status> {
         Ok(Reply::new(v1::ListTablesResponse { tables: vec![] }))
+    }
+}
+
+/// A view of this name; for a fake node a definition is a name.
+fn view(name: &str) -> ViewDetails {
+    let table = super::super::tests::table(60, name, crate::types::Partitioning::Hash, &[(600, &[1])]);
+    let definition = name.to_owned();
+    ViewDetails { table, definition, sources: vec!["t".to_owned()], state: ViewState::Building, lags: None }
+}
+
+#[tonic::async_trait]
+impl View for Mind {
+    async fn create(&self, asked: Message<v1::CreateViewRequest>) -> Result<Reply<v1::ViewInfo>, Status> {
+        let wish = asked.into_inner();
+        let view = view(&wish.definition);
+        if !wish.dry_run {
+            let mut topology = self.topology.lock();
+            let topology = topology.as_mut().ok_or_else(|| Status::unavailable("no topology yet"))?;
+            topology.revision += 1;
+            topology.tables.push(view.table.clone());
+        }
+        Ok(Reply::new(view.into()))
+    }
+
+    async fn describe(&self, asked: Message<v1::DescribeViewRequest>) -> Result<Reply<v1::ViewInfo>, Status> {
+        Ok(Reply::new(ViewDetails { lags: Some(vec![]), ..view(&asked.into_inner().name) }.into()))
+    }
+
+    async fn list(&self, _: Message<v1::ListViewsRequest>) -> Result<Reply<v1::ListViewsResponse>, Status> {
+        Ok(Reply::new(v1::ListViewsResponse { views: vec![view("v").into()] }))
+    }
+
+    async fn pause(&self, asked: Message<v1::PauseViewRequest>) -> Result<Reply<v1::ViewInfo>, Status> {
+        let wish = asked.into_inner();
+        let state = if wish.paused { ViewState::Paused } else { ViewState::Ready };
+        Ok(Reply::new(ViewDetails { state, ..view(&wish.name) }.into()))
+    }
+
+    async fn verify(&self, asked: Message<v1::VerifyViewRequest>) -> Result<Reply<v1::VerifyViewResponse>, Status> {
+        let wish = asked.into_inner();
+        let repaired = u64::from(wish.repair);
+        Ok(Reply::new(
+            ViewVerification { rows: wish.shard.unwrap_or(9), other: 1, repaired, ..Default::default() }.into(),
+        ))
     }
 }

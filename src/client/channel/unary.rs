@@ -1,4 +1,4 @@
-//! Calls of their own beside the stream: the verbs of the Table and Cluster services, and plain unary data calls.
+//! Calls of their own beside the stream: the verbs of the Table, View and Cluster services, and plain unary data calls.
 
 use std::error::Error as _;
 
@@ -10,11 +10,12 @@ use crate::client::metrics;
 use crate::runtime::Instant;
 use crate::types::{Error, NodeId, Request, Response, Result, ShardId};
 use crate::wire::admin::{
-    BalanceReport, ChecksumReport, ClusterStatus, NewTable, ShardDetails, SplitPoint, SplitReport, TableDetails,
-    Topology,
+    BalanceReport, ChecksumReport, ClusterStatus, NewTable, NewView, ShardDetails, SplitPoint, SplitReport,
+    TableDetails, Topology, ViewDetails, ViewVerification,
 };
 use crate::wire::proto::v1::{
     self, call::Call, cluster_client::ClusterClient, kv_client::KvClient, table_client::TableClient,
+    view_client::ViewClient,
 };
 use crate::wire::{Channel, RESPONSE_BYTES_MAX, encode_call, error_of_status};
 
@@ -190,6 +191,51 @@ impl Connection {
         answer.tables.into_iter().map(TryInto::try_into).collect()
     }
 
+    /// Creates a view.
+    pub async fn create_view(&self, view: NewView, deadline: Instant) -> Result<ViewDetails> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut views = views(channel);
+        plain(views.create(timed(view.encode(), patience)).await, true)?.try_into()
+    }
+
+    /// A view, and what it lags behind.
+    pub async fn describe_view(&self, name: &str, deadline: Instant) -> Result<ViewDetails> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut views = views(channel);
+        let question = v1::DescribeViewRequest { name: name.to_owned() };
+        plain(views.describe(timed(question, patience)).await, false)?.try_into()
+    }
+
+    /// All views.
+    pub async fn list_views(&self, deadline: Instant) -> Result<Vec<ViewDetails>> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut views = views(channel);
+        let answer = plain(views.list(timed(v1::ListViewsRequest {}, patience)).await, false)?;
+        answer.views.into_iter().map(TryInto::try_into).collect()
+    }
+
+    /// Has the upkeep of a view rest, or go on.
+    pub async fn pause_view(&self, name: &str, paused: bool, deadline: Instant) -> Result<ViewDetails> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut views = views(channel);
+        let wish = v1::PauseViewRequest { name: name.to_owned(), paused };
+        plain(views.pause(timed(wish, patience)).await, true)?.try_into()
+    }
+
+    /// Compares a view with its sources, all of it or one shard.
+    pub async fn verify_view(
+        &self,
+        name: &str,
+        shard: Option<ShardId>,
+        repair: bool,
+        deadline: Instant,
+    ) -> Result<ViewVerification> {
+        let (channel, patience) = self.channel(deadline).await?;
+        let mut views = views(channel);
+        let wish = v1::VerifyViewRequest { name: name.to_owned(), shard: shard.map(|shard| shard.0), repair };
+        plain(views.verify(timed(wish, patience)).await, repair)?.try_into()
+    }
+
     /// The channel, and how much time is left when it is there.
     async fn channel(&self, deadline: Instant) -> Result<(Channel, std::time::Duration)> {
         let link = self.started();
@@ -205,6 +251,10 @@ fn cluster(channel: Channel) -> ClusterClient<Channel> {
 
 fn tables(channel: Channel) -> TableClient<Channel> {
     TableClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX)
+}
+
+fn views(channel: Channel) -> ViewClient<Channel> {
+    ViewClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX)
 }
 
 fn timed<Q>(question: Q, patience: std::time::Duration) -> Message<Q> {

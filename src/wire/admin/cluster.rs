@@ -185,6 +185,7 @@ mod tests {
             read_replica_zone: Some("east".to_owned()),
             history_ms: 9,
             state: TableState::Ready,
+            view: None,
         };
         let node = NodeDetails {
             id: NodeId(1),

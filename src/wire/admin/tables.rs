@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::wishes::GROUP_DELIMITER_BYTES_MAX;
 use crate::types::{
     Epoch, Error, Incarnation, NodeId, Partitioning, ReplicaDescriptor, ReplicaId, ReplicaRole, Result,
-    ShardDescriptor, ShardId, TableDescriptor, TableId, TableState,
+    ShardDescriptor, ShardId, TableDescriptor, TableId, TableState, ViewDescriptor,
 };
 use crate::wire::proto::v1;
 
@@ -132,7 +132,8 @@ impl From<v1::ShardInfo> for ShardDetails {
 /// A table with its shards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableDetails {
-    /// The table; on the wire every table serves.
+    /// The table; on the wire every table serves, and a view is only said to be one: [`ViewDetails`](super::ViewDetails)
+    /// has its definition.
     pub table: TableDescriptor,
     /// Its shards, in the order of their ranges.
     pub shards: Vec<ShardDetails>,
@@ -151,6 +152,7 @@ impl From<TableDetails> for v1::TableInfo {
             read_replica_zone: details.table.read_replica_zone,
             history_ms: details.table.history_ms,
             shards: details.shards.into_iter().map(Into::into).collect(),
+            view: details.table.view.is_some(),
         }
     }
 }
@@ -168,9 +170,15 @@ impl TryFrom<v1::TableInfo> for TableDetails {
             read_replica_zone: info.read_replica_zone,
             history_ms: info.history_ms,
             state: TableState::Ready,
+            view: info.view.then(view_told),
         };
         Ok(TableDetails { table, shards: info.shards.into_iter().map(Into::into).collect() })
     }
+}
+
+/// What is known of a view by whoever was told no more than that it is one.
+pub(super) fn view_told() -> ViewDescriptor {
+    ViewDescriptor { definition: String::new(), sources: Vec::new(), ready: false, rebuilding: false, paused: false }
 }
 
 /// How a table is partitioned, in words of the protocol.
