@@ -29,3 +29,4 @@ mod scans;
 mod scripts;
 mod splits;
 mod tables;
+mod views;
