@@ -109,7 +109,7 @@ impl Control {
         }
         let mut all = ViewCheck::default();
         for shard in shards {
-            all.add(self.verify_shard(entry.descriptor.id, shard, repair, 0).await?);
+            all.add(self.verify_shard(entry.descriptor.id, shard, repair).await?);
         }
         let samples = all.samples.into_iter().map(|(key, difference)| {
             let difference = match difference {
@@ -130,14 +130,8 @@ impl Control {
     }
 
     /// Has the leader of one shard compare it.
-    async fn verify_shard(
-        &self,
-        view: TableId,
-        shard: &ShardDescriptor,
-        repair: bool,
-        rest_percent: u32,
-    ) -> Result<ViewCheck> {
-        let question = VerifyAsk { view, shard: shard.id, repair, rest_percent };
+    async fn verify_shard(&self, view: TableId, shard: &ShardDescriptor, repair: bool) -> Result<ViewCheck> {
+        let question = VerifyAsk { view, shard: shard.id, repair };
         let mut left: Vec<NodeId> = shard.replicas.iter().map(|replica| replica.node).collect();
         let known = self.node.replicas().get(shard.id).and_then(|replica| replica.leader());
         let mut next = known.map(|(_, node)| node).or_else(|| left.pop());
