@@ -11,7 +11,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // RocksDB's debug information is half a gigabyte in each binary; names of functions, for backtraces, stay.
     println!("cargo:rustc-link-arg=-Wl,--strip-debug");
 
-    let public = ["trivet/v1/kv.proto", "trivet/v1/admin.proto", "trivet/v1/errors.proto"];
+    let public =
+        ["trivet/v1/kv.proto", "trivet/v1/admin.proto", "trivet/v1/errors.proto", "trivet/orders/v1/orders.proto"];
     let internal = ["trivet/internal/log.proto", "trivet/internal/peer.proto"];
     let set = protox::compile(public.iter().chain(&internal).map(|file| root.join(file)), [&root])?;
     let mut served = set.clone();

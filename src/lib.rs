@@ -26,8 +26,9 @@ pub mod client;
 #[cfg(feature = "server")]
 pub mod raft;
 
-// 4: the replicated key-value machine, and the rows of the system table
+// 4: the replicated key-value machine, the rows of the system table, and what an application builds on the client alone
 pub mod catalog;
+pub mod orders;
 #[cfg(feature = "server")]
 pub mod shard;
 

@@ -66,6 +66,7 @@ impl From<Error> for Stop {
     fn from(error: Error) -> Stop {
         let exit = match (error.reason, error.kind()) {
             (Reason::ReadOnlyTable, _) => Exit::Denied,
+            (Reason::PreconditionFailed, _) => Exit::NotFound,
             (_, Kind::NotFound) => Exit::NotFound,
             (_, Kind::Invalid | Kind::Corrupt | Kind::Internal) => Exit::Error,
             (_, Kind::Redirect | Kind::Refresh | Kind::BackOff | Kind::Unavailable | Kind::Undetermined) => {
@@ -98,7 +99,7 @@ mod tests {
             let reasons = Reason::ALL.iter().filter(|reason| Stop::from(Error::new(**reason, "")).exit == code);
             reasons.map(|reason| reason.as_str()).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(of(Exit::NotFound), "UNKNOWN_TABLE UNKNOWN_NODE UNKNOWN_SHARD");
+        assert_eq!(of(Exit::NotFound), "UNKNOWN_TABLE UNKNOWN_NODE UNKNOWN_SHARD UNKNOWN_DOCUMENT PRECONDITION_FAILED");
         assert_eq!(
             of(Exit::Unavailable),
             "NOT_LEADER WRONG_EPOCH SHARD_NOT_HERE NO_QUORUM TOO_STALE OVERLOADED NOT_READY DEADLINE_EXCEEDED \

@@ -40,6 +40,8 @@ mod golden;
 mod import;
 mod merge;
 mod node;
+mod order;
+mod order_read;
 mod render;
 mod scan;
 mod shard;
@@ -149,6 +151,8 @@ enum Verb {
     #[command(subcommand)]
     View(view::Verb),
     #[command(subcommand)]
+    Order(order::Verb),
+    #[command(subcommand)]
     Shard(shard::Verb),
     #[command(subcommand)]
     Node(node::Verb),
@@ -231,6 +235,7 @@ async fn run(verb: Verb, global: &Global) -> Ended {
         Verb::Export(args) => export::run(args, global).await,
         Verb::Table(verb) => table::run(verb, global).await,
         Verb::View(verb) => view::run(verb, global).await,
+        Verb::Order(verb) => order::run(verb, global).await,
         Verb::Shard(verb) => shard::run(verb, global).await,
         Verb::Node(verb) => node::run(verb, global).await,
         Verb::Cluster(verb) => cluster::run(verb, global).await,
@@ -307,6 +312,11 @@ mod tests {
             "trivet view create v.toml --dry-run -o json",
             "trivet view verify v --repair",
             "trivet view drop v --dry-run",
+            "trivet order setup --shards 3 --dry-run",
+            "trivet order create --user 42 --key k --amount 12.50 --item p-1:2:6.25 --created 2026-01-31T12:00:00Z",
+            "trivet order transition o-1 paid --if-version 7 --request r",
+            "trivet order list 42 --status paid --status refunded --limit 5 --level at-least=7",
+            "trivet order archive --older-than 90d --limit 5 --dry-run",
             "trivet shard checksum --all",
             "trivet cluster status --wait 60s -o json",
             "trivet bench --mix read=95,write=5 --distribution zipfian:0.99 --pids 1,2,3",
@@ -338,6 +348,13 @@ mod tests {
             "trivet view create v.toml --wait 5m",
             "trivet view create v.toml --replication 0",
             "trivet view verify",
+            "trivet order create --user 42 --key k",
+            "trivet order create --user 42 --key k --amount -5",
+            "trivet order create --user 42 --key k --amount 5 --item p-1:none",
+            "trivet order transition o-1 lost",
+            "trivet order list 42 --status lost",
+            "trivet order list 42 --limit 0",
+            "trivet order archive",
             "trivet shard checksum",
             "trivet bench --mix reads=1",
             "trivet bench --rate 0",

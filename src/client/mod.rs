@@ -49,6 +49,8 @@ use std::sync::Arc;
 pub use admin::Admin;
 pub use changes::{Changes, Followed};
 pub use channel::Connection;
+#[cfg(test)]
+pub(crate) use channel::fake;
 pub use options::{Options, ReadFrom};
 pub use scan::Scan;
 pub use session::Session;

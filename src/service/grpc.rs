@@ -18,10 +18,12 @@ use super::edge::Edge;
 use super::explain::{self, Explained};
 use super::kv::Kv;
 use super::listen::{self, Connections};
+use super::orders::{Library, Orders};
 use crate::node::PeerService;
 use crate::runtime::{self, Clock, Instant, Task};
 use crate::types::Limits;
 use crate::wire;
+use crate::wire::proto::orders::v1::orders_server::OrdersServer;
 use crate::wire::proto::{DESCRIPTORS, v1};
 
 /// Unary calls and streams at once on one connection; further ones wait at the client. A client that makes unary
@@ -45,7 +47,8 @@ const MESSAGE_OVERHEAD_BYTES: usize = 1 << 20;
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The names under which health is told: the services, and all together.
-const HEALTH_NAMES: [&str; 5] = ["", "trivet.v1.Kv", "trivet.v1.Table", "trivet.v1.View", "trivet.v1.Cluster"];
+const HEALTH_NAMES: [&str; 6] =
+    ["", "trivet.v1.Kv", "trivet.v1.Table", "trivet.v1.View", "trivet.v1.Cluster", "trivet.orders.v1.Orders"];
 
 /// The open port.
 pub struct Grpc {
@@ -54,6 +57,7 @@ pub struct Grpc {
     connections: Connections,
     closing: CancellationToken,
     health: HealthReporter,
+    library: Library,
     served: Task<()>,
 }
 
@@ -67,14 +71,15 @@ impl Grpc {
         let (connections, closing) = (Connections::default(), CancellationToken::new());
         let incoming = listen::accept(listener, connections.clone(), closing.clone(), clock);
 
-        let router = server().add_routes(routes(&edge, &health)?);
+        let library = Library::of(address);
+        let router = server().add_routes(routes(&edge, &library, &health)?);
         let signal = closing.clone().cancelled_owned();
         let served = runtime::spawn(async move {
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, signal).await {
                 tracing::error!(%error, "the gRPC port has closed");
             }
         });
-        let grpc = Grpc { address, edge, connections, closing, health, served };
+        let grpc = Grpc { address, edge, connections, closing, health, library, served };
         grpc.set_serving(false).await;
         Ok(grpc)
     }
@@ -104,6 +109,7 @@ impl Grpc {
     pub async fn close(self, deadline: Instant) {
         self.edge.stopping().cancel();
         self.closing.cancel();
+        self.library.close();
         let stop = self.served.abort_handle();
         let mut served = self.served;
         if runtime::timeout_at(deadline, &mut served).await.is_none() {
@@ -151,32 +157,37 @@ fn request_bytes_max(limits: &Limits) -> usize {
     wire::REQUEST_BYTES_MAX.max(batch + MESSAGE_OVERHEAD_BYTES)
 }
 
-/// The services that stand behind `door`, without a port, health and reflection: for a simulation, which brings its
-/// own network.
+/// The services that stand behind `door`, without a port and what needs one (orders, health, reflection): for a simulation,
+/// which brings its own network.
 pub fn services(door: Door, limits: Limits, clock: Clock) -> Routes {
     core_services(&Edge::new(door, limits, clock)).routes()
 }
 
+/// A service whose messages have bounds and whose refusals have reasons.
+macro_rules! bounded {
+    ($edge:expr, $service:expr) => {
+        Explained(
+            $service
+                .max_decoding_message_size(request_bytes_max($edge.limits()))
+                .max_encoding_message_size(wire::RESPONSE_BYTES_MAX),
+        )
+    };
+}
+
 fn core_services(edge: &Edge) -> RoutesBuilder {
-    let largest = request_bytes_max(edge.limits());
-    macro_rules! bounded {
-        ($service:expr) => {
-            Explained($service.max_decoding_message_size(largest).max_encoding_message_size(wire::RESPONSE_BYTES_MAX))
-        };
-    }
     let mut routes = Routes::builder();
     routes
-        .add_service(bounded!(v1::kv_server::KvServer::new(Kv::new(edge.clone()))))
-        .add_service(bounded!(v1::table_server::TableServer::new(Table::new(edge.clone()))))
-        .add_service(bounded!(v1::view_server::ViewServer::new(View::new(edge.clone()))))
-        .add_service(bounded!(v1::cluster_server::ClusterServer::new(Cluster::new(edge.clone()))));
+        .add_service(bounded!(edge, v1::kv_server::KvServer::new(Kv::new(edge.clone()))))
+        .add_service(bounded!(edge, v1::table_server::TableServer::new(Table::new(edge.clone()))))
+        .add_service(bounded!(edge, v1::view_server::ViewServer::new(View::new(edge.clone()))))
+        .add_service(bounded!(edge, v1::cluster_server::ClusterServer::new(Cluster::new(edge.clone()))));
     if let Some((node, _)) = edge.door().node() {
         routes.add_service(PeerService::server(node.clone()));
     }
     routes
 }
 
-fn routes(edge: &Edge, health: &HealthReporter) -> io::Result<Routes> {
+fn routes(edge: &Edge, library: &Library, health: &HealthReporter) -> io::Result<Routes> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -184,6 +195,7 @@ fn routes(edge: &Edge, health: &HealthReporter) -> io::Result<Routes> {
     };
     let mut routes = core_services(edge);
     routes
+        .add_service(bounded!(edge, OrdersServer::new(Orders::new(edge.clone(), library.clone()))))
         .add_service(HealthServer::new(HealthService::from_health_reporter(health.clone())))
         .add_service(reflection().build_v1().map_err(io::Error::other)?)
         .add_service(reflection().build_v1alpha().map_err(io::Error::other)?);
@@ -333,7 +345,7 @@ mod tests {
             if let Some(serving) = serving {
                 grpc.set_serving(serving).await;
             }
-            for service in ["", "trivet.v1.Kv", "trivet.v1.View", "trivet.v1.Cluster"] {
+            for service in ["", "trivet.v1.Kv", "trivet.v1.View", "trivet.v1.Cluster", "trivet.orders.v1.Orders"] {
                 let question = HealthCheckRequest { service: service.into() };
                 let answer = health.check(question).await.expect("known").into_inner();
                 assert_eq!(answer.status, expected, "{service}");
@@ -358,7 +370,8 @@ mod tests {
             }};
         }
         for names in [services!(v1), services!(v1alpha)] {
-            let ours = ["trivet.v1.Kv", "trivet.v1.Table", "trivet.v1.View", "trivet.v1.Cluster"];
+            let ours =
+                ["trivet.v1.Kv", "trivet.v1.Table", "trivet.v1.View", "trivet.v1.Cluster", "trivet.orders.v1.Orders"];
             for name in ours.into_iter().chain(["grpc.health.v1.Health"]) {
                 assert!(names.iter().any(|listed| listed == name), "{name} is missing in {names:?}");
             }

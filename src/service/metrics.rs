@@ -75,6 +75,13 @@ methods! {
     ChangesPage = "changes_page",
     Rollback = "rollback",
     Administration = "administration",
+    CreateOrder = "create_order",
+    Transition = "transition",
+    GetOrder = "get_order",
+    ListUserOrders = "list_user_orders",
+    UserStats = "user_stats",
+    Archive = "archive",
+    GetProduct = "get_product",
 }
 
 impl Method {

@@ -6,7 +6,7 @@
 //! How a call passes: `listen` lets a connection in that speaks HTTP/2; tonic decodes its messages; `kv` and
 //! `pipeline` turn each into a plain request (checked in `wire`) with a deadline (`deadline`); the `edge` admits
 //! it, up to a bound, and hands it through the `door` to the node, which answers from a replica of its own or asks
-//! the node that has one. What tonic refuses by itself gets its reason on the way out (`explain`). Administration goes the same way to `control` (`admin`). Beside them the port serves
+//! the node that has one. What tonic refuses by itself gets its reason on the way out (`explain`). Administration goes the same way to `control` (`admin`). The service of orders is a client of the cluster like any other, behind this port (`orders`). Beside them the port serves
 //! grpc.health.v1, reflection, and the traffic between nodes, which is the node's own affair.
 //!
 //! Stopping: [`Grpc::drain`] refuses new calls one by one and waits for those in flight, then [`Grpc::close`] ends
@@ -24,6 +24,7 @@ mod grpc;
 mod kv;
 mod listen;
 pub mod metrics;
+mod orders;
 mod pipeline;
 #[cfg(test)]
 mod testing;

@@ -136,6 +136,12 @@ reasons! {
     NotEnoughNodes = 44, "NOT_ENOUGH_NODES", Invalid;
     /// The cluster's state changed while it was being changed; try again.
     Conflict = 45, "CONFLICT", BackOff;
+    /// A service above the tables keeps no document (an order, a product) under this id.
+    UnknownDocument = 60, "UNKNOWN_DOCUMENT", NotFound;
+    /// The document is not in the state, or has not the version, that the request presumes; the message says how it is.
+    PreconditionFailed = 61, "PRECONDITION_FAILED", Invalid;
+    /// What must be one of a kind belongs to a document of another content.
+    KeyTaken = 62, "KEY_TAKEN", Invalid;
     /// Stored bytes failed their checksum.
     Corruption = 50, "CORRUPTION", Corrupt;
     /// A fault of the program or of the machine.

@@ -13,7 +13,8 @@ fn unfit(what: &str) -> Error {
     Error::internal(format!("the answer does not fit the question: {what}"))
 }
 
-fn encode_header(header: Header) -> v1::Header {
+/// Where an answer came from, as it is told on the wire.
+pub fn encode_header(header: Header) -> v1::Header {
     let role = match header.role {
         Role::Leader => v1::Role::Leader,
         Role::Follower => v1::Role::Follower,

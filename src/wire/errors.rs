@@ -8,11 +8,11 @@
 //! | what the caller does next | reasons | gRPC code |
 //! |---|---|---|
 //! | correct the request | EMPTY_KEY, KEY_TOO_LARGE, VALUE_TOO_LARGE, BATCH_TOO_LARGE, INVALID_REQUEST, CROSS_SHARD, REQUEST_MISMATCH, INVALID_CURSOR | INVALID_ARGUMENT |
-//! | change what stands in its way | NOT_AN_INTEGER, READ_ONLY_TABLE, REQUEST_EXPIRED, TABLE_IN_USE, WRONG_CLUSTER, NOT_ENOUGH_NODES | FAILED_PRECONDITION |
-//! | choose a position inside the window | HISTORY_TRIMMED, CURSOR_TRIMMED | OUT_OF_RANGE |
-//! | choose another name | TABLE_EXISTS, NODE_ID_TAKEN | ALREADY_EXISTS |
-//! | create it first | UNKNOWN_TABLE, UNKNOWN_NODE, UNKNOWN_SHARD | NOT_FOUND |
 //! | ask another node, or again | NOT_LEADER, TOO_STALE, SHARD_NOT_HERE, NO_QUORUM, NOT_READY, VIEW_BEHIND | UNAVAILABLE |
+//! | change what stands in its way | NOT_AN_INTEGER, READ_ONLY_TABLE, PRECONDITION_FAILED, REQUEST_EXPIRED, TABLE_IN_USE, WRONG_CLUSTER, NOT_ENOUGH_NODES | FAILED_PRECONDITION |
+//! | choose a position inside the window | HISTORY_TRIMMED, CURSOR_TRIMMED | OUT_OF_RANGE |
+//! | choose another name | TABLE_EXISTS, NODE_ID_TAKEN, KEY_TAKEN | ALREADY_EXISTS |
+//! | create it first | UNKNOWN_TABLE, UNKNOWN_NODE, UNKNOWN_SHARD, UNKNOWN_DOCUMENT | NOT_FOUND |
 //! | fetch the topology or read again, then ask again | WRONG_EPOCH, CONFLICT | ABORTED |
 //! | slow down, make room | OVERLOADED, DISK_FULL | RESOURCE_EXHAUSTED |
 //! | allow more time | DEADLINE_EXCEEDED | DEADLINE_EXCEEDED |
@@ -55,19 +55,20 @@ pub fn code(reason: Reason) -> Code {
         | Reason::InvalidCursor => Code::InvalidArgument,
         Reason::NotAnInteger
         | Reason::ReadOnlyTable
+        | Reason::PreconditionFailed
         | Reason::RequestExpired
         | Reason::TableInUse
         | Reason::WrongCluster
         | Reason::NotEnoughNodes => Code::FailedPrecondition,
         Reason::HistoryTrimmed | Reason::CursorTrimmed => Code::OutOfRange,
-        Reason::TableExists | Reason::NodeIdTaken => Code::AlreadyExists,
-        Reason::UnknownTable | Reason::UnknownNode | Reason::UnknownShard => Code::NotFound,
         Reason::NotLeader
         | Reason::TooStale
         | Reason::ShardNotHere
         | Reason::NoQuorum
         | Reason::NotReady
         | Reason::ViewBehind => Code::Unavailable,
+        Reason::TableExists | Reason::NodeIdTaken | Reason::KeyTaken => Code::AlreadyExists,
+        Reason::UnknownTable | Reason::UnknownNode | Reason::UnknownShard | Reason::UnknownDocument => Code::NotFound,
         Reason::WrongEpoch | Reason::Conflict => Code::Aborted,
         Reason::Overloaded | Reason::DiskFull => Code::ResourceExhausted,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,

@@ -25,11 +25,12 @@ mod check;
 mod pipeline;
 mod questions;
 
+pub use answers::encode_header;
 pub use channel::Channel;
 pub use check::check;
 pub use errors::{error_of_failure, error_of_status, explain, to_failure, to_status};
 pub use pipeline::{IncomingCall, answer, call, decode_answer, encode_call};
-pub use questions::Question;
+pub use questions::{Question, read_level};
 
 /// Most bytes of one message to a server. A call carries at most one batch (4 MiB by default) and a client stops
 /// adding calls to a message at a mebibyte, so this leaves room for limits raised threefold.

@@ -174,7 +174,8 @@ fn read(keys: Vec<Bytes>, level: Option<v1::ReadLevel>) -> Result<Read> {
     Ok(Read { keys, level: read_level(level)?, any_replica })
 }
 
-fn read_level(level: Option<v1::ReadLevel>) -> Result<ReadLevel> {
+/// How fresh an answer must be; linearizable if nothing is said.
+pub fn read_level(level: Option<v1::ReadLevel>) -> Result<ReadLevel> {
     // A level of a later protocol arrives as none: the strongest answer is right for every asker.
     let Some(level) = level.and_then(|level| level.level) else { return Ok(ReadLevel::Linearizable) };
     match level {

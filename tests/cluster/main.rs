@@ -22,6 +22,7 @@ mod histories;
 mod limits;
 mod load;
 mod merges;
+mod orders;
 mod recovery;
 mod rejoining;
 mod repeats;

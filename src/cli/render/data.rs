@@ -16,7 +16,7 @@ fn role(role: Role) -> &'static str {
 }
 
 /// Where an answer came from and how old it can be.
-fn header_json(header: &Header) -> Value {
+pub fn header_json(header: &Header) -> Value {
     json!({
         "cluster": header.cluster.to_string(),
         "node": header.node.0,

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod data;
+mod order;
 mod recovery;
 mod views;
 
@@ -17,6 +18,10 @@ pub use cluster::{
     shard_json, shards, status, status_json, table, table_json, tables,
 };
 pub use data::{change_json, change_line, get_json, history_table, not_applied, outcome_json, row_json, scan_table};
+pub use order::{
+    age, archived, archived_json, created_json, found_json, listed, listed_json, moved_json, order, order_line,
+    product, product_json, set_up, set_up_json, stats, stats_json, trace,
+};
 pub use recovery::{recovery_applied, recovery_plan};
 pub use views::{Finding, verification, verification_json, view, view_json, view_pausing, view_progress, views};
 

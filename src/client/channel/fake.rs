@@ -45,6 +45,7 @@ pub(crate) enum Act {
 /// A call as a fake node got it.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
+    pub(crate) table: String,
     pub(crate) request: Request,
     pub(crate) forwarded: bool,
     pub(crate) patience: Option<Duration>,
@@ -185,8 +186,8 @@ pub(crate) fn plain_answer(header: Header, request: &Request) -> Response {
 }
 
 impl Mind {
-    fn act(&self, request: Request, forwarded: bool, patience: Option<Duration>) -> Act {
-        let seen = Seen { request, forwarded, patience };
+    fn act(&self, table: String, request: Request, forwarded: bool, patience: Option<Duration>) -> Act {
+        let seen = Seen { table, request, forwarded, patience };
         let act = (self.handler)(&seen);
         self.seen.lock().push(seen);
         act
@@ -196,8 +197,8 @@ impl Mind {
         &self,
         question: Q,
     ) -> Result<Reply<A>, Status> {
-        let (_, request) = question.decode(&Limits::default()).map_err(|error| to_status(&error))?;
-        let result = match self.act(request, false, None) {
+        let (table, request) = question.decode(&Limits::default()).map_err(|error| to_status(&error))?;
+        let result = match self.act(table, request, false, None) {
             Act::Answer(result) => result,
             Act::Later(pause, result) => {
                 crate::runtime::sleep(pause).await;
@@ -285,7 +286,7 @@ impl Kv for Mind {
                     let call = wire::call(call, &Limits::default());
                     let (id, single) = (call.id, call.single);
                     let act = match call.question {
-                        Ok((_, request)) => mind.act(request, call.forwarded, call.patience),
+                        Ok((table, request)) => mind.act(table, request, call.forwarded, call.patience),
                         Err(error) => Act::Answer(Err(error)),
                     };
                     match act {

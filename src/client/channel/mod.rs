@@ -17,7 +17,7 @@
 //! Left out: which node to ask, and asking again. Both are the [`Client`](super::Client)'s.
 
 #[cfg(test)]
-pub(super) mod fake;
+pub(crate) mod fake;
 mod flight;
 mod link;
 #[cfg(test)]
