@@ -224,7 +224,7 @@ impl Orders {
             return Ok(Answer { header, body: none });
         };
         let StatsRow { orders, spent, first, last } = document::decode(USER_STATS, &row.value)?;
-        let spent = spent.as_deref().map_or(SPENT_NOTHING, RawValue::get).to_owned();
+        let spent = two_places(spent.as_deref().map_or(SPENT_NOTHING, RawValue::get));
         let (user_id, version) = (user_id.to_owned(), Some(row.timestamp));
         let stats = UserStats { user_id, orders, spent, first_ms: first, last_ms: last, version };
         Ok(Answer { header, body: stats })
@@ -267,8 +267,31 @@ impl ListWish {
     }
 }
 
+/// A sum of amounts, written as amounts are: sums drop the noughts at the end.
+fn two_places(sum: &str) -> String {
+    match sum.split_once('.') {
+        None => format!("{sum}.00"),
+        Some((_, places)) if places.len() < 2 => format!("{sum}0"),
+        Some(_) => sum.to_owned(),
+    }
+}
+
 /// The header that proves less.
 fn older(one: Header, other: Header) -> Header {
     let age = |header: &Header| header.age.unwrap_or(Duration::MAX);
     if age(&other) > age(&one) { other } else { one }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_written_as_amounts() {
+        for (sum, written) in
+            [("0", "0.00"), ("12.5", "12.50"), ("385.61", "385.61"), ("70000000000000", "70000000000000.00")]
+        {
+            assert_eq!(two_places(sum), written);
+        }
+    }
 }

@@ -51,7 +51,7 @@ const SAMPLE_ROWS: usize = 3;
 ///
 /// A run that is interrupted goes on where it was when it is started again.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Example:\n  trivet import orders orders.csv.gz --key '{order_id}'")]
+#[command(after_help = "Example:\n  trivet import orders orders.jsonl.gz --key '{order_id}'")]
 pub struct Args {
     /// The table
     table: String,

@@ -120,7 +120,8 @@ pub fn order(answer: &Answer<Found>) -> String {
     }
     row("key", shown(&order.business_key));
     row("created", show_time_ms(order.created_ms));
-    row("updated", format!("{}, step {}", show_time_ms(order.updated_ms), order.trace.len()));
+    let step = if order.trace.is_empty() { String::new() } else { format!(", step {}", order.trace.len()) };
+    row("updated", format!("{}{step}", show_time_ms(order.updated_ms)));
     row("version", format!("{version}, {}", age(&answer.header)));
     table.render()
 }

@@ -298,6 +298,7 @@ fn descriptor(name: &str, number: usize) -> TableDescriptor {
         read_replica_zone: None,
         history_ms: 0,
         state: TableState::Ready,
+        view: None,
     }
 }
 
