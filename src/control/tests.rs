@@ -24,7 +24,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::Control;
 use crate::catalog::{Directory, change};
-use crate::node::{AskHandler, Bootstrap, Context, JoinAnswer, JoinAsk, Node, NodeOptions, ask, testing};
+use crate::node::{AskHandler, Bootstrap, Context, JoinAnswer, JoinAsk, Node, NodeOptions, ScrubOptions, ask, testing};
 use crate::placement::sizing::Sizes;
 use crate::raft::{LogBounds, Timers};
 use crate::runtime::{Clock, spawn};
@@ -218,6 +218,7 @@ impl House {
             limits: Limits::default(),
             replace_lost_after: REPLACE_LOST_AFTER,
             sizes: Sizes::default(),
+            scrub: ScrubOptions::default(),
             version: "test".to_owned(),
             clock: Clock::system(),
         };

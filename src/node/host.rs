@@ -12,9 +12,10 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::ask::AskHandler;
 use super::busy::Busy;
-use super::formation::{self, Bootstrap};
+use super::formation;
 use super::identity::Identity;
 use super::lineage;
+use super::options::NodeOptions;
 use super::recovery;
 use super::registry::Registry;
 use super::room::{self, Rooms};
@@ -25,12 +26,11 @@ use super::views::{self, Freshness};
 use super::{follower, merges, splits, sweeper};
 use crate::catalog::{Directory, NodeRow, RecoveryRow, Standing};
 use crate::client::Connection;
-use crate::placement::sizing::Sizes;
-use crate::raft::{GroupError, LogBounds, Timers};
+use crate::raft::GroupError;
 use crate::runtime::{Clock, random_u64, sleep, spawn};
 use crate::shard::{Home, NEWS_MAX, News, Record, Shard, ShardOptions, State, survivors};
 use crate::storage::{Engine, LogWriter};
-use crate::types::{Error, Incarnation, Limits, NodeId, Reason, Result, ShardId, Timestamp};
+use crate::types::{Error, Incarnation, NodeId, Reason, Result, ShardId, Timestamp};
 
 /// How long an orderly stop waits for other nodes to take over leaderships.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,35 +39,6 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDOVERS_AT_ONCE_MAX: usize = 16;
 /// Between looks at what is still led.
 const HANDOVER_WAIT: Duration = Duration::from_millis(50);
-
-/// What a node is started with.
-#[derive(Clone, Debug)]
-pub struct NodeOptions {
-    /// Its id, chosen by its operator.
-    pub id: NodeId,
-    /// Where others reach its gRPC server, host:port.
-    pub address: String,
-    /// Where its HTTP server listens, host:port.
-    pub http_address: String,
-    /// Its failure zone.
-    pub zone: String,
-    /// How it becomes a member if its directory is empty.
-    pub bootstrap: Bootstrap,
-    /// Raft's timers.
-    pub timers: Timers,
-    /// How much of each replica's log to keep.
-    pub log: LogBounds,
-    /// Bounds on requests.
-    pub limits: Limits,
-    /// How long a node may be silent before its replicas are made anew elsewhere.
-    pub replace_lost_after: Duration,
-    /// The sizes at which shards are split unasked.
-    pub sizes: Sizes,
-    /// This program's version.
-    pub version: String,
-    /// Clocks.
-    pub clock: Clock,
-}
 
 /// A running node.
 pub struct Node {
@@ -167,6 +138,7 @@ impl Node {
         spawn(splits::welcome(node.clone(), told));
         spawn(takeover::run(node.clone(), signs_seen));
         spawn(views::run(node.clone()));
+        spawn(views::scrub::run(node.clone()));
         Ok(node)
     }
 

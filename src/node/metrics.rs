@@ -48,6 +48,11 @@ pub const VIEW_MISMATCHES: &str = "trivet_view_mismatches_total";
 /// Rows of views set right.
 pub const VIEW_REPAIRS: &str = "trivet_view_repairs_total";
 
+/// Comparisons of views with their sources that were made unasked.
+pub const VIEW_SCRUBS: &str = "trivet_view_scrubs_total";
+/// For how long a view has not been as new as a source, in seconds.
+pub const VIEW_LAG: &str = "trivet_view_lag_seconds";
+
 /// Declares them.
 pub fn describe() {
     metrics::describe_counter!(FRAMES_SENT, "Frames of Raft groups sent to other nodes");
@@ -80,6 +85,11 @@ pub fn describe() {
     metrics::describe_counter!(VIEW_ROWS_VERIFIED, "Rows of views compared with their sources");
     metrics::describe_counter!(VIEW_MISMATCHES, "Rows of views that differed from their sources");
     metrics::describe_counter!(VIEW_REPAIRS, "Rows of views set right");
+    metrics::describe_counter!(VIEW_SCRUBS, "Unasked comparisons of views with their sources");
+    metrics::describe_gauge!(
+        VIEW_LAG,
+        "For how long a view has not been as new as the shards of its sources led here, in seconds"
+    );
     metrics::describe_counter!(SNAPSHOTS_RECEIVED, "Snapshots received and installed");
     metrics::describe_counter!(SNAPSHOT_BYTES_SENT, "Bytes of snapshots sent to other nodes");
 }

@@ -37,6 +37,7 @@ mod lineage;
 mod members;
 mod merges;
 pub mod metrics;
+mod options;
 mod paging;
 mod reconcile;
 pub mod recovery;
@@ -54,10 +55,11 @@ mod views;
 pub use ask::{AskHandler, ChecksumAnswer, IdentityAnswer, JoinAnswer, JoinAsk, ShardAsk};
 pub use door::Context;
 pub use formation::Bootstrap;
-pub use host::{Node, NodeOptions};
+pub use host::Node;
 pub use identity::Identity;
 pub use members::{MemberAnswer, MemberAsk};
 pub use merges::MergeNews;
+pub use options::NodeOptions;
 pub use registry::Registry;
 pub use report::{NodeReport, ShardReport};
 pub use splits::SplitNews;
@@ -65,5 +67,6 @@ pub use transport::PeerService;
 #[cfg(test)]
 pub(crate) use transport::testing;
 pub use views::{
-    CHANGE_VIEW, ChangeViewAsk, Difference, SourceLag, StandingAnswer, VERIFY, VERIFY_TIMEOUT, VerifyAsk, ViewCheck,
+    CHANGE_VIEW, ChangeViewAsk, Difference, ScrubOptions, SourceLag, StandingAnswer, VERIFY, VERIFY_TIMEOUT, VerifyAsk,
+    ViewCheck,
 };

@@ -48,8 +48,26 @@ pub struct Config {
     pub timers: Timers,
     /// When shards are split unasked.
     pub split: Split,
+    /// How views are looked after.
+    pub views: Views,
     /// Bounds on requests.
     pub limits: Limits,
+}
+
+/// How views are looked after.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Views {
+    /// The share of one thread's time, in percent, in which views are compared with their sources unasked; 0: they are not.
+    pub scrub_percent: u64,
+    /// So long after one such comparison the next one begins, in milliseconds.
+    pub scrub_every_ms: u64,
+}
+
+impl Default for Views {
+    fn default() -> Views {
+        Views { scrub_percent: 5, scrub_every_ms: 600_000 }
+    }
 }
 
 /// When shards are split unasked. What the node says that leads the catalog holds for the cluster.
@@ -113,6 +131,7 @@ impl Default for Config {
             log: Log::default(),
             timers: Timers::default(),
             split: Split::default(),
+            views: Views::default(),
             limits: Limits::default(),
         }
     }
@@ -158,6 +177,10 @@ const ELECTION_MIN_MS_MAX: u64 = 60_000;
 /// Sooner would undo a split before its effect is seen; later than a month is never.
 const MERGE_AFTER_MS_MIN: u64 = 1_000;
 const MERGE_AFTER_MS_MAX: u64 = 31 * 24 * 3_600_000;
+const SCRUB_PERCENT_MAX: u64 = 50;
+/// Oftener is all the time.
+const SCRUB_EVERY_MS_MIN: u64 = 1_000;
+const SCRUB_EVERY_MS_MAX: u64 = 31 * 24 * 3_600_000;
 /// Ten minutes: a machine has come back from a restart by then, and copying what it held costs more than waiting for it.
 const REPLACE_LOST_MS_DEFAULT: u64 = 600_000;
 /// Less would take a pause for a loss; more than a month means never.
@@ -250,6 +273,8 @@ impl Config {
 
         within("split.mb", self.split.mb, SPLIT_MB_MIN, MEMORY_MB_MAX);
         within("split.merge_after_ms", self.split.merge_after_ms, MERGE_AFTER_MS_MIN, MERGE_AFTER_MS_MAX);
+        within("views.scrub_percent", self.views.scrub_percent, 0, SCRUB_PERCENT_MAX);
+        within("views.scrub_every_ms", self.views.scrub_every_ms, SCRUB_EVERY_MS_MIN, SCRUB_EVERY_MS_MAX);
         within("split.requests_per_second", self.split.requests_per_second, SPLIT_REQUESTS_MIN, u64::MAX);
         let limits = &self.limits;
         let mut size = |key, value: usize, low: usize, high: usize| within(key, value as u64, low as u64, high as u64);

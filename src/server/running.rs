@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use super::config::{self, Config};
 use super::{ConfigError, Error, metrics};
 use crate::control::Control;
-use crate::node::{Bootstrap, Identity, Node, NodeOptions};
+use crate::node::{Bootstrap, Identity, Node, NodeOptions, ScrubOptions};
 use crate::ops::{Checks, Endpoints, Http, Recorder};
 use crate::placement::sizing::Sizes;
 use crate::raft;
@@ -124,6 +124,7 @@ pub async fn start_on(config: Config, listeners: Listeners) -> Result<Running, E
         limits: config.limits,
         replace_lost_after: Duration::from_millis(config.timers.replace_lost_ms),
         sizes: sizes(&config),
+        scrub: scrub(&config),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock.clone(),
     };
@@ -258,6 +259,14 @@ fn sizes(config: &Config) -> Sizes {
         split_load: split.requests_per_second,
         merge_after: Duration::from_millis(split.merge_after_ms),
         ..Sizes::default()
+    }
+}
+
+fn scrub(config: &Config) -> ScrubOptions {
+    ScrubOptions {
+        // Bounded by the configuration.
+        percent: u32::try_from(config.views.scrub_percent).unwrap_or(u32::MAX),
+        every: Duration::from_millis(config.views.scrub_every_ms),
     }
 }
 

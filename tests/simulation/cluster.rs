@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use trivet::control::Control;
-use trivet::node::{Bootstrap, Node, NodeOptions};
+use trivet::node::{Bootstrap, Node, NodeOptions, ScrubOptions};
 use trivet::placement::sizing::Sizes;
 use trivet::runtime::simulation::Scope;
 use trivet::runtime::{Clock, sleep, timeout};
@@ -143,6 +143,7 @@ impl Cluster {
             limits: Limits::default(),
             replace_lost_after: REPLACE_LOST_AFTER,
             sizes: Sizes::default(),
+            scrub: ScrubOptions { percent: 0, ..ScrubOptions::default() },
             version: "simulated".to_owned(),
             clock: Clock::system(),
         };

@@ -9,9 +9,13 @@
 //! A new view begins with the state of each source at one moment and goes on with what has changed since ([`worker`]).
 //!
 //! Parts: [`worker`] moves one view on over one shard of a source, [`freshness`] tells how old a copy of a view is and waits
-//! until it is young enough, [`verify`] compares and mends, and here is who starts workers and what one node answers another.
+//! until it is young enough, [`verify`] compares and mends ([`expected`]: with what), [`scrub`] does so unasked, [`lag`] measures how far
+//! workers are behind, and here is who starts workers and what one node answers another.
 
+mod expected;
 mod freshness;
+mod lag;
+pub(super) mod scrub;
 mod verify;
 mod worker;
 
@@ -23,8 +27,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 pub use freshness::SourceLag;
 pub(super) use freshness::{Freshness, Reached};
+pub use scrub::ScrubOptions;
 pub use verify::{Difference, VERIFY, VERIFY_TIMEOUT, VerifyAsk, ViewCheck};
 
+use self::lag::{Lags, Progress};
 use super::ask::{self, ShardAsk};
 use super::host::Node;
 use super::metrics;
@@ -105,8 +111,11 @@ pub struct NewestAnswer {
 pub async fn run(node: Arc<Node>) {
     let mut stopping = node.stopping();
     let mut workers: HashMap<(TableId, ShardId), Worker> = HashMap::new();
+    let mut lags = Lags::default();
     loop {
         arrange(&node, &mut workers);
+        let progress = workers.iter().map(|((view, _), worker)| (*view, &worker.replica, &worker.progress));
+        lags.measure(&node, progress);
         let mut changes = node.directory_changes();
         tokio::select! {
             _ = changes.changed() => {}
@@ -122,6 +131,7 @@ struct Worker {
     /// What it was started with: another one is needed when this is another.
     definition: String,
     replica: Arc<Shard>,
+    progress: Progress,
     task: Task<()>,
 }
 
@@ -150,10 +160,14 @@ fn arrange(node: &Arc<Node>, workers: &mut HashMap<(TableId, ShardId), Worker>) 
         same
     });
     for (key, (entry, view, source, replica)) in wanted {
-        workers.entry(key).or_insert_with(|| Worker {
-            definition: view.definition.clone(),
-            replica: replica.clone(),
-            task: spawn(worker::run(node.clone(), entry.descriptor.id, source, replica)),
+        workers.entry(key).or_insert_with(|| {
+            let progress = Progress::default();
+            Worker {
+                definition: view.definition.clone(),
+                replica: replica.clone(),
+                progress: progress.clone(),
+                task: spawn(worker::run(node.clone(), entry.descriptor.id, source, replica, progress)),
+            }
         });
     }
     ::metrics::gauge!(metrics::VIEW_WORKERS).set(workers.len() as f64);

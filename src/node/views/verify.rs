@@ -1,15 +1,17 @@
-//! Compares a shard of a view with what its sources say it should hold, and sets right what differs.
+//! Compares shards of a view with what its sources say they should hold, and sets right what differs.
 //!
-//! It runs at the leader of the view's shard, at one proven position: the rows as they are at one version of the shard, and the
+//! It runs at the leader of the view's shards, at one proven position: the rows as they are at one version of a shard, and the
 //! watermark that was true of exactly that version. For each part of each source the watermark names a version, and the history of
 //! the source still holds the state of then (`as_of`); from these rows the view is computed anew, by the same functions that keep it
-//! up, and both are compared row by row, hidden ones included. Writes go on all the while, and nothing waits.
+//! up ([`super::expected`]), and both are compared row by row, hidden ones included. Writes go on all the while, and nothing waits.
 //!
 //! What differs is set right only if it has not changed since the version that was looked at (`shard::intake`, Mending): a row
 //! that upkeep has touched meanwhile is left to the next comparison.
 //!
-//! Memory: the rows of a shard are compared in passes, each over the tags with one remainder of a hash, so that about
-//! [`PASS_BYTES`] are held. Each pass reads the sources once.
+//! Memory: rows are compared in passes, each over the tags with one remainder of a hash and each at a moment of its own, so that
+//! about [`PASS_BYTES`] are held. A pass reads the sources once for all shards that stand at the same place in them.
+//!
+//! Who asks waits for it ([`VERIFY`]); unasked it goes on all the time, slowly ([`super::scrub`]).
 //!
 //! Left out: when a part of a source is still being taken in for the first time there is no version to compare at: then it says so.
 
@@ -19,24 +21,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 
 use super::super::ask;
-use super::super::door::{Context, mismatched};
 use super::super::host::Node;
 use super::super::metrics;
-use super::super::routing::Routed;
-use super::projector_of;
-use super::worker::document;
 use crate::catalog::TableEntry;
-use crate::keyspace::{Layout, ScanCursor, Watermark, tag};
-use crate::projection::Recompute;
-use crate::runtime::{Instant, sleep};
+use crate::keyspace::{Watermark, tag};
+use crate::runtime::{Clock, Instant, sleep, yield_now};
 use crate::shard::{Mending, PageRequest, Shard, Upkeep};
-use crate::storage::mvcc::Version;
-use crate::types::{
-    Error, ReadLevel, Reason, Request, Response, Result, ScanBounds, ScanRequest, ShardDescriptor, ShardId, TableId,
-    Timestamp,
-};
+use crate::types::{Error, ReadLevel, Reason, Result, ShardId, TableId, Timestamp};
 
 /// To compare a shard of a view: [`VerifyAsk`] to its leader, [`ViewCheck`] back.
 pub const VERIFY: &str = "verify_view";
@@ -48,8 +42,12 @@ const PASS_BYTES: u64 = 64 << 20;
 const PAGE_ROWS: usize = 1_000;
 /// Bytes read at once.
 const PAGE_BYTES: usize = 1 << 20;
+/// Rows read at once when nobody waits: a thread that serves others as well is not held for long.
+const UNASKED_PAGE_ROWS: usize = 200;
+/// The longest rest between two pages.
+const REST_MAX: Duration = Duration::from_secs(5);
 /// How long a page may take.
-const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Differences told of one shard.
 const DIFFERENCES_MAX: usize = 20;
 /// Rows set right by one command.
@@ -116,13 +114,72 @@ impl ViewCheck {
     }
 }
 
-/// Where the view stood when it was looked at.
-struct Moment {
+/// Where a shard of a view stood when it was looked at.
+pub(super) struct Moment {
     shard: Arc<Shard>,
     start: Bytes,
     end: Bytes,
     at: Timestamp,
-    sections: Vec<Watermark>,
+    /// Where each of its parts stood in the sources.
+    pub sections: Vec<Watermark>,
+}
+
+/// Which rows are looked at now: those whose tag's hash leaves this remainder, divided by so many passes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pass {
+    number: u32,
+    of: u32,
+}
+
+impl Pass {
+    /// Whether a row of the view belongs to it: all rows of a tag belong to one.
+    pub fn has(self, key: &[u8]) -> bool {
+        // The low bits: the high ones choose the shard.
+        self.of == 1 || crc32fast::hash(tag(key)) % self.of == self.number
+    }
+}
+
+/// How much time a comparison takes for itself.
+pub(super) struct Pace {
+    clock: Clock,
+    page_began: Instant,
+    /// In percent of the time; the rest it rests.
+    share: u32,
+    deadline: Option<Instant>,
+    /// Rows read at once.
+    pub page_rows: usize,
+}
+
+impl Pace {
+    /// All of it, for somebody who waits.
+    pub fn asked(clock: &Clock) -> Pace {
+        let now = clock.now();
+        let deadline = Some(now + VERIFY_TIMEOUT);
+        Pace { clock: clock.clone(), page_began: now, share: 100, deadline, page_rows: PAGE_ROWS }
+    }
+
+    /// So many percent of it; a busy machine makes it slower by itself, since it rests in proportion to what a page takes.
+    pub fn unasked(clock: &Clock, share: u32) -> Pace {
+        let share = share.clamp(1, 100);
+        Pace { clock: clock.clone(), page_began: clock.now(), share, deadline: None, page_rows: UNASKED_PAGE_ROWS }
+    }
+
+    /// A page is done. Errors: `DEADLINE_EXCEEDED`.
+    pub async fn rest(&mut self) -> Result<()> {
+        let now = self.clock.now();
+        if self.deadline.is_some_and(|deadline| now > deadline) {
+            return Err(Error::new(Reason::DeadlineExceeded, "the comparison of a view took too long"));
+        }
+        if self.share < 100 {
+            let took = now - self.page_began;
+            sleep((took * (100 - self.share) / self.share).min(REST_MAX)).await;
+        } else {
+            // Pages may come one after the other without ever waiting, and others are to have their turn.
+            yield_now().await;
+        }
+        self.page_began = self.clock.now();
+        Ok(())
+    }
 }
 
 impl Node {
@@ -135,31 +192,26 @@ impl Node {
         let entry = directory.table(question.view).cloned();
         let entry = entry.ok_or_else(|| Error::new(Reason::UnknownTable, "the view was dropped"))?;
         let shard = self.hosted(question.shard)?;
-        let deadline = self.clock().now() + VERIFY_TIMEOUT;
-        shard.confirm(self.clock().now() + ask::ASK_TIMEOUT).await?;
-        let state = shard.state();
-        let moment = Moment {
-            shard,
-            start: state.start.clone(),
-            end: state.end.clone(),
-            at: state.last_timestamp,
-            sections: state.watermarks.sections(&state.start, &state.end),
-        };
-        let bytes = self.engine().bytes_in(&moment.start, &moment.end)?;
-        let passes = u32::try_from(1 + bytes / PASS_BYTES).unwrap_or(u32::MAX);
-        let mut all = ViewCheck { at: moment.at, ..ViewCheck::default() };
-        for pass in 0..passes {
-            all.add(self.compare(&entry, &moment, (pass, passes), question.repair, deadline).await?);
+        self.verify_shards(&entry, &[shard], question.repair, Pace::asked(self.clock())).await
+    }
+
+    /// Compares shards of a view that this node leads, as [`Self::verify_here`] does one.
+    pub(super) async fn verify_shards(
+        &self,
+        entry: &TableEntry,
+        shards: &[Arc<Shard>],
+        repair: bool,
+        mut pace: Pace,
+    ) -> Result<ViewCheck> {
+        let mut bytes = 0;
+        for shard in shards {
+            let state = shard.state();
+            bytes += self.engine().bytes_in(&state.start, &state.end)?;
         }
-        ::metrics::counter!(metrics::VIEW_ROWS_VERIFIED).increment(all.rows);
-        ::metrics::counter!(metrics::VIEW_MISMATCHES).increment(all.differing());
-        ::metrics::counter!(metrics::VIEW_REPAIRS).increment(all.repaired);
-        if all.differing() > 0 {
-            let ViewCheck { missing, invented, other, repaired, .. } = all;
-            tracing::warn!(
-                view = entry.descriptor.name, shard = %question.shard, missing, invented, other, repaired,
-                "a view differs from its sources"
-            );
+        let of = u32::try_from(1 + bytes / PASS_BYTES).unwrap_or(u32::MAX);
+        let mut all = ViewCheck::default();
+        for number in 0..of {
+            all.add(self.compare(entry, shards, Pass { number, of }, repair, &mut pace).await?);
         }
         Ok(all)
     }
@@ -168,12 +220,47 @@ impl Node {
     async fn compare(
         &self,
         entry: &TableEntry,
-        moment: &Moment,
-        pass: (u32, u32),
+        shards: &[Arc<Shard>],
+        pass: Pass,
         repair: bool,
-        deadline: Instant,
+        pace: &mut Pace,
     ) -> Result<ViewCheck> {
-        let expected = self.expected(entry, moment, pass, deadline).await?;
+        let deadline = self.clock().now() + ask::ASK_TIMEOUT;
+        try_join_all(shards.iter().map(|shard| shard.confirm(deadline))).await?;
+        // All in one go, so that most of them stand at the same place.
+        let moments = shards.iter().map(|shard| {
+            let state = shard.state();
+            Moment {
+                shard: shard.clone(),
+                start: state.start.clone(),
+                end: state.end.clone(),
+                at: state.last_timestamp,
+                sections: state.watermarks.sections(&state.start, &state.end),
+            }
+        });
+        let moments: Vec<Moment> = moments.collect();
+        let expected = self.expected(entry, &moments, pass, pace).await?;
+        let mut all = ViewCheck::default();
+        for (moment, expected) in moments.iter().zip(&expected) {
+            let (mut check, wrong) = self.differences(entry, moment, expected, pass, pace).await?;
+            if repair {
+                check.repaired = self.mend(entry, moment, wrong).await?;
+            }
+            note(entry, moment, &check);
+            all.add(check);
+        }
+        Ok(all)
+    }
+
+    /// What a shard holds in a pass beside what it should hold: the findings, and each row that differs as it should be.
+    async fn differences(
+        &self,
+        entry: &TableEntry,
+        moment: &Moment,
+        expected: &BTreeMap<Bytes, (Bytes, Bytes)>,
+        pass: Pass,
+        pace: &mut Pace,
+    ) -> Result<(ViewCheck, Vec<(Bytes, Option<Bytes>)>)> {
         let mut check = ViewCheck { rows: expected.len() as u64, at: moment.at, ..ViewCheck::default() };
         let mut wrong: Vec<(Bytes, Option<Bytes>)> = Vec::new();
         let mut note = |key: &Bytes, difference: Difference, value: Option<Bytes>| {
@@ -191,14 +278,14 @@ impl Node {
         let mut ahead: Bound<Bytes> = Bound::Unbounded;
         let mut from = Some(moment.start.clone());
         while let Some(start) = from {
-            let request = page_request(start, moment.end.clone(), moment.at);
+            let request = page_request(start, moment.end.clone(), moment.at, pace.page_rows);
             let began = self.clock().now();
             let epoch = moment.shard.state().epoch;
             let page = moment.shard.scan(epoch, request, began + PAGE_TIMEOUT).await?.body;
             from = page.next;
             for (encoded, version) in page.rows {
                 let key = entry.layout.decode(&encoded)?;
-                if !in_pass(&key, pass) {
+                if !pass.has(&key) {
                     continue;
                 }
                 let missing = expected.range::<Bytes, _>((ahead.as_ref(), Bound::Excluded(&encoded)));
@@ -210,14 +297,11 @@ impl Node {
                 }
                 ahead = Bound::Excluded(encoded);
             }
-            self.in_time(deadline)?;
+            pace.rest().await?;
         }
         let missing = expected.range::<Bytes, _>((ahead.as_ref(), Bound::Unbounded));
         missing.for_each(|(_, (key, value))| note(key, Difference::Missing, Some(value.clone())));
-        if repair {
-            check.repaired = self.mend(entry, moment, wrong).await?;
-        }
-        Ok(check)
+        Ok((check, wrong))
     }
 
     /// Sets rows right; how many.
@@ -232,157 +316,31 @@ impl Node {
         }
         Ok(repaired)
     }
-
-    /// What the sources say that the shard should hold: by encoded key, the key and the value.
-    async fn expected(
-        &self,
-        entry: &TableEntry,
-        moment: &Moment,
-        pass: (u32, u32),
-        deadline: Instant,
-    ) -> Result<BTreeMap<Bytes, (Bytes, Bytes)>> {
-        let (definition, projector) = projector_of(entry)?;
-        let directory = self.directory();
-        let sources = entry.descriptor.view.iter().flat_map(|view| &view.sources);
-        let mut all = BTreeMap::new();
-        for section in &moment.sections {
-            let mut computed = Recompute::new(&definition)?;
-            for (number, source) in sources.clone().enumerate() {
-                let source = directory.table(*source).cloned().ok_or_else(|| {
-                    Error::new(Reason::UnknownTable, format!("a source of {} was dropped", entry.descriptor.name))
-                })?;
-                let (start, end) = source.layout.table_range();
-                for part in section.within(&start, &end) {
-                    let position = part.position.unwrap_or_default();
-                    if position.step.is_some() {
-                        let text = format!("{} is catching up; try again in a moment", entry.descriptor.name);
-                        return Err(Error::new(Reason::ViewBehind, text).with_retry_after(Duration::from_millis(200)));
-                    }
-                    if position.after == Timestamp::ZERO {
-                        continue;
-                    }
-                    let mut from = Some(part.start.clone());
-                    while let Some(start) = from {
-                        let (rows, next) = self.source_page(&source, start, part.end.clone(), position.after).await?;
-                        from = next;
-                        for (key, version) in rows {
-                            let Some(value) = document(Some(&version)) else { continue };
-                            let Some(tag) = projector.tag_of(number, &key, value) else { continue };
-                            let anchor = [b"{", &tag[..], b"}"].concat();
-                            let encoded = entry.layout.encode(&anchor);
-                            if section.start <= encoded && encoded < section.end && in_pass(&anchor, pass) {
-                                computed.add(number, &key, value)?;
-                            }
-                        }
-                        self.in_time(deadline)?;
-                    }
-                }
-            }
-            for (key, value) in computed.rows()? {
-                all.insert(entry.layout.encode(&key), (key, value));
-            }
-        }
-        Ok(all)
-    }
-
-    /// A page of a source as it was at a version: rows with their users' keys, and where the next page begins.
-    async fn source_page(
-        &self,
-        source: &Arc<TableEntry>,
-        start: Bytes,
-        end: Bytes,
-        at: Timestamp,
-    ) -> Result<(Vec<(Bytes, Version)>, Option<Bytes>)> {
-        let mut source = source.clone();
-        let deadline = self.clock().now() + PAGE_TIMEOUT;
-        loop {
-            match self.source_page_by(&source, &start, &end, at, deadline).await {
-                Err(error) if error.reason == Reason::WrongEpoch && self.clock().now() < deadline => {
-                    sleep(Duration::from_millis(50)).await;
-                    source = self.directory().table(source.descriptor.id).cloned().ok_or(error)?;
-                }
-                page => return page,
-            }
-        }
-    }
-
-    async fn source_page_by(
-        &self,
-        source: &Arc<TableEntry>,
-        start: &Bytes,
-        end: &Bytes,
-        at: Timestamp,
-        deadline: Instant,
-    ) -> Result<(Vec<(Bytes, Version)>, Option<Bytes>)> {
-        let layout: &Layout = &source.layout;
-        let shard_end = Bytes::copy_from_slice(&source.shards.locate(start).end).min(end.clone());
-        let context = Context { deadline, forwarded: false };
-        let request = page_request(start.clone(), shard_end.clone(), at);
-        let local = |shard: Arc<Shard>, descriptor: Arc<ShardDescriptor>| {
-            let request = request.clone();
-            async move { shard.scan(descriptor.epoch, request, deadline).await }
-        };
-        let remote = || {
-            let cursor = ScanCursor { next: start.clone() }.encode(layout, &ScanBounds::All, false);
-            Request::Scan(ScanRequest {
-                cursor: Some(cursor),
-                rows_max: PAGE_ROWS,
-                level: ReadLevel::AsOf(at),
-                ..ScanRequest::default()
-            })
-        };
-        let after = |next: Bytes| (next < *end).then_some(next);
-        match self.route(source, start, true, true, false, context, local, remote).await? {
-            Routed::Here(served, _) => {
-                let mut rows = Vec::with_capacity(served.body.rows.len());
-                for (encoded, version) in served.body.rows {
-                    rows.push((layout.decode(&encoded)?, version));
-                }
-                Ok((rows, after(served.body.next.unwrap_or(shard_end))))
-            }
-            Routed::There(Response::Page(answer)) => {
-                let mut rows = Vec::with_capacity(answer.body.rows.len());
-                for row in answer.body.rows {
-                    // The other node's page may go beyond.
-                    if layout.encode(&row.key) >= *end {
-                        return Ok((rows, None));
-                    }
-                    let version = Version { timestamp: row.timestamp, value: row.value, expires_ms: row.expires_ms };
-                    rows.push((row.key, version));
-                }
-                let next = match answer.body.cursor {
-                    Some(cursor) => after(ScanCursor::decode(&cursor, layout, &ScanBounds::All, false)?.next),
-                    None => None,
-                };
-                Ok((rows, next))
-            }
-            Routed::There(_) => Err(mismatched()),
-        }
-    }
-
-    /// Refuses to go on after the time that a comparison may take.
-    fn in_time(&self, deadline: Instant) -> Result<()> {
-        if self.clock().now() > deadline {
-            return Err(Error::new(Reason::DeadlineExceeded, "the comparison of a view took too long"));
-        }
-        Ok(())
-    }
 }
 
-fn page_request(start: Bytes, end: Bytes, at: Timestamp) -> PageRequest {
+/// A page of rows as they were at a version.
+pub(super) fn page_request(start: Bytes, end: Bytes, at: Timestamp, rows_max: usize) -> PageRequest {
     PageRequest {
         start,
         end,
         reverse: false,
         count_only: false,
-        rows_max: PAGE_ROWS,
+        rows_max,
         bytes_max: PAGE_BYTES,
         level: ReadLevel::AsOf(at),
     }
 }
 
-/// Whether a row of the view belongs to this pass: all rows of a tag belong to one.
-fn in_pass(key: &[u8], (pass, passes): (u32, u32)) -> bool {
-    // The low bits: the high ones choose the shard.
-    passes == 1 || crc32fast::hash(tag(key)) % passes == pass
+/// Counts and tells what was found.
+fn note(entry: &TableEntry, moment: &Moment, check: &ViewCheck) {
+    ::metrics::counter!(metrics::VIEW_ROWS_VERIFIED).increment(check.rows);
+    ::metrics::counter!(metrics::VIEW_MISMATCHES).increment(check.differing());
+    ::metrics::counter!(metrics::VIEW_REPAIRS).increment(check.repaired);
+    if check.differing() > 0 {
+        let ViewCheck { missing, invented, other, repaired, .. } = check;
+        tracing::warn!(
+            view = entry.descriptor.name, shard = %moment.shard.id(), missing, invented, other, repaired,
+            "a view differs from its sources"
+        );
+    }
 }

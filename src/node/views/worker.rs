@@ -27,6 +27,7 @@ use futures::stream::FuturesUnordered;
 
 use super::super::host::Node;
 use super::super::metrics;
+use super::lag::Progress;
 use super::{CHANGE_VIEW, ChangeViewAsk, projector_of};
 use crate::catalog::TableEntry;
 use crate::keyspace::{Layout, Part};
@@ -77,10 +78,12 @@ struct Worker {
     projector: Arc<Projector>,
     /// At a document that it cannot use.
     stops: bool,
+    /// Where the last of its strands stands.
+    progress: Progress,
 }
 
 /// Runs until it is aborted, or there is nothing to do any more.
-pub async fn run(node: Arc<Node>, view: TableId, source: usize, shard: Arc<Shard>) {
+pub async fn run(node: Arc<Node>, view: TableId, source: usize, shard: Arc<Shard>, progress: Progress) {
     loop {
         let Some(entry) = node.directory().table(view).cloned() else { return };
         let Some(table) = entry.descriptor.view.as_ref().and_then(|view| view.sources.get(source)) else { return };
@@ -92,7 +95,8 @@ pub async fn run(node: Arc<Node>, view: TableId, source: usize, shard: Arc<Shard
                 return;
             }
         };
-        let worker = Worker { node: node.clone(), entry, source, layout, shard: shard.clone(), projector, stops };
+        let (node, shard, progress) = (node.clone(), shard.clone(), progress.clone());
+        let worker = Worker { node, entry, source, layout, shard: shard.clone(), projector, stops, progress };
         let ended = worker.work().await;
         if !shard.is_leader() {
             // Whoever arranges the workers starts another one where it is needed.
@@ -164,6 +168,9 @@ impl Worker {
                 running.push(self.step(steps, strand, until).boxed());
             }
             ready = waiting;
+            let positions = under_way.iter().map(|(_, strand)| strand).chain(&ready).map(|strand| &strand.position);
+            self.progress.note(positions.clone());
+            self.pin(positions);
             // Steps may come to their end one after the other without ever waiting, and others are to have their turn.
             yield_now().await;
             let Some(event) = running.next().await else {
@@ -175,6 +182,20 @@ impl Worker {
             if !event.lost.is_empty() {
                 running.push(self.find(event.lost, RETRY_WAIT));
             }
+        }
+    }
+
+    /// While the view is being built the source keeps what it has yet to read, however long that takes.
+    fn pin<'a>(&self, positions: impl Iterator<Item = &'a Position>) {
+        if self.entry.descriptor.view.as_ref().is_some_and(|view| view.ready) {
+            return;
+        }
+        let from = |position: &Position| match &position.step {
+            Some(step) if step.whole => step.upto,
+            _ => position.after,
+        };
+        if let Some(oldest) = positions.map(from).filter(|from| *from > Timestamp::ZERO).min() {
+            self.shard.pin_history(self.entry.descriptor.id, oldest);
         }
     }
 
