@@ -19,6 +19,7 @@ use super::machine::{ShardMachine, Shared};
 use super::metrics;
 use super::proposer::{self, Pending, PendingKind};
 use super::state::State;
+use super::trimming::Pins;
 use crate::raft::{Group, GroupError, Kind, LogBounds, Part, Status, Timers, Transport};
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Clock, Instant, spawn, spawn_blocking, timeout_at};
@@ -27,15 +28,11 @@ use crate::types::{
     Action, Epoch, Error, NodeId, Outcome, Reason, ReplicaId, Result, Role, ShardId, Test, Timestamp, Write,
 };
 
-/// How long a checksum mark is kept for those who ask late.
-const CHECKSUM_MARK_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long writers are told to wait when a shard's queue is full.
 pub(super) const OVERLOADED_RETRY: Duration = Duration::from_millis(50);
 /// Bytes waiting for the node's log writer beyond which new writes are refused: a disk that cannot keep up must be felt
 /// by clients, not by memory.
 const LOG_QUEUE_BYTES_MAX: usize = 64 << 20;
-/// The horizon moves in steps of at least this, so that an idle table costs no log entries.
-const HORIZON_STEP_MS: u64 = 30_000;
 
 /// The epoch of a shard whose range has never changed.
 const FIRST_EPOCH: Epoch = Epoch(1);
@@ -72,7 +69,8 @@ pub struct Shard {
     pub(super) engine: Arc<dyn Engine>,
     writer: LogWriter,
     pub(super) clock: Clock,
-    history_ms: Arc<AtomicU64>,
+    pub(super) history_ms: Arc<AtomicU64>,
+    pub(super) pins: Pins,
     queue: mpsc::Sender<Pending>,
     pub(super) load: Load,
     pub(super) gate: mpsc::Sender<Waiting>,
@@ -147,6 +145,7 @@ impl Shard {
             writer,
             clock,
             history_ms,
+            pins: Pins::default(),
             queue,
             load: Load::default(),
             gate,
@@ -405,37 +404,6 @@ impl Shard {
         };
         self.shared.marks.lock().retain(|kept| kept.name != name);
         Ok(sum)
-    }
-
-    /// Regular upkeep: drops old checksum marks and, on the leader, proposes to trim history.
-    pub async fn upkeep(&self, deadline: Instant) {
-        let now = self.clock.now();
-        self.shared.marks.lock().retain(|mark| now.saturating_duration_since(mark.noted) < CHECKSUM_MARK_AGE_MAX);
-        if !self.is_leader() {
-            return;
-        }
-        let state = self.state();
-        if state.sealed_for.is_some() {
-            return;
-        }
-        let (engine, start, end) = (self.engine.clone(), state.start.clone(), state.end.clone());
-        if let Ok(Ok(bytes)) = spawn_blocking(move || engine.bytes_in(&start, &end)).await {
-            self.load.set_bytes(bytes);
-        }
-        let horizon_ms = self.clock.wall_ms().saturating_sub(self.history_ms.load(Ordering::Relaxed));
-        let horizon = Timestamp::from_millis(horizon_ms).min(state.last_timestamp);
-        // An idle table's last step is a short one: or its last deletions would never be behind the horizon.
-        let moved = horizon.millis() >= state.horizon.millis() + HORIZON_STEP_MS;
-        let comes_to_rest = horizon == state.last_timestamp && horizon > state.horizon && self.is_idle(horizon_ms);
-        if moved || comes_to_rest {
-            // Failing is fine: whoever leads next will ask again.
-            let _ = self.enqueue(PendingKind::Horizon(horizon), 0, deadline).await;
-        }
-    }
-
-    /// Whether the last write lies a whole step of the horizon before this moment.
-    fn is_idle(&self, horizon_ms: u64) -> bool {
-        horizon_ms >= self.state().last_timestamp.millis() + HORIZON_STEP_MS
     }
 
     /// Leaves the group. The replica's data stays; but what is read of it from now on is not answered, since whoever stops

@@ -58,6 +58,7 @@ mod survivor;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod trimming;
 
 pub use changes::{FollowRequest, ShardChanges};
 pub use checksum::Checksum;
