@@ -47,9 +47,12 @@ pub enum Verb {
 /// The definition names the view, its kind (rekeyed, aggregate or merged), its sources and how rows are made of theirs. The
 /// sources must be there. The view takes in what they hold, is compared with it, and is READY then; until then reads of it
 /// are refused with VIEW_BEHIND, unless they take any age. Writes to the sources go on all the while.
+///
+/// A definition is changed with --replace: reads get the former rows until the new ones are complete and compared, and then
+/// those, at once. To give a change up, drop NAME.next.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  trivet view create orders_by_user.toml --wait\n  trivet view create orders_by_user.toml --dry-run\n  trivet view create - --history 7d < user_stats.toml\n\nA definition:\n  name = \"orders_by_user\"\n  kind = \"rekeyed\"\n  [[sources]]\n  table = \"orders\"\n  partition_by = \"user_id\"\n  order_by = [\"-created_ms\"]"
+    after_help = "Examples:\n  trivet view create orders_by_user.toml --wait\n  trivet view create orders_by_user.toml --dry-run\n  trivet view create orders_by_user.toml --replace --wait\n  trivet view create - --history 7d < user_stats.toml\n\nA definition:\n  name = \"orders_by_user\"\n  kind = \"rekeyed\"\n  [[sources]]\n  table = \"orders\"\n  partition_by = \"user_id\"\n  order_by = [\"-created_ms\"]"
 )]
 pub struct Create {
     /// The file with the definition; - reads the standard input
@@ -64,6 +67,9 @@ pub struct Create {
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "1d",
           value_parser = time::parse_duration, conflicts_with = "dry_run")]
     wait: Option<Duration>,
+    /// Change the view of this name: another form of it is built beside it as NAME.next, and takes its place when READY
+    #[arg(long)]
+    replace: bool,
     /// Check the definition, show what would be created and where, and create nothing
     #[arg(long)]
     dry_run: bool,
@@ -172,7 +178,11 @@ async fn create(args: &Create, global: &Global) -> Ended {
     let definition = read_definition(&args.file)?;
     let history_ms = args.history.map(|history| u64::try_from(history.as_millis()).unwrap_or(u64::MAX));
     let client = global.connect().await?;
-    let mut view = client.admin().create_view(&definition, args.replication, history_ms, args.dry_run).await?;
+    let admin = client.admin();
+    let mut view = match args.replace {
+        true => admin.replace_view(&definition, args.replication, history_ms, args.dry_run).await?,
+        false => admin.create_view(&definition, args.replication, history_ms, args.dry_run).await?,
+    };
     if let Some(patience) = args.wait {
         view = wait_until_ready(&client, view, patience, global).await?;
     }
@@ -225,6 +235,13 @@ async fn wait_until_ready(
             // A leader may be on its way from one to another: whoever answers next tells. One that was dropped does not
             // come back.
             Err(error) if passes(&error) => {}
+            Err(error) if error.reason == Reason::UnknownTable => match renamed(client, &view, global).await? {
+                Some(seen) => view = seen,
+                None => {
+                    spinner.finish_and_clear();
+                    return Err(error.into());
+                }
+            },
             Err(error) => {
                 spinner.finish_and_clear();
                 return Err(error.into());
@@ -233,6 +250,12 @@ async fn wait_until_ready(
     }
     spinner.finish_and_clear();
     Ok(view)
+}
+
+/// A view that has another name now, because it has taken the place of another one.
+async fn renamed(client: &Client, view: &ViewDetails, global: &Global) -> Ended<Option<ViewDetails>> {
+    let views = client.admin().within(global.deadline).views().await?;
+    Ok(views.into_iter().find(|other| other.table.table.id == view.table.table.id))
 }
 
 fn passes(error: &Error) -> bool {

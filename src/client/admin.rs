@@ -121,7 +121,27 @@ impl Admin {
         history_ms: Option<u64>,
         dry_run: bool,
     ) -> Result<ViewDetails> {
-        let view = NewView { definition: definition.to_owned(), replication, history_ms, dry_run };
+        let definition = definition.to_owned();
+        self.make_view(NewView { definition, replication, history_ms, dry_run, replace: false }).await
+    }
+
+    /// Changes a view: another form of it is built beside it by this definition, as `NAME.next`, and takes its name when it
+    /// is ready. Until then reads get the former one; dropping `NAME.next` gives the change up.
+    ///
+    /// Errors: those of [`Admin::create_view`]; `UNKNOWN_TABLE` also if there is no view of this name, `TABLE_EXISTS` if
+    /// another change of it is under way.
+    pub async fn replace_view(
+        &self,
+        definition: &str,
+        replication: Option<u32>,
+        history_ms: Option<u64>,
+        dry_run: bool,
+    ) -> Result<ViewDetails> {
+        let definition = definition.to_owned();
+        self.make_view(NewView { definition, replication, history_ms, dry_run, replace: true }).await
+    }
+
+    async fn make_view(&self, view: NewView) -> Result<ViewDetails> {
         let asked = &view;
         let created = self
             .ask(None, |node, until| {
@@ -129,7 +149,7 @@ impl Admin {
                 async move { node.create_view(view, until).await }
             })
             .await?;
-        if !dry_run {
+        if !view.dry_run {
             self.settle(&created.table.table.name, true).await;
         }
         Ok(created)

@@ -48,6 +48,9 @@ pub(super) struct CreateAsk {
     definition: Option<String>,
     #[serde(default)]
     sources: Vec<String>,
+    /// A view that is there under this name gives way to this one when it is ready.
+    #[serde(default)]
+    replaces: bool,
 }
 
 impl CreateAsk {
@@ -64,12 +67,13 @@ impl CreateAsk {
             dry_run: wish.dry_run,
             definition: None,
             sources: Vec::new(),
+            replaces: false,
         }
     }
 
-    /// The same for a view of this definition over these tables.
-    pub(super) fn deriving(self, definition: String, sources: Vec<String>) -> CreateAsk {
-        CreateAsk { definition: Some(definition), sources, ..self }
+    /// The same for a view of this definition over these tables, in the place of the view of this name if that is wanted.
+    pub(super) fn deriving(self, definition: String, sources: Vec<String>, replaces: bool) -> CreateAsk {
+        CreateAsk { definition: Some(definition), sources, replaces, ..self }
     }
 
     /// What makes it a view, by the ids that its sources have now.
@@ -83,7 +87,11 @@ impl CreateAsk {
             })?;
             sources.push(source.descriptor.id);
         }
-        Ok(Some(ViewDescriptor { definition, sources, ready: false, rebuilding: false, paused: false }))
+        let replaces = match self.replaces {
+            true => Some(change::view_named(directory, &self.name)?.descriptor.id),
+            false => None,
+        };
+        Ok(Some(ViewDescriptor { definition, sources, replaces, ..ViewDescriptor::default() }))
     }
 }
 
@@ -132,7 +140,7 @@ impl Control {
             let replication = wish.replication.unwrap_or(REPLICATION_DEFAULT.min(members));
             let hosts = Hosts::choose(living, silent, replication, wish.read_replicas)?;
             let new = change::NewTable {
-                name: wish.name.clone(),
+                name: if wish.replaces { change::name_of_next(&wish.name) } else { wish.name.clone() },
                 partitioning: wish.partitioning.clone(),
                 shards: if wish.shards == 0 { members } else { wish.shards },
                 split_points: wish.split_points.iter().map(|point| Bytes::copy_from_slice(point)).collect(),

@@ -24,9 +24,11 @@ use crate::wire::admin::{
 };
 
 impl Control {
-    /// Creates a view; returns when its shards have leaders. It takes in what its sources hold from then on.
+    /// Creates a view; returns when its shards have leaders. It takes in what its sources hold from then on. If it is to
+    /// replace the view of its name it is built beside that, as `NAME.next`, and takes its name when it is ready.
     ///
-    /// Errors: `INVALID_REQUEST` for a definition that is none, `TABLE_EXISTS`, `UNKNOWN_TABLE` for a source.
+    /// Errors: `INVALID_REQUEST` for a definition that is none, `TABLE_EXISTS`, `UNKNOWN_TABLE` for a source or for the view
+    /// that is to be replaced.
     pub async fn create_view(&self, wish: NewView) -> Result<ViewDetails> {
         let definition = Definition::parse(&wish.definition)?;
         check_table_name(&definition.name)?;
@@ -38,7 +40,7 @@ impl Control {
         };
         let table = NewTable { history_ms: wish.history_ms.unwrap_or(table.history_ms), ..table };
         let sources = definition.source_tables().into_iter().map(str::to_owned).collect();
-        let question = CreateAsk::of(table).deriving(definition.to_json(), sources);
+        let question = CreateAsk::of(table).deriving(definition.to_json(), sources, wish.replace);
         let table = self.create_asked(question).await?;
         Ok(self.view_details(table, ViewState::Building))
     }
@@ -171,6 +173,14 @@ impl Control {
                 tracing::error!(view = name, missing, invented, other, "a new view was not as its sources");
                 return Err(Error::new(Reason::ViewBehind, format!("{name} was not as its sources")));
             }
+            if entry.descriptor.view.as_ref().is_some_and(|view| view.replaces.is_some()) {
+                let id = entry.descriptor.id;
+                let swapped = self.change(|directory| change::take_place(directory, id).map(Some)).await?;
+                if let Some(name) = swapped {
+                    tracing::info!(view = name, table = %id, "a view has taken the place of its former form");
+                }
+                continue;
+            }
             let ready = ChangeViewAsk {
                 ready: Some(true),
                 rebuilding: Some(false),
@@ -194,12 +204,9 @@ impl Control {
 
     fn view_named(&self, name: &str) -> Result<(std::sync::Arc<TableEntry>, ViewDescriptor)> {
         let directory = self.node.directory();
-        let entry = directory.table_by_name(name).cloned().ok_or_else(|| {
-            Error::new(Reason::UnknownTable, format!("there is no view '{name}'; `trivet view list` shows them"))
-        })?;
+        let entry = change::view_named(&directory, name)?;
         let view = entry.descriptor.view.clone();
-        let view = view.ok_or_else(|| Error::invalid(format!("{name} is a table, not a view")))?;
-        Ok((entry, view))
+        Ok((entry.clone(), view.ok_or_else(|| Error::internal("a view without a definition"))?))
     }
 
     fn view_details(&self, table: TableDetails, state: ViewState) -> ViewDetails {

@@ -69,7 +69,7 @@ pub struct TableDescriptor {
 }
 
 /// What makes a table a view: nobody writes to it but its upkeep.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ViewDescriptor {
     /// The definition in its canonical form.
     pub definition: String,
@@ -84,6 +84,9 @@ pub struct ViewDescriptor {
     /// Whether its upkeep rests because somebody said so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
+    /// The view whose name it takes when it is ready: this one is another form of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<TableId>,
 }
 
 /// A replica's part in its group.

@@ -336,15 +336,9 @@ fn harm(
     store.sync().expect("durable");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn rows_of_a_view_that_were_altered_deleted_or_invented_are_found_and_mended() {
-    let mut cluster = Cluster::of(3).await;
-    cluster.create_hash_table("orders", 2).await;
-    let client = connect(&cluster).await;
-    fill(&client, 120).await;
-    create(&cluster, BY_USER, true);
-    create(&cluster, STATS, true);
-    assert_in_step(&client).await;
+/// In the storage of all nodes, while they are stopped: alters, deletes and invents a row of `orders_by_user` and alters one of
+/// `user_stats`. Starts them again with other settings.
+async fn harm_rows(cluster: &mut Cluster, client: &Client, settings: &[&str]) {
     let table = client.table("orders_by_user");
     let rows = eventually("the view can be read", || table.scan(ScanBounds::All).collect()).await;
     let details = client.admin().table("orders_by_user").await.expect("described");
@@ -358,15 +352,28 @@ async fn rows_of_a_view_that_were_altered_deleted_or_invented_are_found_and_mend
     }
     for id in cluster.ids() {
         let at = |row: usize| Timestamp(rows[row].timestamp.0);
-        harm(&cluster, id, &text(&rows[3].key), Some("{\"altered\":true}"), at(3), &by_user);
-        harm(&cluster, id, &text(&rows[8].key), None, at(8), &by_user);
-        harm(&cluster, id, "{4}:00/invented", Some("{}"), at(0), &by_user);
-        harm(&cluster, id, "{5}", Some("{\"orders\":1}"), stat.timestamp, &stats);
+        harm(cluster, id, &text(&rows[3].key), Some("{\"altered\":true}"), at(3), &by_user);
+        harm(cluster, id, &text(&rows[8].key), None, at(8), &by_user);
+        harm(cluster, id, "{4}:00/invented", Some("{}"), at(0), &by_user);
+        harm(cluster, id, "{5}", Some("{\"orders\":1}"), stat.timestamp, &stats);
     }
     for id in cluster.ids() {
+        cluster.node_mut(id).settings = settings.iter().map(|&setting| setting.to_owned()).collect();
         cluster.start(id);
     }
     cluster.healthy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_view_that_were_altered_deleted_or_invented_are_found_and_mended() {
+    let mut cluster = Cluster::of(3).await;
+    cluster.create_hash_table("orders", 2).await;
+    let client = connect(&cluster).await;
+    fill(&client, 120).await;
+    create(&cluster, BY_USER, true);
+    create(&cluster, STATS, true);
+    assert_in_step(&client).await;
+    harm_rows(&mut cluster, &client, &["views.scrub_percent=0"]).await;
     for (name, wrong) in [("orders_by_user", 3), ("user_stats", 1)] {
         let found = cluster.trivet(&["view", "verify", name, "-o", "json"]);
         assert_eq!(found.code, 6, "{}", found.said());
@@ -384,6 +391,109 @@ async fn rows_of_a_view_that_were_altered_deleted_or_invented_are_found_and_mend
     tokio::time::sleep(Duration::from_secs(1)).await;
     orders.finish(50).await;
     assert_in_step(&client).await;
+
+    // The same again, and nobody asks.
+    harm_rows(&mut cluster, &client, &["views.scrub_percent=50", "views.scrub_every_ms=1000"]).await;
+    let total = async |name: &str| {
+        let mut total = 0.0;
+        for id in cluster.ids() {
+            total += cluster.metric(id, name).await;
+        }
+        total
+    };
+    eventually("what was harmed is mended unasked", || async {
+        let mended = total("trivet_view_repairs_total").await;
+        if mended >= 4.0 { Ok(()) } else { Err(format!("{mended} rows were mended")) }
+    })
+    .await;
+    assert_eq!(total("trivet_view_mismatches_total").await, 4.0, "each is counted once");
+    for name in ["orders_by_user", "user_stats"] {
+        let again = cluster.trivet(&["view", "verify", name]);
+        assert_eq!(again.code, 0, "{}", again.said());
+    }
+    assert_in_step(&client).await;
+    // And while orders are written, comparisons that never rest find nothing.
+    let (before, orders) = (total("trivet_view_scrubs_total").await, Orders::start(&client, 4));
+    eventually("views are compared while orders are written", || async {
+        let made = total("trivet_view_scrubs_total").await - before;
+        if made >= 6.0 { Ok(()) } else { Err(format!("{made} comparisons")) }
+    })
+    .await;
+    orders.finish(50).await;
+    assert_eq!(total("trivet_view_mismatches_total").await, 4.0);
+    assert_in_step(&client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_form_of_a_view_is_built_beside_it_and_takes_its_place_at_once() {
+    let cluster = Cluster::of(3).await;
+    cluster.create_hash_table("orders", 2).await;
+    let client = connect(&cluster).await;
+    fill(&client, 600).await;
+    create(&cluster, BY_USER, true);
+    let former = client.admin().view("orders_by_user").await.expect("described").table.table.id;
+    let orders = Orders::start(&client, 3);
+
+    // Somebody reads all the while: whole rows of one form or of the other, never an error, and no way back.
+    let done = Arc::new(AtomicBool::new(false));
+    let reader = {
+        let (table, done) = (client.table("orders_by_user").within(Duration::from_secs(20)), done.clone());
+        tokio::spawn(async move {
+            let (mut reads, mut news) = (0, 0);
+            while !done.load(Ordering::Relaxed) {
+                let rows = table.scan(ScanBounds::Tag("5".into())).collect().await.expect("the view can be read");
+                let of_next = |value: &Value| value.get("created_ms").is_none();
+                let forms: Vec<bool> = rows
+                    .iter()
+                    .map(|row| of_next(&serde_json::from_slice(row.value.as_ref().expect("a value")).expect("JSON")))
+                    .collect();
+                assert!(!forms.is_empty() && forms.iter().all(|form| *form == forms[0]), "{forms:?}");
+                assert!(forms[0] || news == 0, "the former rows after the new ones");
+                news += u64::from(forms[0]);
+                reads += 1;
+            }
+            (reads, news)
+        })
+    };
+    let next = format!("{BY_USER}include = [\"amount\", \"status\"]\n").replace("shards = 3", "shards = 2");
+    let file = cluster.root().join("next.toml");
+    std::fs::write(&file, &next).expect("a file is written");
+    let file = file.to_string_lossy().into_owned();
+    let said = cluster.trivet(&["view", "create", &file]);
+    assert!(said.code != 0 && said.said().contains("TABLE_EXISTS"), "{}", said.said());
+    cluster.trivet(&["view", "create", &file, "--replace", "--wait=120s"]).ok();
+    eventually("the reader has seen the new form", || async {
+        let view = client.admin().view("orders_by_user").await.map_err(|error| error.to_string())?;
+        if view.table.table.id == former { Err("it is the former one".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    done.store(true, Ordering::Relaxed);
+    let (reads, news) = reader.await.expect("the reader does not panic");
+    println!("  {reads} reads, {news} of them of the new form");
+    assert!(news > 0 && reads > news, "{reads} reads, {news} of the new form");
+    orders.finish(200).await;
+
+    let views = client.admin().views().await.expect("listed");
+    let names: Vec<&str> = views.iter().map(|view| view.table.table.name.as_str()).collect();
+    assert_eq!(names, ["orders_by_user"]);
+    assert_eq!((views[0].state, views[0].table.shards.len()), (trivet::wire::admin::ViewState::Ready, 2));
+    let verified = cluster.trivet(&["view", "verify", "orders_by_user"]);
+    assert_eq!(verified.code, 0, "{}", verified.said());
+
+    // One change at a time; given up by dropping it; and there must be something to change.
+    let none = STATS.replace("user_stats", "nothing");
+    std::fs::write(&file, &none).expect("a file is written");
+    let said = cluster.trivet(&["view", "create", &file, "--replace"]);
+    assert!(said.code != 0 && said.said().contains("UNKNOWN_TABLE"), "{}", said.said());
+    let slow = BY_USER.replace("status != 'test'", "status != 'no'");
+    std::fs::write(&file, &slow).expect("a file is written");
+    cluster.trivet(&["view", "create", &file, "--replace", "--dry-run"]).ok();
+    cluster.trivet(&["view", "create", &file, "--replace"]).ok();
+    let dropped = cluster.trivet(&["view", "drop", "orders_by_user.next"]);
+    // It may have taken its place already.
+    let gone = dropped.code == 0 || dropped.said().contains("UNKNOWN_TABLE") || dropped.said().contains("no view");
+    assert!(gone, "{}", dropped.said());
 }
 
 /// More than the steps in which histories are trimmed.

@@ -1,9 +1,11 @@
 //! Tables that come and go.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::{Draft, Write};
-use crate::catalog::directory::Directory;
+use crate::catalog::directory::{Directory, TableEntry};
 use crate::catalog::rows::{Counter, RowKey};
 use crate::keyspace::Layout;
 use crate::types::{
@@ -144,18 +146,64 @@ fn rely_on_sources(draft: &mut Draft<'_>, view: &ViewDescriptor) -> Result<()> {
     Ok(())
 }
 
+/// The name under which another form of a view is built.
+pub fn name_of_next(view: &str) -> String {
+    format!("{view}{NEXT}")
+}
+
+/// What the name of a view's other form ends in while it is built.
+const NEXT: &str = ".next";
+
+/// A view by its name.
+///
+/// Errors: `UNKNOWN_TABLE`, and `INVALID_REQUEST` for a table that is none.
+pub fn view_named<'a>(directory: &'a Directory, name: &str) -> Result<&'a Arc<TableEntry>> {
+    let Some(entry) = directory.table_by_name(name) else {
+        return Err(Error::new(
+            Reason::UnknownTable,
+            format!("there is no view '{name}'; `trivet view list` shows them"),
+        ));
+    };
+    match entry.descriptor.view {
+        Some(_) => Ok(entry),
+        None => Err(Error::invalid(format!("{name} is a table, not a view"))),
+    }
+}
+
+/// Gives another form of a view the place of the one it replaces, which is dropped: it is ready, and has the name from then
+/// on. If that one was dropped meanwhile, the name is free, or somebody else's: then it keeps the one it has. Its new name.
+pub fn take_place(directory: &Directory, next: TableId) -> Result<(String, Write)> {
+    let descriptor = directory.descriptor(next).filter(|row| row.state == TableState::Ready).cloned();
+    let gone = || Error::new(Reason::UnknownTable, format!("{next} was dropped"));
+    let mut descriptor = descriptor.ok_or_else(gone)?;
+    let Some(view) = &mut descriptor.view else {
+        return Err(Error::invalid(format!("{} is a table, not a view", descriptor.name)));
+    };
+    (view.ready, view.rebuilding) = (true, false);
+    let former = view.replaces.take();
+    let mut draft = Draft::new(directory);
+    let wanted = descriptor.name.strip_suffix(NEXT).unwrap_or(&descriptor.name).to_owned();
+    let holder = directory.named(&wanted);
+    if holder.is_none() || holder == former {
+        if let Some(former) = former.and_then(|former| directory.descriptor(former)).filter(|_| holder.is_some()) {
+            let going = TableDescriptor { state: TableState::Dropping, ..former.clone() };
+            draft.put(&RowKey::Table(going.id), &going);
+        }
+        draft.delete(&RowKey::TableName(descriptor.name.clone()));
+        draft.put(&RowKey::TableName(wanted.clone()), &next);
+        descriptor.name = wanted;
+    }
+    draft.put(&RowKey::Table(next), &descriptor);
+    Ok((descriptor.name, draft.finish()?))
+}
+
 /// Changes what is said of a view: `change` gets what stands there. `None` if nothing is to be changed.
 pub fn change_view(
     directory: &Directory,
     name: &str,
     change: impl FnOnce(&mut ViewDescriptor),
 ) -> Result<(TableDescriptor, Option<Write>)> {
-    let Some(entry) = directory.table_by_name(name) else {
-        return Err(Error::new(
-            Reason::UnknownTable,
-            format!("there is no view {name}; `trivet view list` shows them"),
-        ));
-    };
+    let entry = view_named(directory, name)?;
     let mut descriptor = entry.descriptor.clone();
     let Some(view) = &mut descriptor.view else {
         return Err(Error::invalid(format!("{name} is a table, not a view")));

@@ -13,7 +13,7 @@ use super::*;
 use crate::catalog::rows::{ClusterRow, NodeRow, Standing};
 use crate::types::{
     ClusterId, Epoch, Incarnation, NodeId, Partitioning, Reason, ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
-    Slot, TableId, Test, Timestamp,
+    Slot, TableId, TableState, Test, Timestamp, ViewDescriptor,
 };
 
 /// A system table that does what a shard does with a write: all conditions, then all operations, one version.
@@ -324,6 +324,54 @@ fn wishes_that_make_no_sense_are_refused() {
     assert_eq!(reason(replace(0, 1, 9)), Reason::UnknownNode);
     assert_eq!(reason(replace(0, 9, 1)), Reason::InvalidRequest);
     assert_eq!(reason(replace(0, 1, 2)), Reason::InvalidRequest);
+}
+
+#[test]
+fn another_form_of_a_view_takes_its_place() {
+    let mut model = founded(3);
+    let create = |model: &mut Model, name: &str, view: Option<ViewDescriptor>| {
+        let directory = model.directory();
+        let wish = NewTable { view, ..table(name, 2, 3) };
+        let creation = create_table(&directory, &wish, around(&directory, 3)).expect("created");
+        model.write(&creation.write).expect("written");
+        creation.table.id
+    };
+    let orders = create(&mut model, "orders", None);
+    let of = |definition: &str, replaces| ViewDescriptor {
+        definition: definition.to_owned(),
+        sources: vec![orders],
+        replaces,
+        ..ViewDescriptor::default()
+    };
+    let former = create(&mut model, "by_user", Some(of("1", None)));
+    let next = create(&mut model, &name_of_next("by_user"), Some(of("2", Some(former))));
+    let before = model.directory();
+    let (name, write) = take_place(&before, next).expect("it can");
+    assert_eq!(name, "by_user");
+    model.write(&write).expect("written");
+    let after = model.directory();
+    let entry = after.table_by_name("by_user").expect("it is there");
+    assert_eq!(entry.descriptor.id, next);
+    assert_eq!(entry.descriptor.view, Some(ViewDescriptor { ready: true, ..of("2", None) }));
+    assert!(after.table_by_name("by_user.next").is_none() && after.table(former).is_none());
+    assert_eq!(after.descriptor(former).expect("its rows go later").state, TableState::Dropping);
+    assert!(model.write(&write).is_none(), "the same once more");
+
+    // Whose place is free takes it; whose place is taken by another keeps its own.
+    let again = create(&mut model, "by_user.next", Some(of("3", Some(next))));
+    let (_, write) = drop_table(&model.directory(), "by_user").expect("dropped");
+    model.write(&write).expect("written");
+    let free = model.directory();
+    assert_eq!(take_place(&free, again).expect("it can").0, "by_user");
+    create(&mut model, "by_user", None);
+    assert!(model.write(&take_place(&free, again).expect("it could").1).is_none(), "the name was taken meanwhile");
+    let (name, write) = take_place(&model.directory(), again).expect("it can");
+    assert_eq!(name, "by_user.next");
+    model.write(&write).expect("written");
+    let end = model.directory();
+    assert!(end.table_by_name("by_user.next").expect("there").descriptor.view.as_ref().is_some_and(|view| view.ready));
+    assert_eq!(reason(take_place(&end, orders)), Reason::InvalidRequest);
+    assert_eq!(reason(take_place(&end, former)), Reason::UnknownTable);
 }
 
 #[test]

@@ -460,13 +460,7 @@ mod tests {
 
     fn a_view() -> TableDetails {
         let mut details = table_details(4, "orders_by_user", Partitioning::Hash, &[]);
-        let told = ViewDescriptor {
-            definition: String::new(),
-            sources: vec![],
-            ready: false,
-            rebuilding: false,
-            paused: false,
-        };
+        let told = ViewDescriptor::default();
         details.table.view = Some(told);
         details
     }

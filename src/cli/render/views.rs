@@ -220,13 +220,7 @@ mod tests {
     const DEFINITION: &str = r#"{"name":"orders_by_user","kind":"rekeyed","shards":2,"on_bad_document":"skip","sources":[{"table":"orders","where":"doc.status != 'test'","partition_by":"user_id","order_by":["-created_ms"],"include":["status","amount"]}]}"#;
 
     fn view_in(state: ViewState, lags: Option<Vec<ViewLag>>) -> ViewDetails {
-        let told = ViewDescriptor {
-            definition: String::new(),
-            sources: vec![],
-            ready: false,
-            rebuilding: false,
-            paused: false,
-        };
+        let told = ViewDescriptor::default();
         let table = TableDescriptor {
             id: TableId(4),
             name: "orders_by_user".to_owned(),

@@ -178,7 +178,7 @@ impl TryFrom<v1::TableInfo> for TableDetails {
 
 /// What is known of a view by whoever was told no more than that it is one.
 pub(super) fn view_told() -> ViewDescriptor {
-    ViewDescriptor { definition: String::new(), sources: Vec::new(), ready: false, rebuilding: false, paused: false }
+    ViewDescriptor::default()
 }
 
 /// How a table is partitioned, in words of the protocol.

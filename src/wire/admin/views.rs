@@ -21,6 +21,8 @@ pub struct NewView {
     pub history_ms: Option<u64>,
     /// Say what would be done and do nothing.
     pub dry_run: bool,
+    /// It is another form of the view of its name, whose place it takes when it is ready.
+    pub replace: bool,
 }
 
 impl NewView {
@@ -40,6 +42,7 @@ impl NewView {
             replication: Some(request.replication).filter(|&voters| voters != 0),
             history_ms: request.history_ms,
             dry_run: request.dry_run,
+            replace: request.replace,
         })
     }
 
@@ -50,6 +53,7 @@ impl NewView {
             replication: self.replication.unwrap_or(0),
             history_ms: self.history_ms,
             dry_run: self.dry_run,
+            replace: self.replace,
         }
     }
 }
@@ -313,11 +317,16 @@ mod tests {
 
     #[test]
     fn wishes_survive_the_wire_and_nonsense_does_not() {
-        let plain =
-            NewView { definition: "name = 'v'".to_owned(), replication: None, history_ms: None, dry_run: false };
+        let plain = NewView {
+            definition: "name = 'v'".to_owned(),
+            replication: None,
+            history_ms: None,
+            dry_run: false,
+            replace: false,
+        };
         for wish in [
             plain.clone(),
-            NewView { replication: Some(1), history_ms: Some(0), dry_run: true, ..plain.clone() },
+            NewView { replication: Some(1), history_ms: Some(0), dry_run: true, replace: true, ..plain.clone() },
             NewView { definition: "x".repeat(DEFINITION_BYTES_MAX), ..plain.clone() },
         ] {
             assert_eq!(NewView::decode(wish.clone().encode()), Ok(wish));
