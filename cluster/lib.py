@@ -50,6 +50,11 @@ class Cluster:
     def pid(self, node):
         return int((pathlib.Path(self.data) / f"node{node}" / "pid").read_text())
 
+    def resident(self, node):
+        """Bytes of memory that a node holds."""
+        fields = pathlib.Path(f"/proc/{self.pid(node)}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+
     def trivet(self, *arguments):
         """Runs a verb; what it says as JSON, if anything."""
         command = [self.binary, *arguments, "-o", "json"]
@@ -79,9 +84,9 @@ class Cluster:
         return found
 
 
-def report_of(load):
-    """Waits for a load to end; its report, and how many of its calls failed."""
-    output, _ = load.communicate(timeout=120)
+def report_of(load, seconds=120):
+    """Waits for a load to end, at most so long; its report, and how many of its calls failed."""
+    output, _ = load.communicate(timeout=seconds)
     report = json.loads(output)
     return report, sum(report["errors"].values())
 

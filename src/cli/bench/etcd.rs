@@ -84,7 +84,7 @@ impl Etcd {
                 self.client.range(RangeRequest { key, ..RangeRequest::default() }).await?;
                 Ok(Done::Effect)
             }
-            Op::Write(key, value) => {
+            Op::Write(key, value) | Op::Order(key, value) => {
                 self.client.put(PutRequest { key, value }).await?;
                 Ok(Done::Effect)
             }
@@ -112,6 +112,7 @@ impl Etcd {
                 self.client.range(scan).await?;
                 Ok(Done::Effect)
             }
+            Op::List(_) => Err(tonic::Status::unimplemented("etcd has no views")),
             Op::Incr(_) => Err(tonic::Status::unimplemented("etcd has no increment")),
         }
     }

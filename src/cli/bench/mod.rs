@@ -20,6 +20,7 @@ mod report;
 mod target;
 mod unary;
 mod verify;
+mod view;
 mod workload;
 
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use trivet::client::{Client, ReadFrom};
+use trivet::orders::Orders;
 use trivet::runtime::{Clock, sleep_until, spawn};
 use trivet::types::{ReadLevel, Reason};
 use trivet::wire::admin::NewTable;
@@ -38,7 +40,7 @@ use self::processes::{Usage, cpu_between, usage};
 use self::record::{Recorder, Stall};
 use self::report::{Report, Servers, Settings};
 use self::target::{Target, Trivet};
-use self::workload::{Distribution, Kind, Mix, Numbers, Workload};
+use self::workload::{Distribution, Kind, Mix, Numbers, SCAN_ROWS_MAX, Workload};
 use super::data::{parse_level, parse_read_from, show_level, show_read_from};
 use super::exit::{Ended, Exit, Stop};
 use super::{Global, text, time};
@@ -49,7 +51,8 @@ use super::{Global, text, time};
 /// --rate operations begin at that rate whatever the answers do, and latency counts from the intended beginning.
 ///
 /// Operations of --mix: read, write, cas (read, then write if unchanged), incr, scan (up to 100 rows of a tag),
-/// batch10 (ten keys of a tag, atomically).
+/// batch10 (ten keys of a tag, atomically), order (the document of an order; the table is then to be `orders`), list (the 20
+/// newest orders of a user; needs the views of `trivet order setup`).
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -78,6 +81,9 @@ pub struct Args {
     /// Bytes of a value
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     value_size: u32,
+    /// Rows of each scan [default: any number up to 100]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=SCAN_ROWS_MAX))]
+    scan_rows: Option<u64>,
     /// How keys are chosen: uniform or zipfian:THETA
     #[arg(long, value_name = "D", default_value = "uniform")]
     distribution: Distribution,
@@ -120,6 +126,9 @@ pub struct Args {
     /// Process ids of the servers: report their CPU time and memory
     #[arg(long, value_name = "PID", value_delimiter = ',')]
     pids: Vec<u32>,
+    /// Look beside the load how old this view of the table is, and how soon an order shows in it
+    #[arg(long, value_name = "VIEW", conflicts_with_all = ["ops", "unary", "spread", "verify", "verify_only"])]
+    view: Option<String>,
     /// Write the report to a file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -210,10 +219,15 @@ pub async fn run(args: Args, global: &Global) -> Ended {
     let (name, targets) = targets(&args, &mix, global).await?;
     let keys = args.keys;
     let workload = Workload::new(mix.clone(), args.distribution, keys, args.value_size as usize, args.seed);
+    let workload = workload.with_scans_of(args.scan_rows);
     if args.load {
         load(&workload, &targets, args.concurrency as usize).await?;
     }
-    let report = measure(name, &args, args.settings(&mix), Arc::new(workload), &targets).await?;
+    let looking = match &args.view {
+        Some(view) => Some((global.connect_by(true).await?, view.clone())),
+        None => None,
+    };
+    let report = measure(name, &args, args.settings(&mix), Arc::new(workload), &targets, looking).await?;
     let json = serde_json::to_string_pretty(&report).map_err(|error| Stop::error(error.to_string()))?;
     if let Some(file) = &args.json {
         std::fs::write(file, format!("{json}\n"))
@@ -250,7 +264,7 @@ async fn targets(args: &Args, mix: &Mix, global: &Global) -> Ended<(String, Vec<
     }
     let of = |client: Client| {
         let table = client.table(&*args.table).at(args.level).read_from(args.read_from);
-        Target::Trivet(Trivet { table })
+        Target::Trivet(Trivet { table, orders: (Orders::new(client), args.level) })
     };
     let name = if args.unary { "trivet-unary" } else { "trivet" };
     Ok((name.to_owned(), clients.into_iter().map(of).collect()))
@@ -272,13 +286,13 @@ async fn peers(args: &Args, mix: &Mix, connections: usize, deadline: Duration) -
     let targets = match args.target {
         Peer::Trivet => unreachable!("Trivet is no peer of itself"),
         Peer::Etcd | Peer::EtcdLeader => {
-            lacks(&[Kind::Incr], "etcd")?;
+            lacks(&[Kind::Incr, Kind::List], "etcd")?;
             let leader_only = args.target == Peer::EtcdLeader;
             let etcd = etcd::connect(&endpoints(7611..=7613), connections, leader_only, deadline).await;
             etcd.map_err(unavailable)?.into_iter().map(Target::Etcd).collect()
         }
         Peer::RedisCluster => {
-            lacks(&[Kind::Cas, Kind::Scan], "Redis Cluster")?;
+            lacks(&[Kind::Cas, Kind::Scan, Kind::List], "Redis Cluster")?;
             let wait = match (args.wait, args.wait_aof) {
                 (_, true) => redis::Wait::Aof,
                 (Some(replicas), false) => redis::Wait::Replicas(replicas),
@@ -339,6 +353,7 @@ async fn measure(
     settings: Settings,
     workload: Arc<Workload>,
     targets: &[Target],
+    looking: Option<(Client, String)>,
 ) -> Ended<Report> {
     let pids: Vec<u32> = args.pids.clone();
     for pid in &pids {
@@ -357,6 +372,11 @@ async fn measure(
     };
     let workers: Vec<_> = (0..args.concurrency as usize).map(worker_of).collect();
 
+    let looking = looking.map(|(client, view)| {
+        let (shared, source) = (shared.clone(), args.table.clone());
+        spawn(async move { view::look(&shared, &client, &source, &view).await })
+    });
+
     let pace = &shared.pace;
     sleep_until(pace.measured_from()).await;
     shared.stall.begin(pace.measured_from() - pace.start());
@@ -371,6 +391,12 @@ async fn measure(
     for worker in workers {
         worker.await.map_err(|error| Stop::error(format!("a worker failed: {error}")))?;
     }
+    let view = match looking {
+        Some(looking) => {
+            Some(looking.await.map_err(|error| Stop::error(format!("looking at the view failed: {error}")))??)
+        }
+        None => None,
+    };
     let ended = ended.unwrap_or_else(|| clock.now());
     let (servers_after, own_after) = after.unwrap_or_else(|| (read_all(&pids), read_all(&[std::process::id()])));
 
@@ -394,6 +420,7 @@ async fn measure(
         errors: recorder.errors(),
         longest_stall_ms: shared.stall.longest().as_micros() as f64 / 1e3,
         servers,
+        view,
         client_cpu_s: client_cpu.as_secs_f64(),
     })
 }

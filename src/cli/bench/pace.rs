@@ -76,6 +76,11 @@ impl Pace {
         self.end
     }
 
+    /// Whether the measured window has ended.
+    pub fn is_over(&self) -> bool {
+        self.end.is_some_and(|end| self.now() >= end)
+    }
+
     /// Whether a moment lies inside the measured window.
     pub fn measures(&self, at: Instant) -> bool {
         at >= self.measured_from && self.end.is_none_or(|end| at < end)

@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 use super::workload::Kind;
 
 /// Longest latency told apart, in microseconds; longer ones count as this (no deadline is longer).
-const LATENCY_US_MAX: u64 = 3_600_000_000;
+pub(super) const LATENCY_US_MAX: u64 = 3_600_000_000;
 /// Significant digits of a latency: 0.1 %.
 const LATENCY_DIGITS: u8 = 3;
 

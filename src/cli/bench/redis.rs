@@ -77,7 +77,7 @@ impl Redis {
                 cmd("GET").arg(&key[..]).query_async::<Value>(&mut self.connection).await?;
                 Ok(())
             }
-            Op::Write(key, value) => {
+            Op::Write(key, value) | Op::Order(key, value) => {
                 let mut pipeline = pipe();
                 pipeline.cmd("SET").arg(&key[..]).arg(&value[..]);
                 self.write(key, pipeline).await
@@ -96,7 +96,7 @@ impl Redis {
                 }
                 self.write(key, pipeline).await
             }
-            Op::Cas(..) | Op::Scan(..) => unreachable!("refused before the run: Redis Cluster has neither"),
+            Op::Cas(..) | Op::Scan(..) | Op::List(_) => unreachable!("refused before the run: Redis Cluster has none"),
         }
     }
 

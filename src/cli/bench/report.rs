@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use super::processes::Usage;
 use super::record::Figures;
+use super::view::{Spread, ViewFigures};
 
 /// The result of one run.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -25,6 +26,9 @@ pub struct Report {
     pub longest_stall_ms: f64,
     /// What the server processes used, when their ids were given.
     pub servers: Option<Servers>,
+    /// What was seen of a view meanwhile, if that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub view: Option<ViewFigures>,
     /// CPU seconds of this process in the window.
     pub client_cpu_s: f64,
 }
@@ -143,6 +147,15 @@ impl Report {
                 rss.join(" + ")
             );
         }
+        if let Some(view) = &self.view {
+            let spread = |spread: &Spread| {
+                let ms = |us: u64| us as f64 / 1_000.0;
+                let (p50, p99, max) = (ms(spread.p50_us), ms(spread.p99_us), ms(spread.max_us));
+                format!("p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms ({} times)", spread.samples)
+            };
+            let _ = writeln!(text, "view {}: age {}", view.view, spread(&view.age));
+            let _ = writeln!(text, "  an order of one's own is in the list after {}", spread(&view.own));
+        }
         text
     }
 }
@@ -190,6 +203,7 @@ mod tests {
                 ops_per_cpu_s: 10_000.0,
                 processes: [7, 8].map(|pid| Usage { pid, ticks: 0, rss_bytes: 104_857_600 }).to_vec(),
             }),
+            view: None,
             client_cpu_s: 4.25,
         };
         let mut text = report.render();
@@ -198,6 +212,8 @@ mod tests {
         report.settings.rate = Some(1_000.0);
         report.errors.clear();
         report.servers = None;
+        let spread = Spread { samples: 400, p50_us: 4_100, p99_us: 23_800, max_us: 61_000 };
+        report.view = Some(ViewFigures { view: "orders_by_user".to_owned(), age: spread, own: spread });
         text.push('\n');
         text.push_str(&report.render());
         golden::check("bench_report", &text);

@@ -2,7 +2,8 @@
 //! `peers`) other stores. One enum and no boxed futures, so that choosing costs a branch.
 
 use trivet::client::Table;
-use trivet::types::{Action, Error, Operation, ScanBounds, Test, Write};
+use trivet::orders::{ListWish, Orders};
+use trivet::types::{Action, Error, Operation, ReadLevel, ScanBounds, Test, Write};
 
 #[cfg(feature = "peers")]
 use super::etcd::Etcd;
@@ -11,6 +12,9 @@ use super::record::{Done, Failure};
 use super::redis::Redis;
 use super::unary::Unary;
 use super::workload::Op;
+
+/// Orders in a list: one page of what a person looks at.
+const LIST_ORDERS: u32 = 20;
 
 /// A worker's way to a store.
 #[derive(Clone)]
@@ -46,6 +50,8 @@ impl Target {
 pub struct Trivet {
     /// The table, reading at the level of the run.
     pub table: Table,
+    /// The orders of the same cluster, and how fresh lists of them are to be.
+    pub orders: (Orders, ReadLevel),
 }
 
 impl Trivet {
@@ -55,7 +61,7 @@ impl Trivet {
                 self.table.get(key).await?;
                 Ok(Done::Effect)
             }
-            Op::Write(key, value) => {
+            Op::Write(key, value) | Op::Order(key, value) => {
                 self.table.put(key, value).await?;
                 Ok(Done::Effect)
             }
@@ -78,6 +84,18 @@ impl Trivet {
                 let put = |(key, value)| Operation { key, action: Action::Put { value, ttl_ms: None } };
                 let operations = puts.into_iter().map(put).collect();
                 self.table.batch(Write { request: None, conditions: vec![], operations }).await?;
+                Ok(Done::Effect)
+            }
+            Op::List(user) => {
+                let (orders, level) = &self.orders;
+                let wish = ListWish {
+                    user_id: String::from_utf8_lossy(&user).into_owned(),
+                    statuses: Vec::new(),
+                    page_size: LIST_ORDERS,
+                    page_token: None,
+                    level: *level,
+                };
+                orders.list(&wish).await?;
                 Ok(Done::Effect)
             }
         }

@@ -89,7 +89,7 @@ impl Unary {
                 self.client.get(proto::GetRequest { table, key, level: self.level }).await?;
                 Ok(Done::Effect)
             }
-            Op::Write(key, value) => {
+            Op::Write(key, value) | Op::Order(key, value) => {
                 let request = self.request();
                 let put = proto::PutRequest { table, key, value, ttl_ms: None, request };
                 done(self.client.put(put).await?)
@@ -114,6 +114,7 @@ impl Unary {
                 self.client.scan_page(scan).await?;
                 Ok(Done::Effect)
             }
+            Op::List(_) => Err(tonic::Status::unimplemented("lists are made by clients that route")),
             Op::Batch(puts) => {
                 let operations = puts.into_iter().map(|(key, value)| put(key, value)).collect();
                 let request = self.request();

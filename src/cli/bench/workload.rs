@@ -2,7 +2,8 @@
 //!
 //! Keys are numbers below `keys`, chosen uniformly or after Zipf's law (Gray et al. 1994, as YCSB does it, the ranks
 //! scattered over the key space so that hot keys are not neighbours). Single keys are `key0000000042`; the members of a
-//! batch or scan share the tag of their number, `{batch0000000042}:03`.
+//! batch or scan share the tag of their number, `{batch0000000042}:03`. Orders are documents as the service of orders keeps
+//! them, each of one user for ever, who has [`ORDERS_OF_USER`] of them.
 
 use std::str::FromStr;
 
@@ -14,6 +15,8 @@ pub const BATCH_KEYS: u64 = 10;
 pub const SCAN_ROWS_MAX: u64 = 100;
 /// Tags that scans choose from: so many that they are no single hot spot, so few that loading them is quick.
 const SCAN_TAGS_MAX: u64 = 1_000;
+/// Orders of one user, about.
+pub const ORDERS_OF_USER: u64 = 20;
 /// Bytes of random data that values are cut from, besides one value's length.
 const POOL_BYTES: usize = 1 << 20;
 
@@ -150,11 +153,16 @@ pub enum Kind {
     Scan,
     /// Set [`BATCH_KEYS`] keys of one tag atomically.
     Batch,
+    /// Set the document of an order.
+    Order,
+    /// Read the newest orders of a user from the view by user.
+    List,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 6] = [Kind::Read, Kind::Write, Kind::Cas, Kind::Incr, Kind::Scan, Kind::Batch];
+    pub const ALL: [Kind; 8] =
+        [Kind::Read, Kind::Write, Kind::Cas, Kind::Incr, Kind::Scan, Kind::Batch, Kind::Order, Kind::List];
 
     /// Its name in `--mix` and in reports.
     pub fn name(self) -> &'static str {
@@ -165,6 +173,8 @@ impl Kind {
             Kind::Incr => "incr",
             Kind::Scan => "scan",
             Kind::Batch => "batch10",
+            Kind::Order => "order",
+            Kind::List => "list",
         }
     }
 }
@@ -247,6 +257,10 @@ pub enum Op {
     Scan(Bytes, u64),
     /// Set these keys at once.
     Batch(Vec<(Bytes, Bytes)>),
+    /// Set this order to this document.
+    Order(Bytes, Bytes),
+    /// Read the newest orders of this user.
+    List(Bytes),
 }
 
 impl Op {
@@ -259,6 +273,8 @@ impl Op {
             Op::Incr(_) => Kind::Incr,
             Op::Scan(..) => Kind::Scan,
             Op::Batch(_) => Kind::Batch,
+            Op::Order(..) => Kind::Order,
+            Op::List(_) => Kind::List,
         }
     }
 }
@@ -269,6 +285,8 @@ pub struct Workload {
     mix: Mix,
     keys: Chooser,
     scans: Chooser,
+    /// Rows of a scan; none: any number up to [`SCAN_ROWS_MAX`].
+    scan_rows: Option<u64>,
     value_bytes: usize,
     /// Random data that values are slices of, so that making one copies nothing.
     pool: Bytes,
@@ -283,9 +301,15 @@ impl Workload {
             mix,
             keys: Chooser::new(distribution, keys),
             scans: Chooser::new(distribution, keys.min(SCAN_TAGS_MAX)),
+            scan_rows: None,
             value_bytes,
             pool: pool.into(),
         }
+    }
+
+    /// The same with scans of so many rows each.
+    pub fn with_scans_of(self, rows: Option<u64>) -> Workload {
+        Workload { scan_rows: rows, ..self }
     }
 
     /// The next operation.
@@ -297,12 +321,14 @@ impl Workload {
             Kind::Incr => Op::Incr(name("count", self.keys.choose(numbers))),
             Kind::Scan => {
                 let tag = name("scan", self.scans.choose(numbers));
-                Op::Scan(tag, 1 + numbers.below(SCAN_ROWS_MAX))
+                Op::Scan(tag, self.scan_rows.unwrap_or_else(|| 1 + numbers.below(SCAN_ROWS_MAX)))
             }
             Kind::Batch => {
                 let number = self.keys.choose(numbers);
                 Op::Batch((0..BATCH_KEYS).map(|at| (member("batch", number, at), self.value(numbers))).collect())
             }
+            Kind::Order => self.order(self.keys.choose(numbers), numbers),
+            Kind::List => Op::List(self.user(self.keys.choose(numbers))),
         }
     }
 
@@ -313,7 +339,12 @@ impl Workload {
         let single_keys = if singles { self.keys.bound } else { 0 };
         let scan_tags = if self.mix.has(Kind::Scan) { self.scans.bound } else { 0 };
         let rows = scan_tags * SCAN_ROWS_MAX;
-        (0..single_keys + rows).map(move |at| {
+        let orders = [Kind::Order, Kind::List].into_iter().any(|kind| self.mix.has(kind));
+        let orders = if orders { self.keys.bound } else { 0 };
+        (0..single_keys + rows + orders).map(move |at| {
+            if at >= single_keys + rows {
+                return self.order(at - single_keys - rows, &mut numbers);
+            }
             let key = if at < single_keys {
                 name("key", at)
             } else {
@@ -321,6 +352,17 @@ impl Workload {
             };
             Op::Write(key, self.value(&mut numbers))
         })
+    }
+
+    fn order(&self, number: u64, numbers: &mut Numbers) -> Op {
+        let id = name("order", number);
+        let document = order(&id, &self.user(number), numbers.next());
+        Op::Order(id, document)
+    }
+
+    /// Whose order it is.
+    pub fn user(&self, order: u64) -> Bytes {
+        name("user", mix(order) % self.keys.bound.div_ceil(ORDERS_OF_USER))
     }
 
     fn key(&self, numbers: &mut Numbers) -> Bytes {
@@ -331,6 +373,27 @@ impl Workload {
         let at = numbers.below(POOL_BYTES as u64) as usize;
         self.pool.slice(at..at + self.value_bytes)
     }
+}
+
+/// The document of an order; what it costs and when it was placed follow from a number.
+pub fn order(id: &[u8], user: &[u8], number: u64) -> Bytes {
+    let text = |bytes| String::from_utf8_lossy(bytes);
+    let (id, user) = (text(id), text(user));
+    let (amount, created_ms) = (number % 100_000, 1_700_000_000_000 + number / 100_000 % 10_000_000_000);
+    let (whole, cents) = (amount / 100, amount % 100);
+    format!(
+        concat!(
+            r#"{{"order_id":"{id}","business_key":"cart-{id}","user_id":"{user}","status":"paid","amount":{whole}.{cents:02},"#,
+            r#""items":[{{"product_id":"p-1","quantity":1,"price":{whole}.{cents:02}}}],"#,
+            r#""created_ms":{created_ms},"updated_ms":{created_ms}}}"#
+        ),
+        id = id,
+        user = user,
+        whole = whole,
+        cents = cents,
+        created_ms = created_ms
+    )
+    .into()
 }
 
 /// Digits of a key's number: room for ten thousand million keys.
