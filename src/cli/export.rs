@@ -45,7 +45,7 @@ enum Format {
 /// again.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  trivet export orders orders.jsonl.gz\n  trivet export orders --format csv --fields user_id,amount_cents"
+    after_help = "Examples:\n  trivet export orders orders.jsonl.gz\n  trivet export orders --format csv --fields user_id,amount"
 )]
 pub struct Args {
     /// The table

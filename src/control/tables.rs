@@ -24,6 +24,8 @@ const REPLICATION_DEFAULT: u32 = 3;
 const IMBALANCE: f64 = 0.0;
 /// How long the creator of a table waits for its shards to elect leaders.
 const LEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long who drops a table waits for the other nodes to hear of it.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a node is waited for that was not heard lately: it may be gone.
 const UNHEARD_TIMEOUT: Duration = Duration::from_millis(300);
 /// Between looks.
@@ -173,12 +175,7 @@ impl Control {
         let mut missing: BTreeSet<ShardId> = shards.iter().map(|shard| shard.id).collect();
         loop {
             let nodes: Vec<NodeId> = self.node.directory().nodes().map(|row| row.id).collect();
-            // A node hears only those that it asks something, and this one may have had nothing to ask the new leaders.
-            let report = |node: NodeId| {
-                let patience = if self.node.hears(node) { ask::ASK_TIMEOUT } else { UNHEARD_TIMEOUT };
-                async move { self.node.ask_for::<_, NodeReport>(node, ask::REPORT, &(), patience).await.ok() }
-            };
-            let reports: Vec<Option<NodeReport>> = join_all(nodes.into_iter().map(report)).await;
+            let reports = join_all(nodes.into_iter().map(|node| self.report_within(node))).await;
             for report in reports.iter().flatten() {
                 for shard in report.shards.iter().filter(|shard| shard.part == "leader") {
                     missing.remove(&shard.shard);
@@ -207,8 +204,34 @@ impl Control {
             self.node.ask_system_leader_for(DROP_TABLE, &question, VERB_TIMEOUT).await?;
         if !dry_run {
             self.node.wait_for_revision(revision).await;
+            self.wait_until_known(revision).await;
         }
         Ok(id)
+    }
+
+    /// Waits until every living node knows the catalog of `revision`, a while at most: a node that passes requests on by the
+    /// name of a table is not to know another one by it.
+    async fn wait_until_known(&self, revision: Timestamp) {
+        let deadline: Instant = self.node.clock().now() + KNOWN_TIMEOUT;
+        loop {
+            let nodes: Vec<NodeId> = self.node.directory().nodes().map(|row| row.id).collect();
+            let reports = join_all(nodes.into_iter().map(|node| self.report_within(node))).await;
+            if reports.iter().flatten().all(|report| report.revision >= revision) {
+                return;
+            }
+            if self.node.clock().now() >= deadline {
+                tracing::warn!(%revision, "not every node has heard of a change of the catalog yet");
+                return;
+            }
+            sleep(LOOK_WAIT).await;
+        }
+    }
+
+    /// What a node tells of itself; one that was not heard lately is not waited for long.
+    async fn report_within(&self, node: NodeId) -> Option<NodeReport> {
+        // A node hears only those that it asks something, and this one may have had nothing to ask the new leaders.
+        let patience = if self.node.hears(node) { ask::ASK_TIMEOUT } else { UNHEARD_TIMEOUT };
+        self.node.ask_for::<_, NodeReport>(node, ask::REPORT, &(), patience).await.ok()
     }
 
     /// Drops a table on shard 0's leader. Nodes destroy the replicas when they see it; the rows go later.

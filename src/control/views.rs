@@ -5,6 +5,9 @@
 //! find it there (`node::views`). A new view serves no reads that promise anything until shard 0's leader has seen it come as
 //! far as its sources and compared it with them.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::tables::CreateAsk;
@@ -109,10 +112,7 @@ impl Control {
             let text = format!("{name} has no such shard; `trivet view describe {name}` shows them");
             return Err(Error::new(Reason::UnknownShard, text));
         }
-        let mut all = ViewCheck::default();
-        for shard in shards {
-            all.add(self.verify_shard(entry.descriptor.id, shard, repair).await?);
-        }
+        let all = self.verify_shards(entry.descriptor.id, &shards, repair).await?;
         let samples = all.samples.into_iter().map(|(key, difference)| {
             let difference = match difference {
                 Difference::Missing => RowDifference::Missing,
@@ -131,9 +131,38 @@ impl Control {
         })
     }
 
+    /// Has the leaders of shards compare them, each all of its own together: then it reads the sources once for them.
+    async fn verify_shards(&self, view: TableId, shards: &[&Arc<ShardDescriptor>], repair: bool) -> Result<ViewCheck> {
+        let mut by_leader: BTreeMap<Option<NodeId>, Vec<&Arc<ShardDescriptor>>> = BTreeMap::new();
+        for shard in shards {
+            let leader = self.node.replicas().get(shard.id).and_then(|replica| replica.leader());
+            by_leader.entry(leader.map(|(_, node)| node)).or_default().push(shard);
+        }
+        let mut all = ViewCheck::default();
+        for (leader, shards) in by_leader {
+            if let Some(node) = leader.filter(|_| shards.len() > 1) {
+                let ids = shards.iter().map(|shard| shard.id).collect();
+                let question = VerifyAsk { view, shards: ids, repair };
+                match self.node.ask_for(node, VERIFY, &question, VERIFY_TIMEOUT).await {
+                    Ok(check) => {
+                        all.add(check);
+                        continue;
+                    }
+                    // Some have other leaders by now: each is looked for.
+                    Err(error) if is_elsewhere(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            for shard in shards {
+                all.add(self.verify_shard(view, shard, repair).await?);
+            }
+        }
+        Ok(all)
+    }
+
     /// Has the leader of one shard compare it.
     async fn verify_shard(&self, view: TableId, shard: &ShardDescriptor, repair: bool) -> Result<ViewCheck> {
-        let question = VerifyAsk { view, shard: shard.id, repair };
+        let question = VerifyAsk { view, shards: vec![shard.id], repair };
         let mut left: Vec<NodeId> = shard.replicas.iter().map(|replica| replica.node).collect();
         let known = self.node.replicas().get(shard.id).and_then(|replica| replica.leader());
         let mut next = known.map(|(_, node)| node).or_else(|| left.pop());
@@ -142,7 +171,7 @@ impl Control {
             left.retain(|&other| other != node);
             match self.node.ask_for(node, VERIFY, &question, VERIFY_TIMEOUT).await {
                 Ok(check) => return Ok(check),
-                Err(error) if matches!(error.reason, Reason::NotLeader | Reason::ShardNotHere | Reason::NotReady) => {
+                Err(error) if is_elsewhere(&error) => {
                     next = error.leader.filter(|leader| left.contains(leader)).or_else(|| left.pop());
                     last = error;
                 }
@@ -202,7 +231,7 @@ impl Control {
         futures::future::try_join_all(asked).await
     }
 
-    fn view_named(&self, name: &str) -> Result<(std::sync::Arc<TableEntry>, ViewDescriptor)> {
+    fn view_named(&self, name: &str) -> Result<(Arc<TableEntry>, ViewDescriptor)> {
         let directory = self.node.directory();
         let entry = change::view_named(&directory, name)?;
         let view = entry.descriptor.view.clone();
@@ -218,6 +247,11 @@ impl Control {
         let definition = view.map(|view| view.definition).unwrap_or_default();
         ViewDetails { table, definition, sources, state, lags: None }
     }
+}
+
+/// Whether another node is to be asked.
+fn is_elsewhere(error: &Error) -> bool {
+    matches!(error.reason, Reason::NotLeader | Reason::ShardNotHere | Reason::NotReady)
 }
 
 fn state_of(view: &ViewDescriptor) -> ViewState {

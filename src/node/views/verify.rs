@@ -32,9 +32,9 @@ use crate::runtime::{Clock, Instant, sleep, yield_now};
 use crate::shard::{Mending, PageRequest, Shard, Upkeep};
 use crate::types::{Error, ReadLevel, Reason, Result, ShardId, TableId, Timestamp};
 
-/// To compare a shard of a view: [`VerifyAsk`] to its leader, [`ViewCheck`] back.
+/// To compare shards of a view: [`VerifyAsk`] to their leader, [`ViewCheck`] back.
 pub const VERIFY: &str = "verify_view";
-/// How long the comparison of one shard may take.
+/// How long a comparison may take.
 pub const VERIFY_TIMEOUT: Duration = Duration::from_secs(600);
 /// Bytes of rows held in one pass, about.
 const PASS_BYTES: u64 = 64 << 20;
@@ -58,8 +58,8 @@ const MEND_ROWS: usize = 200;
 pub struct VerifyAsk {
     /// The view.
     pub view: TableId,
-    /// Its shard.
-    pub shard: ShardId,
+    /// Shards of it that the node leads.
+    pub shards: Vec<ShardId>,
     /// Set right what differs.
     pub repair: bool,
 }
@@ -183,7 +183,7 @@ impl Pace {
 }
 
 impl Node {
-    /// Compares a shard of a view that this node leads.
+    /// Compares shards of a view that this node leads.
     ///
     /// Errors: `NOT_LEADER`, `VIEW_BEHIND` while it is being built, `HISTORY_TRIMMED` if its sources no longer remember where it
     /// stands.
@@ -191,11 +191,11 @@ impl Node {
         let directory = self.directory();
         let entry = directory.table(question.view).cloned();
         let entry = entry.ok_or_else(|| Error::new(Reason::UnknownTable, "the view was dropped"))?;
-        let shard = self.hosted(question.shard)?;
-        self.verify_shards(&entry, &[shard], question.repair, Pace::asked(self.clock())).await
+        let shards: Result<Vec<_>> = question.shards.into_iter().map(|shard| self.hosted(shard)).collect();
+        self.verify_shards(&entry, &shards?, question.repair, Pace::asked(self.clock())).await
     }
 
-    /// Compares shards of a view that this node leads, as [`Self::verify_here`] does one.
+    /// Compares shards of a view that this node leads, as [`Self::verify_here`] does, at a pace.
     pub(super) async fn verify_shards(
         &self,
         entry: &TableEntry,
