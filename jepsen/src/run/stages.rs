@@ -180,6 +180,9 @@ async fn create_tables(endpoints: &[String], workloads: &[Arc<dyn Workload>]) ->
         let name = table.name.clone();
         client.admin().create_table(table).await.with_context(|| format!("table {name}"))?;
     }
+    for view in workloads.iter().flat_map(|workload| workload.views()) {
+        client.admin().create_view(view, None, None, false).await.with_context(|| format!("the view{view}"))?;
+    }
     Ok(())
 }
 
