@@ -360,9 +360,13 @@ async fn put(process: &mut Process, access: &Access, table: &str, serial: &Atomi
 async fn scan(process: &mut Process, access: &Access, table: &str, extra: Extra) {
     let pending = process.invoke_with("scan", table, Value::Null, extra);
     let (mut rows, mut cursor) = (Vec::new(), None);
-    for _ in 0..PAGES_MAX {
+    for number in 0..PAGES_MAX {
         let page = match access.page(ScanRequest { cursor, rows_max: ROWS_MAX, ..ScanRequest::default() }).await {
             Ok(page) => page,
+            // It was dropped between two pages, and the name stands for another one.
+            Err(lost) if lost.error.reason == Reason::InvalidCursor && number > 0 => {
+                return pending.fail("another table by now");
+            }
             Err(lost) => return lose(pending, &lost),
         };
         let serial = |value: &[u8]| serde_json::from_slice::<Value>(value).ok()?.get("serial")?.as_u64();

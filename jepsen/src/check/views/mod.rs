@@ -10,7 +10,7 @@
 //! 2. Of each order (of each that counts, of each part) an answer shows what had been acknowledged at the least: before
 //!    it began if it is linearizable, before its age or the greatest age allowed if it has one, what the session itself
 //!    wrote if it came with the token. Also what it does *not* show must have been gone by then.
-//! 3. Counts and sums lie between the least and the most that the orders, each by itself, can come to.
+//! 3. Counts, sums and largest amounts lie between the least and the most that the orders, each by itself, can come to.
 //! 4. When all is quiet, the views are soon what the sources are, row by row, at every node.
 //! 5. A comparison never finds a difference, and a view never falls back to being built.
 
@@ -264,23 +264,21 @@ impl<'a> Judge<'_, 'a> {
     fn sum(&mut self, found: Found<'_>) {
         let user = self.read.key.as_str();
         let told = |field: &str| self.read.output.get(field).and_then(Value::as_u64).unwrap_or(0);
-        let (mut counts, mut sums) = ((0, 0), (0, 0));
+        let (mut counts, mut sums, mut newest) = ((0, 0), (0, 0), (0, 0));
         for (_, row) in self.truth.rows.iter().filter(|(key, _)| !is_note(key)) {
-            let (mut fewest, mut least, mut most) = (u64::MAX, u64::MAX, 0);
+            let (mut least, mut most) = (u64::MAX, 0);
             for state in row.possible(self.least(row), self.end()) {
                 let amount = state.filter(|document| document.is_listed(user)).map_or(0, |document| document.serial);
-                fewest = fewest.min(u64::from(amount > 0));
                 (least, most) = (least.min(amount), most.max(amount));
             }
-            // A row of which nothing at all is possible has no version yet.
-            if fewest == u64::MAX {
-                continue;
-            }
-            counts = (counts.0 + fewest, counts.1 + u64::from(most > 0));
+            // Every amount is more than nothing.
+            counts = (counts.0 + u64::from(least > 0), counts.1 + u64::from(most > 0));
             sums = (sums.0 + least, sums.1 + most);
+            newest = (newest.0.max(least), newest.1.max(most));
         }
         self.seen.rows += 1;
-        for (what, told, (least, most)) in [("orders", told("orders"), counts), ("amount", told("amount"), sums)] {
+        for (what, (least, most)) in [("orders", counts), ("amount", sums), ("newest", newest)] {
+            let told = told(what);
             if told < least || told > most {
                 let text = format!("{what} is {told}, which must be from {least} to {most}");
                 found(text, user, vec![self.place]);

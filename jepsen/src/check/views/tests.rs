@@ -153,10 +153,19 @@ fn bad_histories_name_the_operations() {
         ("own move not seen", vec![list("u", &[b.clone(), a.clone()], "at_least", 25).extra("session", 1)], vec![2, n]),
         (
             "one too many in a sum",
-            vec![read("sum", "u", json!({"orders": 2, "amount": 20}), "linearizable", 25)],
+            vec![read("sum", "u", json!({"orders": 2, "amount": 20, "newest": 20}), "linearizable", 25)],
             vec![n],
         ),
-        ("too small a sum", vec![read("sum", "u", json!({"orders": 1, "amount": 19}), "linearizable", 25)], vec![n]),
+        (
+            "too small a sum",
+            vec![read("sum", "u", json!({"orders": 1, "amount": 19, "newest": 20}), "linearizable", 25)],
+            vec![n],
+        ),
+        (
+            "not the newest",
+            vec![read("sum", "u", json!({"orders": 1, "amount": 20, "newest": 10}), "linearizable", 25)],
+            vec![n],
+        ),
         ("no sum", vec![read("sum", "u", Value::Null, "linearizable", 25)], vec![n]),
         ("no part", vec![read("merged", "{g}1", json!({"note": note("{g}1", 40)}), "linearizable", 55)], vec![2, n]),
         ("no note", vec![read("merged", "{g}1", json!({"order": moved}), "linearizable", 55)], vec![5, n]),
