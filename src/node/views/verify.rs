@@ -30,7 +30,7 @@ use super::worker::document;
 use crate::catalog::TableEntry;
 use crate::keyspace::{Layout, ScanCursor, Watermark, tag};
 use crate::projection::Recompute;
-use crate::runtime::{Instant, sleep};
+use crate::runtime::{Instant, sleep, timeout};
 use crate::shard::{Mending, PageRequest, Shard, Upkeep};
 use crate::storage::mvcc::Version;
 use crate::types::{
@@ -131,9 +131,18 @@ impl Node {
     /// Errors: `NOT_LEADER`, `VIEW_BEHIND` while it is being built, `HISTORY_TRIMMED` if its sources no longer remember where it
     /// stands.
     pub(in crate::node) async fn verify_here(&self, question: VerifyAsk) -> Result<ViewCheck> {
-        let directory = self.directory();
-        let entry = directory.table(question.view).cloned();
-        let entry = entry.ok_or_else(|| Error::new(Reason::UnknownTable, "the view was dropped"))?;
+        let known = || self.directory().table(question.view).cloned();
+        let entry = match known() {
+            Some(entry) => entry,
+            // It may have just started, or the view may be newer than its picture of the catalog.
+            None => {
+                let revision = self.newest_revision().await?;
+                if timeout(ask::ASK_TIMEOUT, self.wait_for_revision(revision)).await.is_none() {
+                    return Err(Error::new(Reason::NotReady, "the catalog could not be read in time"));
+                }
+                known().ok_or_else(|| Error::new(Reason::UnknownTable, "the view was dropped"))?
+            }
+        };
         let shard = self.hosted(question.shard)?;
         let deadline = self.clock().now() + VERIFY_TIMEOUT;
         shard.confirm(self.clock().now() + ask::ASK_TIMEOUT).await?;
