@@ -316,8 +316,10 @@ fn counted(nemeses: &[Arc<dyn Nemesis>], made: &[Strike], histories: &[History])
 
 fn too_few(run: &Run, strikes: &BTreeMap<String, usize>) -> Vec<String> {
     let mut problems = Vec::new();
+    // More than three keep each other from the nodes that they hold.
+    let waits = run.nemeses.len().saturating_sub(2).max(1) as u64;
     for nemesis in &run.nemeses {
-        let least = (run.seconds / nemesis.pace().as_secs().max(1)).max(1);
+        let least = (run.seconds / (nemesis.pace().as_secs().max(1) * waits)).max(1);
         let seen = strikes.get(nemesis.name()).copied().unwrap_or(0) as u64;
         if seen < least {
             let name = nemesis.name();

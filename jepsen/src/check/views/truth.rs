@@ -104,9 +104,8 @@ impl<'a> Truth<'a> {
             }
         }
         for (place, list) in history.oks("versions") {
-            let Some((key, row)) = versions_of(list) else { continue };
+            let (key, listed) = (list.key.as_str(), versions_of(list));
             let known = versions.entry(key).or_default();
-            let listed: BTreeMap<u64, Option<u64>> = row.into_iter().collect();
             for (version, made) in known.iter() {
                 // Of what is not there a deletion makes no version.
                 let stands = match (&made.document, listed.get(version)) {
@@ -146,10 +145,10 @@ impl<'a> Truth<'a> {
     }
 }
 
-/// The row of a list of versions, and what it lists.
-fn versions_of(list: &Operation) -> Option<(&str, Vec<(u64, Option<u64>)>)> {
-    let rows = list.output.as_array()?.iter();
-    Some((&list.key, rows.filter_map(|row| Some((row.get(0)?.as_u64()?, row.get(1)?.as_u64()))).collect()))
+/// What a list of versions lists: each with its serial, or none for a deletion.
+fn versions_of(list: &Operation) -> BTreeMap<u64, Option<u64>> {
+    let rows = list.output.as_array().map(Vec::as_slice).unwrap_or_default();
+    rows.iter().filter_map(|row| Some((row.get(0)?.as_u64()?, row.get(1)?.as_u64()))).collect()
 }
 
 /// Sorted by time, each with the newest version until then.
