@@ -246,13 +246,13 @@ impl Control {
         Ok((id, self.node.directory().revision()))
     }
 
-    /// A table with its shards, their leaders included as far as this node knows them.
-    pub fn describe_table(&self, name: &str) -> Result<TableDetails> {
-        let directory = self.node.directory();
-        let entry = directory.table_by_name(name).ok_or_else(|| {
-            Error::new(Reason::UnknownTable, format!("there is no table '{name}'; `trivet table list` shows them"))
-        })?;
-        Ok(self.table_details(entry))
+    /// A table with its shards, their leaders included as far as this node knows them. One that this node has not heard of
+    /// yet, since it has just started or the table was just created, it hears of first.
+    ///
+    /// Errors: `UNKNOWN_TABLE`, and why the catalog could not be read.
+    pub async fn describe_table(&self, name: &str) -> Result<TableDetails> {
+        let entry = self.node.table(name, self.node.clock().now() + VERB_TIMEOUT).await?;
+        Ok(self.table_details(&entry))
     }
 
     /// All tables that serve; the system table only for those who route.
@@ -262,7 +262,7 @@ impl Control {
         directory.tables().filter(wanted).map(|entry| self.table_details(entry)).collect()
     }
 
-    fn table_details(&self, entry: &TableEntry) -> TableDetails {
+    pub(super) fn table_details(&self, entry: &TableEntry) -> TableDetails {
         TableDetails {
             table: entry.descriptor.clone(),
             shards: entry.shards.iter().map(|shard| self.details_of(shard)).collect(),

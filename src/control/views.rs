@@ -50,9 +50,8 @@ impl Control {
 
     /// A view, and what it lags behind.
     pub async fn describe_view(&self, name: &str) -> Result<ViewDetails> {
-        let (entry, view) = self.view_named(name)?;
-        let details = self.describe_table(name)?;
-        let mut details = self.view_details(details, state_of(&view));
+        let (entry, view) = self.view_named(name).await?;
+        let mut details = self.view_details(self.table_details(&entry), state_of(&view));
         let sections =
             self.sections_of(&entry).await?.into_iter().flat_map(|(_, sections)| sections).collect::<Vec<_>>();
         let directory = self.node.directory();
@@ -75,12 +74,12 @@ impl Control {
 
     /// Has the upkeep of a view rest, or go on.
     pub async fn pause_view(&self, name: &str, paused: bool) -> Result<ViewDetails> {
-        self.view_named(name)?;
+        self.view_named(name).await?;
         let question = ChangeViewAsk { paused: Some(paused), ..ChangeViewAsk::of(name) };
         let revision = self.node.ask_system_leader_for(CHANGE_VIEW, &question, VERB_TIMEOUT).await?;
         self.hear_of(revision).await?;
-        let (_, view) = self.view_named(name)?;
-        Ok(self.view_details(self.describe_table(name)?, state_of(&view)))
+        let (entry, view) = self.view_named(name).await?;
+        Ok(self.view_details(self.table_details(&entry), state_of(&view)))
     }
 
     /// Changes the row of a view, on shard 0's leader.
@@ -106,7 +105,7 @@ impl Control {
     ///
     /// Errors: `VIEW_BEHIND` while it is being built, `UNKNOWN_SHARD`.
     pub async fn verify_view(&self, name: &str, shard: Option<ShardId>, repair: bool) -> Result<ViewVerification> {
-        let (entry, _) = self.view_named(name)?;
+        let (entry, _) = self.view_named(name).await?;
         let shards: Vec<_> = entry.shards.iter().filter(|known| shard.is_none_or(|shard| known.id == shard)).collect();
         if shards.is_empty() {
             let text = format!("{name} has no such shard; `trivet view describe {name}` shows them");
@@ -231,11 +230,14 @@ impl Control {
         futures::future::try_join_all(asked).await
     }
 
-    fn view_named(&self, name: &str) -> Result<(Arc<TableEntry>, ViewDescriptor)> {
-        let directory = self.node.directory();
-        let entry = change::view_named(&directory, name)?;
+    async fn view_named(&self, name: &str) -> Result<(Arc<TableEntry>, ViewDescriptor)> {
+        let entry = self.node.table(name, self.node.clock().now() + VERB_TIMEOUT).await.map_err(|error| {
+            let text = format!("there is no view '{name}'; `trivet view list` shows them");
+            if error.reason == Reason::UnknownTable { Error::new(Reason::UnknownTable, text) } else { error }
+        })?;
         let view = entry.descriptor.view.clone();
-        Ok((entry.clone(), view.ok_or_else(|| Error::internal("a view without a definition"))?))
+        let view = view.ok_or_else(|| Error::invalid(format!("{name} is a table, not a view")))?;
+        Ok((entry, view))
     }
 
     fn view_details(&self, table: TableDetails, state: ViewState) -> ViewDetails {

@@ -51,7 +51,7 @@ impl Node {
     /// Errors: `UNKNOWN_TABLE`, `CROSS_SHARD`, `INVALID_CURSOR` and the refusals of the shard; `NOT_LEADER` and
     /// `WRONG_EPOCH` only when forwarded, else they are followed until the deadline.
     pub async fn execute(&self, table: &str, request: Request, context: Context) -> Result<Response> {
-        let entry = self.table(table, context).await?;
+        let entry = self.table(table, context.deadline).await?;
         match request {
             Request::Write(write) => {
                 ::metrics::counter!(metrics::REQUESTS, "kind" => "write").increment(1);
@@ -78,7 +78,9 @@ impl Node {
 
     /// The table of this name. A name this node does not know may be newer than its picture: it asks the catalog's
     /// leader for the newest revision before it says no.
-    async fn table(&self, name: &str, context: Context) -> Result<Arc<TableEntry>> {
+    ///
+    /// Errors: `UNKNOWN_TABLE`, and why the catalog could not be read.
+    pub async fn table(&self, name: &str, deadline: Instant) -> Result<Arc<TableEntry>> {
         if let Some(entry) = self.directory().table_by_name(name) {
             return Ok(entry.clone());
         }
@@ -95,7 +97,7 @@ impl Node {
         if asked_lately {
             return Err(unknown());
         }
-        let caught_up = timeout_at(context.deadline, async {
+        let caught_up = timeout_at(deadline, async {
             let revision = self.newest_revision().await?;
             self.wait_for_revision(revision).await;
             Ok::<_, Error>(())

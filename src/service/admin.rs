@@ -146,7 +146,9 @@ impl table_server::Table for Table {
 
     async fn describe(&self, request: Request<v1::DescribeTableRequest>) -> Result<Response<v1::TableInfo>, Status> {
         let (metadata, _, question) = request.into_parts();
-        self.edge.administer(&metadata, Effect::None, async |control| control.describe_table(&question.name)).await
+        self.edge
+            .administer(&metadata, Effect::None, async |control| control.describe_table(&question.name).await)
+            .await
     }
 
     async fn list(&self, request: Request<v1::ListTablesRequest>) -> Result<Response<v1::ListTablesResponse>, Status> {

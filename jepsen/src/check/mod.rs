@@ -9,6 +9,7 @@
 pub mod ages;
 pub mod append;
 pub mod bank;
+pub mod catalog;
 pub mod changes;
 pub mod counter;
 pub mod past;
@@ -20,6 +21,7 @@ pub mod set;
 pub(crate) mod testing;
 pub mod ttl;
 pub mod versions;
+pub mod views;
 
 /// What a checker says of a history.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,10 +13,10 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use tokio::time::Instant;
-use trivet::types::{NodeId, Reason, ShardId, TableId};
-use trivet::wire::admin::{ShardDetails, Topology};
+use trivet::types::{NodeId, Reason, ShardId};
+use trivet::wire::admin::Topology;
 
-use super::{Misbehaved, Nemesis, Stage, Struck, wipe};
+use super::{Misbehaved, Nemesis, Stage, Struck, some_shard, wipe};
 use crate::cluster::HEALTHY_WITHIN;
 
 /// Within this a move or a drain must be done, whatever else goes on.
@@ -87,9 +87,7 @@ impl Nemesis for Membership {
 
 /// A shard of which some node has no replica: the shard, a node that has one, and one that has not.
 pub(super) fn some_move(topology: &Topology, random: &mut SmallRng) -> Option<(ShardId, NodeId, NodeId)> {
-    let tables = topology.tables.iter().filter(|table| table.table.id != TableId::SYSTEM);
-    let shards: Vec<&ShardDetails> = tables.flat_map(|table| &table.shards).collect();
-    let shard = shards.choose(random)?;
+    let shard = some_shard(topology, random)?;
     let has = |node: &NodeId| shard.replicas.iter().any(|replica| replica.node == *node);
     let serving = topology.nodes.iter().filter(|node| node.alive && node.standing == "serving");
     let free: Vec<NodeId> = serving.map(|node| node.id).filter(|node| !has(node)).collect();

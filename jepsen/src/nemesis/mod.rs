@@ -35,7 +35,8 @@ use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use tokio::sync::MutexGuard;
 use trivet::client::Connection;
-use trivet::types::{Error, Kind, Reason};
+use trivet::types::{Error, Kind, Reason, TableId};
+use trivet::wire::admin::{ShardDetails, TableDetails, Topology};
 
 use crate::cluster::{Cluster, HEALTHY_WITHIN, Held, Wants, tail};
 use crate::history::Stopwatch;
@@ -289,6 +290,18 @@ async fn up(stage: &Stage, node: &mut Held) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Some shard of the users' tables. A table is drawn first: a view or a small table is struck as often as one of many
+/// shards.
+fn some_shard<'t>(topology: &'t Topology, random: &mut SmallRng) -> Option<&'t ShardDetails> {
+    let tables: Vec<_> = users_tables(topology).filter(|table| !table.shards.is_empty()).collect();
+    tables.choose(random)?.shards.choose(random)
+}
+
+/// All tables but the cluster's own.
+fn users_tables(topology: &Topology) -> impl Iterator<Item = &TableDetails> {
+    topology.tables.iter().filter(|table| table.table.id != TableId::SYSTEM)
 }
 
 /// Nodes in words.

@@ -7,10 +7,10 @@ use futures::future::BoxFuture;
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use tokio::time::Instant;
-use trivet::types::{Kind, TableId};
-use trivet::wire::admin::{SplitPoint, SplitReport};
+use trivet::types::Kind;
+use trivet::wire::admin::{SplitPoint, SplitReport, TableDetails};
 
-use super::{ASK_WITHIN, Nemesis, Stage, Struck};
+use super::{ASK_WITHIN, Nemesis, Stage, Struck, users_tables};
 
 /// Shards that are tried before another node is asked which there are.
 const TRIES: usize = 16;
@@ -51,7 +51,7 @@ impl Nemesis for Split {
     }
 }
 
-/// Has some node split some shard that has been split the least.
+/// Has some node split the shard of some table that has been split the least there.
 async fn split_some(stage: &Stage, random: &mut SmallRng) -> Result<SplitReport> {
     let mut connections: Vec<_> = stage.cluster.connections().iter().collect();
     let first = connections.choose(random).copied().context("a cluster has nodes")?;
@@ -65,10 +65,11 @@ async fn split_some(stage: &Stage, random: &mut SmallRng) -> Result<SplitReport>
                 continue;
             }
         };
-        let tables = topology.tables.iter().filter(|table| table.table.id != TableId::SYSTEM);
-        let mut shards: Vec<_> = tables.flat_map(|table| &table.shards).collect();
-        shards.shuffle(random);
-        shards.sort_by_key(|shard| shard.epoch);
+        // The least split one of each table in turn: views and their sources as often as what has many shards.
+        let mut tables: Vec<_> = users_tables(&topology).collect();
+        tables.shuffle(random);
+        let of_table = |table: &TableDetails| table.shards.iter().min_by_key(|shard| shard.epoch).cloned();
+        let shards: Vec<_> = tables.into_iter().filter_map(of_table).collect();
         let mut refused = None;
         for shard in shards.iter().take(TRIES).map(|shard| shard.id) {
             match connection.split_shard(shard, SplitPoint::Middle, false, Instant::now() + ASK_WITHIN).await {

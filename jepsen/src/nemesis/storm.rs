@@ -14,10 +14,10 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use tokio::time::Instant;
-use trivet::types::{Error, ShardId, TableId};
-use trivet::wire::admin::{ShardDetails, SplitPoint, Topology};
+use trivet::types::{Error, ShardId};
+use trivet::wire::admin::{SplitPoint, TableDetails, Topology};
 
-use super::{Misbehaved, Nemesis, Stage, Struck, membership};
+use super::{Misbehaved, Nemesis, Stage, Struck, membership, some_shard, users_tables};
 use crate::cluster::HEALTHY_WITHIN;
 
 /// Between two steps, in seconds.
@@ -25,7 +25,7 @@ const BETWEEN: std::ops::Range<f64> = 0.05..0.35;
 /// Within this something must have been taken, whatever else goes on.
 const TAKEN_WITHIN: Duration = HEALTHY_WITHIN;
 /// Shards, of all tables, beyond which none is split any more: a run's cluster is small.
-const SHARDS_MAX: usize = 64;
+const SHARDS_MAX: usize = 72;
 
 /// What a storm is made of. Whatever else changes shards belongs here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,11 +110,10 @@ impl Nemesis for Storm {
 /// Makes one step with some shard; which, or none if none fits. Refusals are errors.
 async fn make(step: Step, stage: &Stage, random: &mut SmallRng) -> Result<Option<ShardId>, Error> {
     let topology = stage.ask(random, |node, until| async move { node.topology(until).await }).await?;
-    let shards = shards(&topology);
-    let Some(shard) = shards.choose(random) else { return Ok(None) };
+    let Some(shard) = some_shard(&topology, random) else { return Ok(None) };
     let id = shard.id;
     match step {
-        Step::Split if shards.len() >= SHARDS_MAX => Ok(None),
+        Step::Split if users_tables(&topology).map(|table| table.shards.len()).sum::<usize>() >= SHARDS_MAX => Ok(None),
         Step::Split => {
             let asked = |node: trivet::client::Connection, until| async move {
                 node.split_shard(id, SplitPoint::Middle, false, until).await
@@ -122,8 +121,7 @@ async fn make(step: Step, stage: &Stage, random: &mut SmallRng) -> Result<Option
             stage.ask(random, asked).await.map(|report| Some(report.left.id))
         }
         Step::Merge => {
-            let pairs: Vec<_> = neighbours(&topology).collect();
-            let Some(&(left, right)) = pairs.choose(random) else { return Ok(None) };
+            let Some((left, right)) = some_neighbours(&topology, random) else { return Ok(None) };
             let asked = |node: trivet::client::Connection, until| async move {
                 node.merge_shards(left, right, false, until).await
             };
@@ -147,19 +145,12 @@ async fn make(step: Step, stage: &Stage, random: &mut SmallRng) -> Result<Option
     }
 }
 
-/// Every shard of a table of users with its right neighbour.
-fn neighbours(topology: &Topology) -> impl Iterator<Item = (ShardId, ShardId)> {
-    let shards = shards(topology);
-    let pairs: Vec<_> = (shards.iter())
-        .flat_map(|left| shards.iter().map(move |right| (left, right)))
-        .filter(|(left, right)| left.table == right.table && left.end == right.start)
-        .map(|(left, right)| (left.id, right.id))
-        .collect();
-    pairs.into_iter()
-}
-
-/// The shards of all tables of users.
-fn shards(topology: &Topology) -> Vec<&ShardDetails> {
-    let tables = topology.tables.iter().filter(|table| table.table.id != TableId::SYSTEM);
-    tables.flat_map(|table| &table.shards).collect()
+/// Some shard with its right neighbour; a table is drawn first, as for [`some_shard`].
+fn some_neighbours(topology: &Topology, random: &mut SmallRng) -> Option<(ShardId, ShardId)> {
+    let pairs_of = |table: &TableDetails| -> Vec<(ShardId, ShardId)> {
+        let pairs = table.shards.iter().flat_map(|left| table.shards.iter().map(move |right| (left, right)));
+        pairs.filter(|(left, right)| left.end == right.start).map(|(left, right)| (left.id, right.id)).collect()
+    };
+    let tables: Vec<_> = users_tables(topology).map(pairs_of).filter(|pairs| !pairs.is_empty()).collect();
+    tables.choose(random)?.choose(random).copied()
 }

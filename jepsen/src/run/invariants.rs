@@ -15,8 +15,9 @@ const OPERATION_MAX: Duration = Duration::from_secs(9);
 /// Lines of one kind shown of each log.
 const SHOWN: usize = 3;
 /// Verbs that go through many calls, each with a deadline of its own, in any history or in one: a set is read page by
-/// page.
-const MANY_CALLS: [(Option<&str>, &str); 3] = [(None, "scan"), (None, "final"), (Some("set"), "read")];
+/// page, a view that comes after likewise, and compared shard by shard.
+const MANY_CALLS: [(Option<&str>, &str); 5] =
+    [(None, "scan"), (None, "final"), (Some("set"), "read"), (Some("views"), "settle"), (Some("views"), "verify")];
 
 /// I1: no panic and no ERROR in any log that the faults do not explain.
 pub(super) fn logs(cluster: &Cluster, nemeses: &[std::sync::Arc<dyn Nemesis>]) -> Vec<String> {

@@ -58,6 +58,10 @@ pub struct Arguments {
     /// Repeats the random choices of an earlier run (not its timing)
     #[arg(long)]
     seed: Option<u64>,
+    /// Make the run this often, with this seed and those after it, and end with a table of them
+    #[arg(long, value_name = "COUNT", default_value_t = 1, conflicts_with = "all",
+          value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    seeds: u64,
     /// Keep the histories, the nodes' logs and the report in this directory, also when nothing is wrong
     #[arg(long, value_name = "DIRECTORY")]
     history: Option<PathBuf>,
@@ -157,7 +161,8 @@ fn planned(arguments: &Arguments) -> Vec<plan::Planned> {
         return plan::runs(arguments.long);
     }
     let names = if arguments.nemesis.is_empty() { vec!["kill".to_owned()] } else { arguments.nemesis.clone() };
-    vec![plan::Planned { nemeses: names, seconds: arguments.time }]
+    let run = plan::Planned { nemeses: names, seconds: arguments.time };
+    (0..arguments.seeds).map(|_| run.clone()).collect()
 }
 
 /// How many nodes a run is given: those asked for, or as many as its nemeses want.
@@ -180,7 +185,7 @@ async fn all_runs(arguments: &Arguments, ground: &Arc<Ground>) -> Result<bool> {
         eprintln!("skipped: without root no namespaces and no disks of the nodes' own; what needs them is left out");
     }
     std::fs::create_dir_all(&arguments.results).with_context(|| format!("{}", arguments.results.display()))?;
-    let (count, mut made, mut bad) = (planned.len(), 0, Vec::new());
+    let (count, mut rows, mut bad) = (planned.len(), Vec::new(), Vec::new());
     for (number, planned) in planned.into_iter().enumerate() {
         let nodes = nodes_of(&planned, arguments.nodes);
         let mut nemeses = Vec::new();
@@ -204,6 +209,7 @@ async fn all_runs(arguments: &Arguments, ground: &Arc<Ground>) -> Result<bool> {
         };
         let directory = match (&arguments.history, count) {
             (Some(history), 1) => history.clone(),
+            (Some(history), _) if arguments.seeds > 1 => history.join(format!("{name}-{}", number + 1)),
             (Some(history), _) => history.join(&name),
             (None, _) => arguments.results.join(format!("{}-{}-{name}", std::process::id(), number + 1)),
         };
@@ -221,8 +227,16 @@ async fn all_runs(arguments: &Arguments, ground: &Arc<Ground>) -> Result<bool> {
             keep: arguments.history.is_some(),
         };
         eprintln!("run {} of {count}: {} for {} s, seed {}", number + 1, run.name, run.seconds, run.seed);
-        let mut row = stages::make(run.clone(), ground).await?;
-        made += 1;
+        let mut row = match stages::make(run.clone(), ground).await {
+            Ok(row) => row,
+            // Of many runs the others are worth making.
+            Err(error) if arguments.seeds > 1 => {
+                eprintln!("error: {error:#}");
+                bad.push(format!("  {}, seed {}: it could not be made: {error:#}", run.name, run.seed));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         table::append(&arguments.results, &row)?;
         // Nothing wrong was seen, but too little shown: of the planned runs such a one is made once more, otherwise drawn.
         if arguments.all && row.only_showed_too_little() {
@@ -233,12 +247,16 @@ async fn all_runs(arguments: &Arguments, ground: &Arc<Ground>) -> Result<bool> {
             table::append(&arguments.results, &row)?;
         }
         bad.extend(row.problems.iter().map(|problem| format!("  {}, seed {}: {problem}", row.name, row.seed)));
+        rows.push(row);
+    }
+    if arguments.seeds > 1 {
+        println!("{}", table::by_seed(&rows));
     }
     // Said again at the very end: whoever sees only the last lines of a log must see what was wrong.
     if count > 1 && !bad.is_empty() {
-        println!("what was found in {made} runs:\n{}", bad.join("\n"));
+        println!("what was found in {} runs:\n{}", rows.len(), bad.join("\n"));
     }
-    if made == 0 {
+    if rows.is_empty() {
         bail!("nothing could be run on this machine");
     }
     Ok(bad.is_empty())

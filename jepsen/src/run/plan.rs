@@ -1,6 +1,7 @@
 //! Which runs are made by `--all`.
 
 /// A run to be made.
+#[derive(Clone)]
 pub(super) struct Planned {
     /// The nemeses that strike at the same time.
     pub nemeses: Vec<String>,

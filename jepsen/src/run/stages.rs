@@ -180,6 +180,9 @@ async fn create_tables(endpoints: &[String], workloads: &[Arc<dyn Workload>]) ->
         let name = table.name.clone();
         client.admin().create_table(table).await.with_context(|| format!("table {name}"))?;
     }
+    for view in workloads.iter().flat_map(|workload| workload.views()) {
+        client.admin().create_view(view, None, None, false).await.with_context(|| format!("the view{view}"))?;
+    }
     Ok(())
 }
 
@@ -313,8 +316,10 @@ fn counted(nemeses: &[Arc<dyn Nemesis>], made: &[Strike], histories: &[History])
 
 fn too_few(run: &Run, strikes: &BTreeMap<String, usize>) -> Vec<String> {
     let mut problems = Vec::new();
+    // More than three keep each other from the nodes that they hold.
+    let waits = run.nemeses.len().saturating_sub(2).max(1) as u64;
     for nemesis in &run.nemeses {
-        let least = (run.seconds / nemesis.pace().as_secs().max(1)).max(1);
+        let least = (run.seconds / (nemesis.pace().as_secs().max(1) * waits)).max(1);
         let seen = strikes.get(nemesis.name()).copied().unwrap_or(0) as u64;
         if seen < least {
             let name = nemesis.name();

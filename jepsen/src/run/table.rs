@@ -54,24 +54,32 @@ impl Row {
         all.fold((0, 0), |(ok, all), (one_ok, one_all)| (ok + one_ok, all + one_all))
     }
 
-    fn line(&self) -> String {
-        let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1e3);
-        let maybe = |ms: Option<u64>| ms.map_or("never".to_owned(), seconds);
-        let strikes: Vec<String> = self.strikes.iter().map(|(name, count)| format!("{count} {name}")).collect();
-        let (ok, all) = self.counts();
-        let verdict = match self.problems.as_slice() {
+    fn verdict(&self) -> String {
+        match self.problems.as_slice() {
             [] => "passed".to_owned(),
             [first, rest @ ..] => {
                 let kind = if first.starts_with("vacuous") { "vacuous" } else { "FAILED" };
                 format!("{kind} ({})", 1 + rest.len())
             }
-        };
+        }
+    }
+
+    fn struck(&self) -> String {
+        let strikes: Vec<String> = self.strikes.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        strikes.join(", ")
+    }
+
+    fn line(&self) -> String {
+        let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1e3);
+        let maybe = |ms: Option<u64>| ms.map_or("never".to_owned(), seconds);
+        let (ok, all) = self.counts();
+        let verdict = self.verdict();
         format!(
             "| {} | {} | {ok} / {all} | {:.1} % | {} | {} | {} ({}) | {} / {} | {verdict} |\n",
             self.name,
             self.seconds,
             self.info_percent,
-            strikes.join(", "),
+            self.struck(),
             self.leader_changes,
             seconds(self.gap_ms.0),
             seconds(self.gap_ms.1),
@@ -79,6 +87,23 @@ impl Row {
             maybe(self.healthy_ms),
         )
     }
+}
+
+/// What runs of one kind with one seed after the other came to.
+pub(super) fn by_seed(rows: &[Row]) -> String {
+    let line = |row: &Row| {
+        let (ok, all) = row.counts();
+        let first = row.problems.first().map_or("", String::as_str).replace('|', "/");
+        let (percent, struck, verdict) = (row.info_percent, row.struck(), row.verdict());
+        format!("| {} | {ok} / {all} | {percent:.1} % | {struck} | {verdict} | {first} |\n", row.seed)
+    };
+    let passed = rows.iter().filter(|row| row.problems.is_empty()).count();
+    let lines: String = rows.iter().map(line).collect();
+    format!(
+        "| seed | ok / all operations | unknown | strikes | verdict | the worst |\n|--:|--:|--:|---|---|---|\n{lines}\n\
+         {passed} of {} runs passed",
+        rows.len()
+    )
 }
 
 /// Adds a row to the table in a directory.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use trivet::client::{Changes, Client, Connection, Options, ReadFrom, Table};
+use trivet::client::{Admin, Changes, Client, Connection, Options, ReadFrom, Table};
 use trivet::runtime::Clock;
 use trivet::types::{
     Answer, ChangesPage, ChangesRequest, Error, Kind, Outcome, Page, Read, ReadLevel, Reason, Request, RequestId,
@@ -66,6 +66,7 @@ struct Ids {
 pub struct Doors {
     table: Arc<str>,
     routing: Table,
+    admin: Admin,
     connections: Vec<Connection>,
     ids: Arc<Ids>,
     clock: Clock,
@@ -86,7 +87,7 @@ impl Doors {
         };
         let connections = context.nodes.iter().map(|node| Connection::new(node.as_str(), clock.clone())).collect();
         let ids = Arc::new(Ids { client: trivet::runtime::random_u64(), sequence: AtomicU64::new(1) });
-        Ok(Doors { table: table.into(), routing: client.table(table), connections, ids, clock })
+        Ok(Doors { table: table.into(), routing: client.table(table), admin: client.admin(), connections, ids, clock })
     }
 
     /// The way that routes by itself.
@@ -101,7 +102,7 @@ impl Doors {
 
     /// The way through one node.
     pub fn bound(&self, node: usize) -> Access {
-        self.access(Way::Bound(self.connections[node % self.connections.len()].clone()))
+        self.access(Way::Bound(self.connection(node).clone()))
     }
 
     /// The way of a worker: half of them route, the others are spread over the nodes.
@@ -112,6 +113,21 @@ impl Doors {
     /// What changes in the table, followed by the client that routes.
     pub fn changes(&self) -> Changes {
         self.routing.changes(ScanBounds::All)
+    }
+
+    /// The table's name.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// The cluster's own verbs, with this much time for each.
+    pub fn admin(&self, patience: Duration) -> Admin {
+        self.admin.within(patience)
+    }
+
+    /// The connection to one node.
+    pub fn connection(&self, node: usize) -> &Connection {
+        &self.connections[node % self.connections.len()]
     }
 
     /// How many nodes there are.
@@ -181,7 +197,7 @@ impl Access {
 
     /// One page of a scan.
     pub async fn page(&self, scan: ScanRequest) -> Result<Answer<Page>, Lost> {
-        self.pages(&Request::Scan(scan)).await
+        self.pages(&Request::Scan(ScanRequest { any_replica: scan.any_replica || self.any_replica, ..scan })).await
     }
 
     /// The newest versions of a key.

@@ -14,6 +14,7 @@ pub mod access;
 mod ages;
 mod append;
 mod bank;
+mod catalog;
 mod changes;
 mod counter;
 mod follower;
@@ -22,6 +23,7 @@ mod register;
 mod scan;
 mod set;
 mod ttl;
+mod views;
 pub mod worker;
 
 use std::sync::Arc;
@@ -63,6 +65,11 @@ pub trait Workload: Send + Sync {
 
     /// Tables to be created before it starts.
     fn tables(&self) -> Vec<NewTable>;
+
+    /// Definitions of views to be created then. They need not be ready when it starts.
+    fn views(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
 
     /// Drives all its clients until the stop signal.
     fn run(&self, context: Context) -> BoxFuture<'_, anyhow::Result<()>>;
@@ -121,5 +128,7 @@ pub fn all() -> Vec<Box<dyn Workload>> {
         Box::new(past::Past),
         Box::new(ages::Ages),
         Box::<changes::Changes>::default(),
+        Box::new(views::Views),
+        Box::new(catalog::Catalog),
     ]
 }

@@ -59,6 +59,11 @@ pub fn random(context: &Context, part: u64) -> StdRng {
     StdRng::seed_from_u64(context.seed ^ name.rotate_left(32) ^ part.wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
+/// Turns of one part of a run, at a mean of one in so much time.
+pub fn pace(context: &Context, part: u64, interval: Duration) -> Pace {
+    Pace { interval, due: Instant::now(), stop: context.stop.clone(), random: random(context, part) }
+}
+
 /// Runs `count` clients side by side until each of them ends.
 pub async fn drive<F, Fut>(context: &Context, doors: &Doors, count: usize, body: F) -> anyhow::Result<()>
 where
@@ -68,8 +73,7 @@ where
     let interval = Duration::from_secs_f64(count as f64 / context.rate.max(0.001));
     let workers = (0..count).map(|number| {
         let part = number as u64 * 2;
-        let pace =
-            Pace { interval, due: Instant::now(), stop: context.stop.clone(), random: random(context, part + 1) };
+        let pace = pace(context, part + 1, interval);
         body(Worker {
             number,
             process: context.history.process(),

@@ -117,7 +117,9 @@ impl Node {
                 }
                 age
             }
-            ReadLevel::AtLeast(token) if has_taken(shard, &self.ranges_of_sources(view), token.timestamp) => {
+            ReadLevel::AtLeast(token)
+                if (self.ranges_of_sources(view)).is_some_and(|ranges| has_taken(shard, &ranges, token.timestamp)) =>
+            {
                 return Ok(Reached { level: ReadLevel::Any, proven: known.newest_within(shard) });
             }
             ReadLevel::AtLeast(_) | ReadLevel::Linearizable => Duration::ZERO,
@@ -155,10 +157,10 @@ impl Node {
     }
 
     /// All that the sources of a view can hold.
-    fn ranges_of_sources(&self, view: &ViewDescriptor) -> Vec<(Bytes, Bytes)> {
+    /// None while this node does not know all of them: its picture of the catalog is old then.
+    fn ranges_of_sources(&self, view: &ViewDescriptor) -> Option<Vec<(Bytes, Bytes)>> {
         let directory = self.directory();
-        let sources = view.sources.iter().filter_map(|source| directory.table(*source));
-        sources.map(|source| source.layout.table_range()).collect()
+        view.sources.iter().map(|source| Some(directory.table(*source)?.layout.table_range())).collect()
     }
 
     /// A proof asked for at or after `since`.

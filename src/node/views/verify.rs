@@ -28,7 +28,7 @@ use super::super::host::Node;
 use super::super::metrics;
 use crate::catalog::TableEntry;
 use crate::keyspace::{Watermark, tag};
-use crate::runtime::{Clock, Instant, sleep, yield_now};
+use crate::runtime::{Clock, Instant, sleep, timeout, yield_now};
 use crate::shard::{Mending, PageRequest, Shard, Upkeep};
 use crate::types::{Error, ReadLevel, Reason, Result, ShardId, TableId, Timestamp};
 
@@ -188,9 +188,18 @@ impl Node {
     /// Errors: `NOT_LEADER`, `VIEW_BEHIND` while it is being built, `HISTORY_TRIMMED` if its sources no longer remember where it
     /// stands.
     pub(in crate::node) async fn verify_here(&self, question: VerifyAsk) -> Result<ViewCheck> {
-        let directory = self.directory();
-        let entry = directory.table(question.view).cloned();
-        let entry = entry.ok_or_else(|| Error::new(Reason::UnknownTable, "the view was dropped"))?;
+        let known = || self.directory().table(question.view).cloned();
+        let entry = match known() {
+            Some(entry) => entry,
+            // It may have just started, or the view may be newer than its picture of the catalog.
+            None => {
+                let revision = self.newest_revision().await?;
+                if timeout(ask::ASK_TIMEOUT, self.wait_for_revision(revision)).await.is_none() {
+                    return Err(Error::new(Reason::NotReady, "the catalog could not be read in time"));
+                }
+                known().ok_or_else(|| Error::new(Reason::UnknownTable, "the view was dropped"))?
+            }
+        };
         let shards: Result<Vec<_>> = question.shards.into_iter().map(|shard| self.hosted(shard)).collect();
         self.verify_shards(&entry, &shards?, question.repair, Pace::asked(self.clock())).await
     }
