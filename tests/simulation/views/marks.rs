@@ -88,3 +88,55 @@ fn fallen(older: &[Watermark], newer: &Watermarks) -> Option<String> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use trivet::types::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_watermark_that_stands_before_where_it_stood_has_fallen() {
+        let key = |key: &'static str| Bytes::from(key);
+        let step = |upto, before, whole| Some(Step { upto: Timestamp(upto), before: key(before), whole });
+        let at = |after, step| Position { after: Timestamp(after), step };
+        let mut known = Watermarks::default();
+        let source = (&key("a"), &key("z"));
+        let on = |known: &mut Watermarks, view: (&Bytes, &Bytes), from: &Position, to: &Position| {
+            let older = known.sections(view.0, view.1);
+            assert!(known.advance(view, source, from, to));
+            (older, known.clone())
+        };
+        let view = (&key("1"), &key("9"));
+        let way = [
+            Position::BEGINNING,
+            at(0, step(5, "m", true)),
+            at(0, step(5, "c", true)),
+            at(5, None),
+            at(5, step(9, "m", false)),
+            at(5, step(9, "c", false)),
+            at(9, None),
+        ];
+        let mut all = vec![known.clone()];
+        for pair in way.windows(2) {
+            let (older, newer) = on(&mut known, view, &pair[0], &pair[1]);
+            assert_eq!(fallen(&older, &newer), None);
+            all.push(newer);
+        }
+        for (place, newer) in all.iter().enumerate() {
+            for older in &all[place + 1..] {
+                assert!(fallen(&older.sections(view.0, view.1), newer).is_some());
+            }
+        }
+        // One part of the view, cut off, does not hide that the other one has fallen.
+        let mut other = all[3].clone();
+        other.advance((&key("1"), &key("4")), source, &way[3], &way[6]);
+        assert!(fallen(&known.sections(view.0, view.1), &other).is_some());
+        assert_eq!(fallen(&all[3].sections(view.0, view.1), &other), None);
+        // Nor does a cut of the source.
+        let mut cut = all[1].clone();
+        cut.advance(view, (&key("m"), &key("z")), &at(5, None), &at(7, None));
+        assert_eq!(fallen(&all[1].sections(view.0, view.1), &cut), None);
+        assert!(fallen(&cut.sections(view.0, view.1), &all[1]).is_some());
+    }
+}

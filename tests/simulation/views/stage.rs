@@ -22,6 +22,10 @@ use crate::run::{Clients, Report, standing};
 
 /// Between two attempts to create something.
 const AGAIN: Duration = Duration::from_millis(200);
+/// As many as all shards of a run have.
+const VOTERS: u32 = 3;
+/// Creations refused for want of nodes until those that drain are asked to serve again.
+const REFUSALS_MAX: u64 = 30;
 /// How long whoever works may take to come to an end.
 const ENDED_WITHIN: Duration = Duration::from_secs(30);
 /// How long views may take until they hold what their sources say, in all replicas.
@@ -102,19 +106,32 @@ pub async fn create_orders(client: &Client, plan: &ViewPlan) -> Result<(), Strin
 
 /// Creates the views, whatever is going on.
 pub async fn create_views(client: Client, plan: ViewPlan, report: Report) -> Result<(), String> {
+    let mut refusals = 0;
     for (name, definition) in plan.definitions() {
-        // Whoever cannot know whether it was created asks again, and is told if it was.
-        while let Err(error) = client.admin().create_view(&definition, None, None, false).await {
+        // Whoever cannot know whether it was created asks again, and is told if it was. With fewer voters than all shards
+        // have it would not outlive a lost disk.
+        while let Err(error) = client.admin().create_view(&definition, Some(VOTERS), None, false).await {
             match error.reason {
                 Reason::TableExists => break,
                 Reason::InvalidRequest => return Err(format!("{name} cannot be created: {error}")),
-                _ => sleep(AGAIN).await,
+                Reason::NotEnoughNodes if refusals >= REFUSALS_MAX => serve_again(&client).await,
+                Reason::NotEnoughNodes => refusals += 1,
+                _ => {}
             }
+            sleep(AGAIN).await;
         }
         report.event(format_args!("{name} is created"));
         report.count(if plan.created_after.is_some() { "views created beside writes" } else { "views created" });
     }
     Ok(())
+}
+
+/// Has all nodes serve: the wish that one which drained is to do so may have been lost with the node that was asked.
+async fn serve_again(client: &Client) {
+    let Ok(status) = client.admin().status().await else { return };
+    for node in status.nodes {
+        let _ = client.admin().set_standing(node.id, "serving", false).await;
+    }
 }
 
 /// The history of every order.
