@@ -42,11 +42,21 @@ pub enum Bug {
     TailAcrossAGap,
     /// Who follows changes goes on from before the history window with what is still there.
     SilentTrim,
+    /// Upkeep of a view sends what a change does only to where the document is now, not to where it was.
+    SkippedViewEvent,
+    /// Upkeep of a view moves the watermark on first and sends the rows afterwards.
+    CursorBeforeRows,
+    /// A shard of a view takes changes in from wherever the sender says that it stands.
+    WatermarkFallsBack,
+    /// A shard of a view takes in once more what it has just taken in, if it is sent again.
+    IntakeTwice,
+    /// A view takes a token for one of its own versions, not of its sources'.
+    TokenOfTheView,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 18] = [
+    pub const ALL: [Bug; 23] = [
         Bug::UnconfirmedRead,
         Bug::FollowerRead,
         Bug::OutcomesLostInSnapshot,
@@ -65,6 +75,11 @@ impl Bug {
         Bug::ChangesOfALaggard,
         Bug::TailAcrossAGap,
         Bug::SilentTrim,
+        Bug::SkippedViewEvent,
+        Bug::CursorBeforeRows,
+        Bug::WatermarkFallsBack,
+        Bug::IntakeTwice,
+        Bug::TokenOfTheView,
     ];
 
     /// The name that `TRIVET_PLANTED` knows it by.
@@ -88,6 +103,11 @@ impl Bug {
             Bug::ChangesOfALaggard => "changes-of-a-laggard",
             Bug::TailAcrossAGap => "tail-across-a-gap",
             Bug::SilentTrim => "silent-trim",
+            Bug::SkippedViewEvent => "skipped-view-event",
+            Bug::CursorBeforeRows => "cursor-before-rows",
+            Bug::WatermarkFallsBack => "watermark-falls-back",
+            Bug::IntakeTwice => "intake-twice",
+            Bug::TokenOfTheView => "token-of-the-view",
         }
     }
 }

@@ -24,8 +24,9 @@ use prost::Message;
 use super::evaluate::Scratch;
 use super::outcomes::Verdict;
 use super::state::State;
-use crate::keyspace::{Layout, prefix_end};
+use crate::keyspace::{Layout, Part, prefix_end};
 use crate::projection::{self, Effect, Members};
+use crate::runtime::planted::{self, Bug};
 use crate::storage;
 use crate::storage::mvcc::Version;
 use crate::types::{Error, Outcome, Partitioning, Position, Reason, Result, ScanBounds, Step, TableId, Timestamp};
@@ -210,7 +211,21 @@ pub fn decide(
             let (view, source) = (&intake.view, &intake.source);
             let mut moved = state.watermarks.clone();
             let ordered = source.0 < source.1;
-            if !ordered || !moved.advance((&view.0, &view.1), (&source.0, &source.1), &intake.from, &intake.to) {
+            let mut advance = |from| moved.advance((&view.0, &view.1), (&source.0, &source.1), from, &intake.to);
+            let mut taken = ordered && advance(&intake.from);
+            if planted::is(Bug::IntakeTwice) {
+                taken |= ordered && advance(&intake.to);
+            }
+            if planted::is(Bug::WatermarkFallsBack) && ordered && !taken {
+                for section in state.watermarks.sections(&view.0, &view.1) {
+                    for Part { start, end, position } in section.within(&source.0, &source.1) {
+                        let from = position.unwrap_or_default();
+                        moved.advance((&section.start, &section.end), (&start, &end), &from, &intake.to);
+                    }
+                }
+                taken = true;
+            }
+            if !taken {
                 return Ok((Ok(outcome(false)), Vec::new()));
             }
             let mut effects = Vec::with_capacity(intake.effects.len());

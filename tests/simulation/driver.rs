@@ -58,6 +58,17 @@ const FLOORS: &[(&str, u64)] = &[
     ("pages of changes", 5_000),
     ("followers that came to the end", 380),
     ("final calls", 5_000),
+    ("views created", 25),
+    ("views created beside writes", 40),
+    ("orders written", 2_500),
+    ("reads of views with a token", 1_000),
+    ("reads of views of a greatest age", 600),
+    ("linearizable reads of views", 400),
+    ("reads of copies of views", 900),
+    ("totals of users judged", 900),
+    ("splits of views and their source", 12),
+    ("merges of views and their source", 2),
+    ("rows of views compared", 1_500),
 ];
 
 /// `from..to` of `TRIVET_SEEDS`.

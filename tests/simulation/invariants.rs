@@ -5,6 +5,7 @@
 //! - Replicas that have applied equally much hold equal content, outcomes of requests included.
 //! - A replica's stored state is never ahead of its stored log.
 //! - No replica fails.
+//! - A watermark of a view never falls back ([`super::views::marks`]).
 //! - A crash leaves no key without an owner on a node where each had one: a split is there whole or not at all.
 
 use std::collections::BTreeMap;
@@ -13,13 +14,14 @@ use bytes::Bytes;
 use prost::Message;
 use trivet::keyspace::{Layout, side};
 use trivet::shard::{Shard, State};
-use trivet::storage::{Engine, Family, Lookup, Memory, Reader, Tier, log_keys};
-use trivet::types::{Partitioning, ShardId, TableId};
+use trivet::storage::{Engine, Family, Lookup, Memory, Reader, Tier, log_keys, mvcc};
+use trivet::types::{Partitioning, ShardId, TableId, Timestamp};
 use trivet::wire::proto::internal as proto;
 
 use super::cluster::{Cluster, Member};
 use super::network::Host;
 use super::run::Report;
+use super::views::marks::Marks;
 
 /// What is known of one shard, from all its replicas together.
 #[derive(Default)]
@@ -41,6 +43,7 @@ pub struct Watch {
     compared: BTreeMap<(Host, u64, ShardId), u64>,
     summed: BTreeMap<(Host, u64, ShardId), u64>,
     installs: BTreeMap<Host, u64>,
+    marks: Marks,
 }
 
 impl Watch {
@@ -52,6 +55,7 @@ impl Watch {
             compared: BTreeMap::new(),
             summed: BTreeMap::new(),
             installs: BTreeMap::new(),
+            marks: Marks::default(),
         }
     }
 
@@ -63,14 +67,14 @@ impl Watch {
             let seen = self.installs.insert(member.id, installs).unwrap_or(0);
             (seen..installs).for_each(|_| self.report.count("snapshots installed"));
             for shard in node.replicas().all() {
-                if let Err(violation) = self.look_at(member, &shard) {
+                if let Err(violation) = self.look_at(cluster, member, &shard) {
                     self.report.violation(format!("node {}, {}: {violation}", member.id, shard.id()));
                 }
             }
         }
     }
 
-    fn look_at(&mut self, member: &Member, shard: &Shard) -> Result<(), String> {
+    fn look_at(&mut self, cluster: &Cluster, member: &Member, shard: &Shard) -> Result<(), String> {
         let status = shard.group().status();
         let engine: &dyn Engine = &**member.engine();
         let place = (member.id, member.starts, shard.id());
@@ -96,7 +100,15 @@ impl Watch {
         *compared = (*compared).max(status.purged.unwrap_or(0)).max(status.snapshot.unwrap_or(0));
         // What is reported as committed may still have to be cut off here and written anew; what was applied was
         // written before.
-        let (applied, _) = applied(engine, shard.id())?;
+        let (applied, state) = applied(engine, shard.id())?;
+        if let Some(state) = state {
+            let made_anew = || {
+                let nodes = cluster.members.iter().filter_map(Member::node);
+                let mut views = nodes.filter_map(|node| node.directory().descriptor(state.table)?.view.clone());
+                views.any(|view| view.rebuilding)
+            };
+            self.marks.look(shard.id(), applied, &state, made_anew)?;
+        }
         let certain = applied.min(member.written(shard.id()));
         while *compared < certain {
             let index = *compared + 1;
@@ -177,6 +189,17 @@ pub fn content(engine: &dyn Engine, shard: ShardId) -> Result<u32, String> {
     }
     sum.update(&state.encode());
     Ok(sum.finalize())
+}
+
+/// The rows of a range of a table as a replica stores them, hidden ones included.
+pub fn rows(engine: &dyn Engine, layout: &Layout, start: &Bytes, end: &Bytes) -> BTreeMap<Bytes, Bytes> {
+    let limits = mvcc::ScanLimits { rows_max: usize::MAX, bytes_max: usize::MAX, count_only: false };
+    let page = mvcc::scan(engine, start, end, Timestamp::MAX, 0, false, limits).expect("a memory can be read");
+    let rows = page
+        .rows
+        .into_iter()
+        .map(|(key, version)| (layout.decode(&key).expect("a key of the table"), version.value.unwrap_or_default()));
+    rows.collect()
 }
 
 /// A stored state must not be ahead of the stored log, or the log would go on from another place.

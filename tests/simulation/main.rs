@@ -23,6 +23,7 @@ mod network;
 mod oracle;
 mod plan;
 mod run;
+mod views;
 mod walk;
 mod workload;
 
@@ -92,6 +93,11 @@ mod planted {
         a_scan_that_skips_at_a_split_is_found: ScanSkipsAtSplit;
         changes_of_a_replica_that_lags_are_found: ChangesOfALaggard;
         a_tail_that_goes_on_over_a_gap_is_found: TailAcrossAGap;
+        what_is_not_taken_away_where_it_was_is_found: SkippedViewEvent;
+        a_watermark_that_moves_on_before_the_rows_is_found: CursorBeforeRows;
+        a_watermark_that_falls_back_is_found: WatermarkFallsBack;
+        what_is_taken_in_twice_is_found: IntakeTwice;
+        a_token_that_is_taken_for_one_of_the_view_is_found: TokenOfTheView;
     }
 }
 

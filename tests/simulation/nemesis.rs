@@ -1,8 +1,9 @@
 //! Chooses what goes wrong next, and puts it right again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use trivet::catalog::Standing;
+use trivet::catalog::{Directory, Standing, TableEntry};
 use trivet::node::Node;
 use trivet::raft::Part;
 use trivet::runtime::simulation::DiskPace;
@@ -16,6 +17,7 @@ use super::invariants::{self, Watch};
 use super::network::Weather;
 use super::plan::{Fault, Plan};
 use super::run::Report;
+use super::views;
 use super::workload::TABLE;
 
 /// Between two looks at the invariants.
@@ -25,6 +27,8 @@ const JUMP_MS: u64 = 240_000;
 
 /// Shards beyond which none is split: a run has a dozen keys.
 const SHARDS_MAX: usize = 8;
+/// As many of a source or a view.
+const SHARDS_OF_VIEWS_MAX: usize = 4;
 
 /// How closely a birth is looked for, and how often.
 const BIRTH_STEP: Duration = Duration::from_millis(1);
@@ -262,25 +266,38 @@ impl Nemesis {
         }
     }
 
+    /// A table whose shards are struck; with views, half of the time one of those or their source.
+    fn table(&mut self, directory: &Directory) -> Option<Arc<TableEntry>> {
+        let name = match self.plan.views {
+            Some(_) if self.random.per_mille(500) => *self.random.pick(&views::TABLES),
+            _ => TABLE,
+        };
+        directory.table_by_name(name).cloned()
+    }
+
     /// Asks a node to split some shard somewhere. Whether that works out while other things go wrong, and when, is open.
     /// Sometimes a node crashes right after it has applied it.
     async fn split(&mut self, cluster: &mut Cluster, watch: &mut Watch, at: usize) {
         let (Some(node), Some(control)) = (cluster.members[at].node(), cluster.members[at].control()) else { return };
-        let directory = node.directory();
-        let Some(table) = directory.table_by_name(TABLE) else { return };
+        let Some(table) = self.table(&node.directory()) else { return };
         let shards: Vec<ShardId> = table.shards.iter().map(|shard| shard.id).collect();
-        if shards.len() >= SHARDS_MAX {
+        let shards_max = if table.descriptor.name == TABLE { SHARDS_MAX } else { SHARDS_OF_VIEWS_MAX };
+        if shards.len() >= shards_max {
             return;
         }
         let slot = Slot(u16::try_from(self.random.below(1 << 16)).expect("a slot"));
         let place = table.layout.cut_before_slot(slot).expect("a hash table");
         let shard = table.shards.locate(&place).id;
+        let of_views = table.descriptor.name != TABLE;
         let (id, report) = (cluster.members[at].id, self.report.clone());
         report.event(format_args!("node {id} is asked to split {shard} at slot {}", slot.0));
         cluster.members[at].scope().spawn(async move {
             if let Ok(made) = control.split_shard(shard, SplitPoint::Slot(slot), false).await {
                 report.event(format_args!("{shard} was split, {} is new", made.right.id));
                 report.count("splits");
+                if of_views {
+                    report.count("splits of views and their source");
+                }
             }
         });
         if !self.random.per_mille(400) {
@@ -318,8 +335,7 @@ impl Nemesis {
     /// when, is open. Sometimes a node crashes right after it has sealed or taken over a replica.
     async fn merge(&mut self, cluster: &mut Cluster, watch: &mut Watch, at: usize) {
         let (Some(node), Some(control)) = (cluster.members[at].node(), cluster.members[at].control()) else { return };
-        let directory = node.directory();
-        let Some(table) = directory.table_by_name(TABLE) else { return };
+        let Some(table) = self.table(&node.directory()) else { return };
         let shards: Vec<ShardId> = table.shards.iter().map(|shard| shard.id).collect();
         let pairs: Vec<(ShardId, ShardId)> = shards.iter().copied().zip(shards.iter().copied().skip(1)).collect();
         if pairs.is_empty() {
@@ -340,6 +356,9 @@ impl Nemesis {
                 continue;
             }
             self.report.count("merges");
+            if table.descriptor.name != TABLE {
+                self.report.count("merges of views and their source");
+            }
             if !self.random.per_mille(400) {
                 return;
             }
@@ -362,7 +381,7 @@ impl Nemesis {
     fn relocate(&mut self, cluster: &Cluster, at: usize) {
         let (Some(node), Some(control)) = (cluster.members[at].node(), cluster.members[at].control()) else { return };
         let directory = node.directory();
-        let Some(table) = directory.table_by_name(TABLE) else { return };
+        let Some(table) = self.table(&directory) else { return };
         let shards: Vec<_> = table.shards.iter().cloned().collect();
         let shard = self.random.pick(&shards).clone();
         let free = directory.nodes().map(|row| row.id).filter(|&node| shard.replica_on(node).is_none());

@@ -7,6 +7,7 @@ use trivet::runtime::simulation::DiskPace;
 
 use super::entropy::Random;
 use super::network::Weather;
+use super::views::ViewPlan;
 
 /// What the nemesis does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,11 +107,13 @@ pub struct Plan {
     pub faults: Vec<Fault>,
     /// Between two calls of one client, at most.
     pub think: Duration,
+    /// Views, if there are any.
+    pub views: Option<ViewPlan>,
 }
 
 impl Plan {
-    /// The plan of a seed.
-    pub fn draw(random: &mut Random) -> Plan {
+    /// The plan of a seed; what concerns views is drawn apart, so that they leave all else as it was.
+    pub fn draw(random: &mut Random, of_views: &mut Random) -> Plan {
         let ms = Duration::from_millis;
         let heartbeat = *random.pick(&[50, 100, 200]);
         let timers = Timers {
@@ -153,6 +156,7 @@ impl Plan {
             lasting: (ms(50), ms(random.within(400, 4_000))),
             faults,
             think: ms(*random.pick(&[20, 60, 150])),
+            views: ViewPlan::draw(of_views),
         }
     }
 }

@@ -22,6 +22,7 @@ use super::nemesis::Nemesis;
 use super::network::Network;
 use super::oracle::{self, Clocks, Found, Versions};
 use super::plan::Plan;
+use super::views::{self, stage::Staff};
 use super::workload::{self, History, TABLE, Worker};
 
 /// What the clocks say at the beginning: some day in 2026.
@@ -137,7 +138,7 @@ pub fn run(seed: u64) -> Verdict {
 }
 
 async fn simulate(seed: u64) -> Verdict {
-    let plan = Plan::draw(&mut Random::new(seed, 1));
+    let plan = Plan::draw(&mut Random::new(seed, 1), &mut Random::new(seed, 5));
     let settings = Settings { seed, wall_ms: BEGAN_MS, put_off_per_mille: plan.put_off_per_mille };
     let _entered = simulation::enter(settings);
     let report = Report { state: Arc::default(), began: now() };
@@ -204,6 +205,10 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
         scope.spawn(follower.run())
     });
     let followers: Vec<_> = followers.collect();
+    let staff = plan.views.as_ref().map(|views| {
+        let doors = || cluster.addresses().into_iter().map(|node| Connection::new(node, Clock::system())).collect();
+        Staff::begin(seed, (views, plan.think), &clients, doors, &stop, report)
+    });
 
     nemesis.storm(&mut cluster, &mut watch).await;
     nemesis.heal(&mut cluster);
@@ -224,8 +229,20 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
             .ok_or("those who follow do not come to the end")?
             .map_err(|error| error.to_string())?;
     }
+    let book = match staff {
+        Some(staff) => Some(staff.finish().await?),
+        None => None,
+    };
     serve(&clients, &history, report).await.map_err(|error| error + &standing(&cluster, |_| true))?;
     converge(&mut cluster, &mut watch, &mut nemesis, &clients, report).await?;
+
+    if let (Some(views), Some(book)) = (&plan.views, book) {
+        let passing = async |cluster: &mut Cluster| nemesis.pass(cluster, &mut watch, Duration::from_millis(100)).await;
+        views::stage::settle(views, &mut cluster, passing, &clients[0], &book, report).await?;
+        if !report.goes_on() {
+            return Ok(());
+        }
+    }
 
     let versions = all_versions(&plan, &clients).await?;
     let clocks = Clocks { began_ms: BEGAN_MS, skews_ms: nemesis.skews_ms };
@@ -246,7 +263,7 @@ fn note_size(history: &History, versions: &Versions, report: &Report) {
 }
 
 /// A client, and the scope it runs in.
-type Clients = Vec<(Scope, Client)>;
+pub type Clients = Vec<(Scope, Client)>;
 
 /// Waits until the cluster serves, then makes the clients and the table.
 async fn form(
@@ -276,6 +293,8 @@ async fn form(
         tasks.push((scope, scope.spawn(connecting)));
     }
     let (nodes, shards, read_replicas) = (plan.nodes, plan.shards, plan.read_replicas);
+    let views = plan.views.clone();
+    let reporting = report.clone();
     let formed = forming.spawn(async move {
         for (scope, task) in tasks {
             let client = task.await.map_err(|error| error.to_string())?;
@@ -296,6 +315,12 @@ async fn form(
                 _ if error.reason == Reason::NotEnoughNodes => sleep(Duration::from_millis(200)).await,
                 Kind::Invalid | Kind::Corrupt => return Err(format!("the table cannot be created: {error}")),
                 _ => sleep(Duration::from_millis(200)).await,
+            }
+        }
+        if let Some(plan) = &views {
+            views::stage::create_orders(&client, plan).await?;
+            if plan.created_after.is_none() {
+                views::stage::create_views(client.clone(), plan.clone(), reporting).await?;
             }
         }
         Ok(clients)
@@ -378,7 +403,7 @@ async fn serve(clients: &Clients, history: &workload::Shared, report: &Report) -
 }
 
 /// How the replicas of some shards stand, a line each.
-fn standing(cluster: &Cluster, of: impl Fn(ShardId) -> bool) -> String {
+pub fn standing(cluster: &Cluster, of: impl Fn(ShardId) -> bool) -> String {
     let mut text = String::new();
     for node in cluster.members.iter().filter_map(|member| member.node()) {
         for shard in node.replicas().all().into_iter().filter(|shard| of(shard.id())) {
@@ -429,8 +454,8 @@ async fn converge(
     let (scope, client) = &clients[0];
     let client = client.clone();
     let checked = scope.spawn(async move {
-        let table = client.admin().table(TABLE).await.map_err(|error| error.to_string())?;
-        for shard in table.shards {
+        let tables = client.admin().tables().await.map_err(|error| error.to_string())?;
+        for shard in tables.into_iter().flat_map(|table| table.shards) {
             loop {
                 let sums = client.admin().checksum(shard.id).await;
                 let sums = sums.map_err(|error| format!("no checksum of {}: {error}", shard.id))?;

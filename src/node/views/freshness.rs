@@ -21,6 +21,7 @@ use super::super::host::Node;
 use super::{NEWEST, NewestAnswer};
 use crate::catalog::TableEntry;
 use crate::keyspace::Watermark;
+use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Instant, sleep, timeout_at};
 use crate::shard::Shard;
 use crate::types::{Error, ReadLevel, Reason, Result, TableId, Timestamp, ViewDescriptor};
@@ -343,6 +344,9 @@ fn stands_at(section: &Watermark, start: &Bytes, end: &Bytes, at: Timestamp) -> 
 
 /// Whether everything up to a version, of whichever shard of these ranges, was taken in by this replica.
 fn has_taken(shard: &Shard, sources: &[(Bytes, Bytes)], upto: Timestamp) -> bool {
+    if planted::is(Bug::TokenOfTheView) {
+        return shard.state().last_timestamp >= upto;
+    }
     let sections = sections(shard);
     sources.iter().all(|(start, end)| sections.iter().all(|section| stands_at(section, start, end, upto)))
 }

@@ -32,6 +32,7 @@ use super::{CHANGE_VIEW, ChangeViewAsk, projector_of};
 use crate::catalog::TableEntry;
 use crate::keyspace::{Layout, Part};
 use crate::projection::{BadDocuments, Projector, coalesce};
+use crate::runtime::planted::{self, Bug};
 use crate::runtime::{sleep, spawn_blocking, yield_now};
 use crate::shard::{FollowRequest, Intake, PageRequest, Shard, Upkeep};
 use crate::storage::changes::PageLimits;
@@ -281,14 +282,23 @@ impl Worker {
         }
         let effects = self.project(changes, strand.views.clone()).await?;
         let sent = strand.views.iter().zip(effects).map(|(view, effects)| {
-            let intake = Intake {
+            let mut intake = Intake {
                 view: view.clone(),
                 source: strand.source.clone(),
                 from: strand.position.clone(),
                 to: to.clone(),
                 effects,
             };
-            async move { self.node.upkeep(&self.entry, &view.0, &Upkeep::Intake(intake)).await }
+            async move {
+                if planted::is(Bug::CursorBeforeRows) {
+                    let moved = Upkeep::Intake(Intake { effects: Vec::new(), ..intake.clone() });
+                    if !self.node.upkeep(&self.entry, &view.0, &moved).await? {
+                        return Ok(false);
+                    }
+                    intake.from = intake.to.clone();
+                }
+                self.node.upkeep(&self.entry, &view.0, &Upkeep::Intake(intake)).await
+            }
         });
         let mut moved = Vec::new();
         for (view, taken) in strand.views.iter().zip(join_all(sent).await) {
@@ -375,8 +385,14 @@ impl Worker {
             let mut all = Vec::new();
             for change in changes {
                 let key = layout.decode(&change.key)?;
-                let projected =
+                let mut projected =
                     projector.effects(source, &key, document(change.before.as_ref()), document(change.after.as_ref()));
+                if planted::is(Bug::SkippedViewEvent)
+                    && let Some(after) = document(change.after.as_ref())
+                {
+                    let tag = projector.tag_of(source, &key, after);
+                    projected.effects.retain(|effect| tag.as_ref().is_none_or(|tag| effect.tag == *tag));
+                }
                 if let Some(bad) = projected.bad {
                     if stops {
                         let text = format!("{} stops at a document that it cannot use: {bad}", name);

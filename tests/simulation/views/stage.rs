@@ -1,0 +1,243 @@
+//! Views from their creation to their end: who works with them, and what must hold when all is quiet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use bytes::Bytes;
+use trivet::client::{Client, Connection};
+use trivet::runtime::simulation::Scope;
+use trivet::runtime::{Task, sleep, timeout};
+use trivet::types::{Kind, Reason, ScanBounds, TableId};
+use trivet::wire::admin::NewTable;
+
+use super::clerk::Clerk;
+use super::{BY_USER, Book, STATS};
+use super::{ORDERS, Shared, Versions, ViewPlan, judge, naive};
+use crate::cluster::Cluster;
+use crate::entropy::Random;
+use crate::invariants;
+use crate::run::{Clients, Report, standing};
+
+/// Between two attempts to create something.
+const AGAIN: Duration = Duration::from_millis(200);
+/// As many as all shards of a run have.
+const VOTERS: u32 = 3;
+/// Creations refused for want of nodes until those that drain are asked to serve again.
+const REFUSALS_MAX: u64 = 30;
+/// How long whoever works may take to come to an end.
+const ENDED_WITHIN: Duration = Duration::from_secs(30);
+/// How long views may take until they hold what their sources say, in all replicas.
+const SETTLED_WITHIN: Duration = Duration::from_secs(40);
+/// Versions read of one order; no run makes as many.
+const VERSIONS_MAX: usize = 4_096;
+
+/// Those who work with views.
+pub struct Staff {
+    created: Option<Task<Result<(), String>>>,
+    clerks: Vec<Task<()>>,
+    book: Shared,
+}
+
+impl Staff {
+    /// They begin.
+    pub fn begin(
+        seed: u64,
+        (plan, think): (&ViewPlan, Duration),
+        clients: &Clients,
+        doors: impl Fn() -> Vec<Connection>,
+        stop: &Arc<AtomicBool>,
+        report: &Report,
+    ) -> Staff {
+        let book = Shared::default();
+        let created = plan.created_after.map(|after| {
+            let (scope, client) = &clients[0];
+            let (client, plan, report) = (client.clone(), plan.clone(), report.clone());
+            scope.spawn(async move {
+                sleep(after).await;
+                create_views(client, plan, report).await
+            })
+        });
+        let clerks = clients.iter().rev().zip(1..=plan.clerks).map(|((scope, client), id)| {
+            let clerk = Clerk {
+                client: client.clone(),
+                doors: doors(),
+                plan: plan.clone(),
+                think,
+                book: book.clone(),
+                report: report.clone(),
+                random: Random::new(seed, 300 + id),
+                stop: stop.clone(),
+                own: Vec::new(),
+                concerned: Vec::new(),
+            };
+            scope.spawn(clerk.run())
+        });
+        Staff { created, clerks: clerks.collect(), book }
+    }
+
+    /// They were told to stop; what they have done.
+    pub async fn finish(self) -> Result<Book, String> {
+        for clerk in self.clerks {
+            let ended = timeout(ENDED_WITHIN, clerk).await.ok_or("a call of a clerk outlives its deadline")?;
+            ended.map_err(|error| error.to_string())?;
+        }
+        if let Some(created) = self.created {
+            let created = timeout(ENDED_WITHIN, created).await.ok_or("the views cannot be created")?;
+            created.map_err(|error| error.to_string())??;
+        }
+        let book = std::mem::take(&mut *self.book.lock());
+        Ok(book)
+    }
+}
+
+/// Creates the table of orders.
+pub async fn create_orders(client: &Client, plan: &ViewPlan) -> Result<(), String> {
+    while let Err(error) = client.admin().create_table(NewTable::hash(ORDERS, plan.shards.0)).await {
+        match error.kind() {
+            _ if error.reason == Reason::TableExists => break,
+            Kind::Corrupt => return Err(format!("the orders cannot be created: {error}")),
+            _ => sleep(AGAIN).await,
+        }
+    }
+    Ok(())
+}
+
+/// Creates the views, whatever is going on.
+pub async fn create_views(client: Client, plan: ViewPlan, report: Report) -> Result<(), String> {
+    let mut refusals = 0;
+    for (name, definition) in plan.definitions() {
+        // Whoever cannot know whether it was created asks again, and is told if it was. With fewer voters than all shards
+        // have it would not outlive a lost disk.
+        while let Err(error) = client.admin().create_view(&definition, Some(VOTERS), None, false).await {
+            match error.reason {
+                Reason::TableExists => break,
+                Reason::InvalidRequest => return Err(format!("{name} cannot be created: {error}")),
+                Reason::NotEnoughNodes if refusals >= REFUSALS_MAX => serve_again(&client).await,
+                Reason::NotEnoughNodes => refusals += 1,
+                _ => {}
+            }
+            sleep(AGAIN).await;
+        }
+        report.event(format_args!("{name} is created"));
+        report.count(if plan.created_after.is_some() { "views created beside writes" } else { "views created" });
+    }
+    Ok(())
+}
+
+/// Has all nodes serve: the wish that one which drained is to do so may have been lost with the node that was asked.
+async fn serve_again(client: &Client) {
+    let Ok(status) = client.admin().status().await else { return };
+    for node in status.nodes {
+        let _ = client.admin().set_standing(node.id, "serving", false).await;
+    }
+}
+
+/// The history of every order.
+async fn all_versions(client: &Client, plan: &ViewPlan) -> Result<Versions, String> {
+    let mut versions = Versions::new();
+    for key in plan.keys() {
+        let page = client.table(ORDERS).history(key.clone(), None, VERSIONS_MAX).await;
+        let page = page.map_err(|error| format!("no history of {key:?}: {error}"))?;
+        let found = page.body.rows.into_iter().map(|row| (row.timestamp, row.value));
+        versions.insert(key, found.collect());
+    }
+    Ok(versions)
+}
+
+/// The rows that each view must hold in the end.
+fn wanted(versions: &Versions) -> BTreeMap<&'static str, naive::Rows> {
+    let now: BTreeMap<&Bytes, &Bytes> =
+        (versions.iter()).filter_map(|(key, versions)| Some((key, versions.last_key_value()?.1.as_ref()?))).collect();
+    [(BY_USER, naive::by_user(&now)), (STATS, naive::stats(&now))].into()
+}
+
+/// What is not yet as it must be in some replica of a view; none when all is well.
+fn unsettled(cluster: &Cluster, wanted: &BTreeMap<&str, naive::Rows>, report: &Report) -> Option<String> {
+    let mut compared = 0;
+    for member in &cluster.members {
+        let Some(node) = member.node() else { continue };
+        let directory = node.directory();
+        for (name, rows) in wanted {
+            let Some(entry) = directory.table_by_name(name) else {
+                return Some(format!("node {} does not know {name}", member.id));
+            };
+            if !entry.descriptor.view.as_ref().is_some_and(|view| view.ready) {
+                return Some(format!("{name} is not ready"));
+            }
+            let table: TableId = entry.descriptor.id;
+            let replicas = node.replicas().all().into_iter();
+            for shard in replicas.filter(|shard| shard.state().table == table) {
+                let state = shard.state();
+                if state.sealed_for.is_some() {
+                    return Some(format!("{} of {name} is being taken over", shard.id()));
+                }
+                let wanted = rows.iter().filter(|(key, _)| state.owns(&entry.layout.encode(key)));
+                let wanted: naive::Rows = wanted.map(|(key, value)| (key.clone(), value.clone())).collect();
+                let stored = invariants::rows(&**member.engine(), &entry.layout, &state.start, &state.end);
+                if stored != wanted {
+                    let told = naive::difference(&stored, &wanted);
+                    return Some(format!("node {}, {} of {name}: {told}", member.id, shard.id()));
+                }
+                compared += wanted.len();
+            }
+        }
+    }
+    (0..compared).for_each(|_| report.count("rows of views compared"));
+    None
+}
+
+/// What anybody reads in the end, and what the product's own comparison says.
+async fn agree(client: &Client, plan: &ViewPlan, wanted: &BTreeMap<&str, naive::Rows>) -> Result<(), String> {
+    for (name, rows) in wanted {
+        let mut seen = naive::Rows::new();
+        for user in naive::users(plan) {
+            let scan = client.table(*name).scan(ScanBounds::Tag(user.into()));
+            let found =
+                scan.collect().await.map_err(|error| format!("a healed view {name} refuses a read: {error}"))?;
+            seen.extend(found.into_iter().map(|row| (row.key, row.value.unwrap_or_default())));
+        }
+        let shown = rows.iter().filter(|(key, _)| !naive::hidden(key));
+        let shown: naive::Rows = shown.map(|(key, value)| (key.clone(), value.clone())).collect();
+        if seen != shown {
+            return Err(format!("{name} is read as: {}", naive::difference(&seen, &shown)));
+        }
+        let check = client.admin().verify_view(name, None, false).await;
+        let check = check.map_err(|error| format!("{name} cannot be compared: {error}"))?;
+        if check.missing + check.invented + check.other > 0 || check.rows != rows.len() as u64 {
+            return Err(format!("{name} has {} rows and is compared as {check:?}", rows.len()));
+        }
+    }
+    Ok(())
+}
+
+/// All replicas of the views come to hold what the orders say, everybody reads it, and what was read before is judged.
+pub async fn settle(
+    plan: &ViewPlan,
+    cluster: &mut Cluster,
+    mut pass: impl AsyncFnMut(&mut Cluster),
+    (scope, client): &(Scope, Client),
+    book: &Book,
+    report: &Report,
+) -> Result<(), String> {
+    let (asking, asked) = (client.clone(), plan.clone());
+    let versions = scope.spawn(async move { all_versions(&asking, &asked).await });
+    let versions = versions.await.map_err(|error| error.to_string())??;
+    let wanted = wanted(&versions);
+    let until = report.micros() + u64::try_from(SETTLED_WITHIN.as_micros()).expect("small");
+    while let Some(unsettled) = unsettled(cluster, &wanted, report) {
+        if report.micros() >= until {
+            return Err(format!("{SETTLED_WITHIN:?} after the last write {unsettled}{}", standing(cluster, |_| true)));
+        }
+        pass(cluster).await;
+        if !report.goes_on() {
+            return Ok(());
+        }
+    }
+    let (asking, asked) = (client.clone(), plan.clone());
+    let agreed = scope.spawn(async move { agree(&asking, &asked, &wanted).await });
+    agreed.await.map_err(|error| error.to_string())??;
+    report.event(format_args!("judging {} reads of views by {} orders", book.looks.len(), book.writes.len()));
+    judge::judge(book, &versions, report)
+}
