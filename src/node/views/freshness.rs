@@ -28,8 +28,10 @@ use crate::types::{Error, ReadLevel, Reason, Result, TableId, Timestamp, ViewDes
 
 /// Proofs kept of one view: while it is behind, the older ones say how far.
 const PROOFS_MAX: usize = 32;
-/// While a view is read at any age, a proof is asked for this often.
-const ANY_AGE_PROVEN: Duration = Duration::from_secs(1);
+/// While a view is read at any age, a proof is asked for this often: no answer claims to be much older than it is.
+const ANY_AGE_PROVEN: Duration = Duration::from_millis(100);
+/// After which who reads a view that is being built may ask again.
+const BUILT_RETRY: Duration = Duration::from_secs(1);
 /// How long a copy that does not lead is waited for.
 const COPY_WAIT: Duration = Duration::from_millis(300);
 /// Between attempts to ask the sources.
@@ -95,7 +97,7 @@ impl Node {
         let ready = view.ready || matches!(level, ReadLevel::Any | ReadLevel::AsOf(_));
         if !ready {
             let text = format!("{} is being built; `trivet view describe` shows how far it is", entry.descriptor.name);
-            return Err(Error::new(Reason::ViewBehind, text).with_retry_after(ANY_AGE_PROVEN));
+            return Err(Error::new(Reason::ViewBehind, text).with_retry_after(BUILT_RETRY));
         }
         let known = self.freshness.of(entry.descriptor.id);
         let now = self.clock().now();
@@ -157,8 +159,7 @@ impl Node {
         }
     }
 
-    /// All that the sources of a view can hold.
-    /// None while this node does not know all of them: its picture of the catalog is old then.
+    /// All that the sources of a view can hold; none while this node does not know all of them, its picture of the catalog being old.
     fn ranges_of_sources(&self, view: &ViewDescriptor) -> Option<Vec<(Bytes, Bytes)>> {
         let directory = self.directory();
         view.sources.iter().map(|source| Some(directory.table(*source)?.layout.table_range())).collect()

@@ -11,6 +11,8 @@
 //! A range that stands at the beginning is given the state of the source at one moment first, page by page from the last key to
 //! the first, and what has changed since that moment afterwards.
 //!
+//! Upkeep that has much to catch up with rests after each page while clients ask the source for something: they come first.
+//!
 //! Bounds: a strand holds one page of [`PAGE_BYTES`], and there are never more strands than shards of the view times parts of the
 //! source's range.
 //!
@@ -43,6 +45,14 @@ use crate::types::{Error, Position, ReadLevel, Reason, Result, Step, TableId, Ti
 const PAGE_CHANGES: usize = 2_000;
 /// Bytes of one page, about.
 const PAGE_BYTES: usize = 512 << 10;
+/// From so many bytes of documents on a page counts as full: there is more to come.
+const FULL_BYTES: usize = PAGE_BYTES / 2;
+/// A shard of a source that is asked so often by clients is busy: upkeep that has much to catch up with rests after each page, so
+/// many times as long as the page took, …
+const BUSY_PER_SECOND: f64 = 50.0;
+const CATCH_UP_REST: u32 = 3;
+/// … but not longer than this.
+const CATCH_UP_REST_MAX: Duration = Duration::from_secs(2);
 /// How long a step waits for news.
 const NEWS_WAIT: Duration = Duration::from_millis(500);
 /// When nothing is to be told yet to who is behind.
@@ -271,7 +281,9 @@ impl Worker {
     /// One page for one strand.
     async fn step(&self, number: u64, strand: Strand, until: Option<Timestamp>) -> Result<Event> {
         let mut event = Event { stepped: Some(number), ..Event::default() };
+        let (began, asked_before) = (self.node.clock().now(), self.shard.load().requests());
         let (changes, to) = self.page(&strand, until).await?;
+        let is_full = changes.len() >= PAGE_CHANGES || changes.iter().map(Changed::bytes).sum::<usize>() >= FULL_BYTES;
         if changes.is_empty() && to == strand.position {
             if until.is_some() {
                 // This replica has yet to apply what others have been sent already, by the leader before.
@@ -314,6 +326,14 @@ impl Worker {
         ::metrics::counter!(metrics::VIEW_INTAKES_REFUSED).increment(event.lost.len() as u64);
         if !moved.is_empty() {
             event.ready.push(Strand { position: to, views: moved, ..strand });
+        }
+        if is_full {
+            // Much is left, and others may want the processor and the disk: who is asked by clients meanwhile rests.
+            let took = self.node.clock().now() - began;
+            let asked = self.shard.load().requests() - asked_before;
+            if asked as f64 > BUSY_PER_SECOND * took.as_secs_f64() {
+                sleep((took * CATCH_UP_REST).min(CATCH_UP_REST_MAX)).await;
+            }
         }
         Ok(event)
     }
@@ -423,6 +443,16 @@ struct Changed {
     key: Bytes,
     before: Option<Version>,
     after: Option<Version>,
+}
+
+impl Changed {
+    /// About what it takes of a page.
+    fn bytes(&self) -> usize {
+        let of = |version: &Option<Version>| {
+            version.iter().flat_map(|version| &version.value).map(Bytes::len).sum::<usize>()
+        };
+        self.key.len() + of(&self.before) + of(&self.after)
+    }
 }
 
 /// What a view sees of a version: nothing of a deletion, and nothing of what runs out by itself, which no change would tell.
