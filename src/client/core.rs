@@ -15,6 +15,7 @@ use crate::limits::RetryBudget;
 use crate::runtime::{self, Clock, Instant, random_u64};
 use crate::types::{
     Epoch, Error, Header, Kind, NodeId, ReadLevel, Reason, Request, RequestId, Response, Result, Role, ShardId,
+    TableId, TableRef,
 };
 
 /// Retries allowed per call in the long run, in percent: a cluster in trouble is not asked much more than one that is
@@ -40,6 +41,7 @@ struct Target {
     connection: Connection,
     state: Arc<ShardState>,
     shard: ShardId,
+    table: TableId,
     /// How many fetches of the topology had ended when this was chosen.
     seen: u64,
 }
@@ -109,6 +111,7 @@ impl Core {
             let now = self.clock.now();
             let until = trouble.attempt_until(now, deadline);
             let result = if self.options.pipelined {
+                let table = TableRef { name: table, id: Some(target.table) };
                 target.connection.call(table, request, until, false).await
             } else {
                 target.connection.call_unary(table, request, until).await
@@ -154,7 +157,7 @@ impl Core {
         let zone = self.options.zone.as_deref();
         let (node, connection) = choose(map, shard, state, wish, zone, trouble)
             .ok_or_else(|| Error::new(Reason::NotReady, "the cluster's topology names no node: ask it again later"))?;
-        Ok(Some(Target { node, connection, state: state.clone(), shard: shard.id, seen }))
+        Ok(Some(Target { node, connection, state: state.clone(), shard: shard.id, table: shard.table, seen }))
     }
 
     /// The same for a table that the map does not have (yet): another node may know more.

@@ -33,7 +33,7 @@ use crate::storage::{
 };
 use crate::types::{
     Action, Limits, NodeId, Operation, Partitioning, Read, ReadLevel, Reason, ReplicaId, Request, RequestId, Response,
-    Result, ShardDescriptor, ShardId, Slot, Write,
+    Result, ShardDescriptor, ShardId, Slot, TableId, Write,
 };
 use crate::wire::admin::{NewTable, SplitPoint, SplitReport};
 
@@ -326,7 +326,11 @@ impl House {
     fn execute(&self, id: u64, request: Request) -> Result<Response> {
         let life = self.life(id).expect("the node runs");
         let node = self.node(id);
-        let context = Context { deadline: node.clock().now() + Duration::from_secs(3), forwarded: true };
+        let context = Context { deadline: node.clock().now() + Duration::from_secs(3), forwarded: true, table: None };
+        // Whoever means another table than the one that has the name now is told so, and nothing is done.
+        let stranger = Context { table: Some(TableId(9_999)), ..context };
+        let refused = life.runtime.block_on(node.execute("t", request.clone(), stranger)).map_err(|error| error.reason);
+        assert!(!matches!(refused, Ok(_) | Err(Reason::NotLeader | Reason::WrongEpoch)), "{refused:?}");
         life.runtime.block_on(node.execute("t", request, context))
     }
 

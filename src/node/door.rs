@@ -43,6 +43,8 @@ pub struct Context {
     pub deadline: Instant,
     /// Another node has passed it on: answer or refuse.
     pub forwarded: bool,
+    /// The table that is meant, by one who knows which of those that have had the name.
+    pub table: Option<TableId>,
 }
 
 impl Node {
@@ -52,6 +54,10 @@ impl Node {
     /// `WRONG_EPOCH` only when forwarded, else they are followed until the deadline.
     pub async fn execute(&self, table: &str, request: Request, context: Context) -> Result<Response> {
         let entry = self.table(table, context.deadline).await?;
+        if context.table.is_some_and(|meant| meant != entry.descriptor.id) {
+            let text = format!("another table has got the name {table}: look the table up again");
+            return Err(Error::new(Reason::ShardNotHere, text));
+        }
         match request {
             Request::Write(write) => {
                 ::metrics::counter!(metrics::REQUESTS, "kind" => "write").increment(1);

@@ -22,7 +22,7 @@ use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Instant, random_u64, timeout_at};
 use crate::shard::{Served, Shard};
 use crate::types::{
-    Error, Kind, NodeId, ReadLevel, Reason, ReplicaId, Request, Response, Result, ShardDescriptor, ShardId,
+    Error, Kind, NodeId, ReadLevel, Reason, ReplicaId, Request, Response, Result, ShardDescriptor, ShardId, TableRef,
 };
 
 /// Between attempts of which nothing better is known: an election takes about a second, so asking again sooner than this only
@@ -102,7 +102,8 @@ impl Node {
         F: Future<Output = Result<Served<T>>>,
         R: Fn() -> Request,
     {
-        let name = &entry.descriptor.name;
+        // Another table may get the name meanwhile.
+        let table = TableRef { name: &entry.descriptor.name, id: Some(entry.descriptor.id) };
         let mut entry = entry.clone();
         let mut hint: Option<NodeId> = None;
         let mut failed: Option<NodeId> = None;
@@ -127,7 +128,7 @@ impl Node {
                     let patience = if repeatable { ATTEMPT_TIMEOUT } else { context.deadline.duration_since(now) };
                     let deadline = context.deadline.min(now + patience);
                     let asked = match self.connection(node) {
-                        Ok(connection) => connection.call(name, &remote(), deadline, true).await,
+                        Ok(connection) => connection.call(table, &remote(), deadline, true).await,
                         Err(error) => Err(error),
                     };
                     match asked {

@@ -127,7 +127,7 @@ impl Edge {
     /// Answers one request and counts it.
     pub async fn call(&self, method: Method, table: &str, request: Request, patience: Duration) -> Result<Response> {
         let started = self.shared.clock.now();
-        let context = Context { deadline: started + patience, forwarded: false };
+        let context = Context { deadline: started + patience, forwarded: false, table: None };
         let result = self.answer(table, request, context).await;
         self.answered(method, started);
         result

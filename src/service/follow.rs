@@ -84,7 +84,7 @@ impl Ask for Behind {
     fn ask(&self, request: ChangesRequest) -> BoxFuture<'static, Result<Answer<ChangesPage>>> {
         let (edge, table) = (self.edge.clone(), self.table.clone());
         async move {
-            let context = Context { deadline: edge.clock().now() + deadline::DEFAULT, forwarded: false };
+            let context = Context { deadline: edge.clock().now() + deadline::DEFAULT, forwarded: false, table: None };
             match edge.answer(&table, types::Request::Changes(request), context).await? {
                 Response::Changes(answer) => Ok(answer),
                 _ => Err(Error::internal("a question about changes was answered by something else")),

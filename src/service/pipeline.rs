@@ -88,7 +88,11 @@ async fn serve_call(started: Started) -> Finished {
     let (method, result) = match call.question {
         Ok((table, request)) => {
             let method = Method::of(&request);
-            let context = node::Context { deadline: at + deadline::granted(call.patience), forwarded: call.forwarded };
+            let context = node::Context {
+                deadline: at + deadline::granted(call.patience),
+                forwarded: call.forwarded,
+                table: call.table,
+            };
             (Some(method), edge.answer(&table, request, context).await)
         }
         Err(error) => {
@@ -260,7 +264,7 @@ mod tests {
 
     fn get(id: u64, key: &str) -> Call {
         let get = GetRequest { table: "t".into(), key: key.to_owned().into(), level: None };
-        Call { id, call: Some(call::Call::Get(get)), deadline_ms: 0, forwarded: false }
+        Call { id, call: Some(call::Call::Get(get)), deadline_ms: 0, forwarded: false, table_id: 0 }
     }
 
     fn message(calls: Vec<Call>) -> Result<PipelineRequest, Status> {

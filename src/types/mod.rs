@@ -25,6 +25,6 @@ pub use request::{
 pub(crate) use schema::hex_bytes;
 pub use schema::{
     MergeIntent, Partitioning, ReplicaDescriptor, ReplicaRole, ShardDescriptor, SplitIntent, TABLE_NAME_BYTES_MAX,
-    TableDescriptor, TableState, ViewDescriptor, check_table_name,
+    TableDescriptor, TableRef, TableState, ViewDescriptor, check_table_name,
 };
 pub use timestamp::Timestamp;

@@ -19,6 +19,21 @@ pub fn check_table_name(name: &str) -> Result<()> {
     )))
 }
 
+/// A table as one who asks names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableRef<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Which of all that have ever had the name, if that is known.
+    pub id: Option<TableId>,
+}
+
+impl<'a> From<&'a str> for TableRef<'a> {
+    fn from(name: &'a str) -> TableRef<'a> {
+        TableRef { name, id: None }
+    }
+}
+
 /// How a table's keys are ordered and cut into shards.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]

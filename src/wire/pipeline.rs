@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::errors::{error_of_failure, to_failure};
 use super::proto::v1::{self, answer, call};
 use super::questions::{Question, encode_changes, encode_level, encode_scan, encode_write};
-use crate::types::{Error, Limits, Request, Response, Result};
+use crate::types::{Error, Limits, Request, Response, Result, TableId, TableRef};
 
 /// A call as a server sees it.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct IncomingCall {
     pub patience: Option<Duration>,
     /// Sent by a node: answer or refuse, do not forward again.
     pub forwarded: bool,
+    /// The table's id, if the caller knows it.
+    pub table: Option<TableId>,
 }
 
 /// Decodes and checks a call; an unfit one keeps its id, so that the refusal finds its caller.
@@ -43,6 +45,7 @@ pub fn call(call: v1::Call, limits: &Limits) -> IncomingCall {
         single,
         patience: (call.deadline_ms != 0).then(|| Duration::from_millis(call.deadline_ms.into())),
         forwarded: call.forwarded,
+        table: Some(TableId(call.table_id)).filter(|id| id.0 != 0),
     }
 }
 
@@ -61,7 +64,14 @@ pub fn answer(id: u64, single: bool, result: Result<Response>) -> v1::Answer {
 
 /// A call that asks `request` of `table`. `patience` is rounded up to a millisecond, so it is never "for ever" by
 /// rounding. A read of one key travels as `get`.
-pub fn encode_call(id: u64, table: &str, request: &Request, patience: Duration, forwarded: bool) -> v1::Call {
+pub fn encode_call<'a>(
+    id: u64,
+    table: impl Into<TableRef<'a>>,
+    request: &Request,
+    patience: Duration,
+    forwarded: bool,
+) -> v1::Call {
+    let TableRef { name: table, id: table_id } = table.into();
     let call = match request {
         Request::Read(read) => match read.keys.as_slice() {
             [key] => call::Call::Get(v1::GetRequest {
@@ -86,7 +96,8 @@ pub fn encode_call(id: u64, table: &str, request: &Request, patience: Duration, 
         }),
     };
     let deadline_ms = u32::try_from(patience.as_micros().div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
-    v1::Call { id, call: Some(call), deadline_ms, forwarded }
+    let table_id = table_id.map_or(0, |id| id.0);
+    v1::Call { id, call: Some(call), deadline_ms, forwarded, table_id }
 }
 
 /// The response in an answer, or the error it tells of; `write` says whether the call could have had an effect.

@@ -227,7 +227,7 @@ impl Access {
         let mut unknown = false;
         loop {
             let until = deadline.min(self.clock.now() + ATTEMPT);
-            let error = match connection.call(&self.table, request, until, false).await {
+            let error = match connection.call(&*self.table, request, until, false).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
@@ -260,7 +260,7 @@ impl Attempt<'_> {
             return Err(Lost::of_write(Error::internal("an attempt needs a node")));
         };
         let until = self.access.clock.now() + ATTEMPT;
-        match connection.call(&self.access.table, &Request::Write(write), until, false).await {
+        match connection.call(&*self.access.table, &Request::Write(write), until, false).await {
             Ok(Response::Written(answer)) => Ok(answer),
             Ok(_) => Err(Lost::of_write(Error::internal("not the answer of a write"))),
             Err(error) => Err(Lost::of_write(error)),
@@ -271,7 +271,7 @@ impl Attempt<'_> {
     pub async fn changes(&self, request: ChangesRequest) -> Result<Answer<ChangesPage>, Error> {
         let Way::Bound(connection) = &self.access.way else { return Err(Error::internal("an attempt needs a node")) };
         let until = self.access.clock.now() + ATTEMPT;
-        match connection.call(&self.access.table, &Request::Changes(request), until, false).await? {
+        match connection.call(&*self.access.table, &Request::Changes(request), until, false).await? {
             Response::Changes(page) => Ok(page),
             _ => Err(Error::internal("not a page of changes")),
         }

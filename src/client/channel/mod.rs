@@ -32,7 +32,7 @@ use bytes::Bytes;
 use link::Link;
 
 use crate::runtime::{Clock, Instant};
-use crate::types::{Action, Error, Reason, Request, Response, Result, ScanBounds, Test};
+use crate::types::{Action, Error, Reason, Request, Response, Result, ScanBounds, TableRef, Test};
 use crate::wire::{self, REQUEST_BYTES_MAX};
 
 /// How often overdue calls are looked for while any are in flight: late by at most this, at a cost of some
@@ -109,7 +109,13 @@ impl Connection {
     /// Errors: what the node says; `NOT_READY` (definite) when it cannot be reached; `OVERLOADED` (definite) when too
     /// many calls are in flight; `DEADLINE_EXCEEDED` for a read, or for a write that never left; and
     /// `RESULT_UNDETERMINED` for a write that left and was not answered. Dropping the future abandons the call.
-    pub async fn call(&self, table: &str, request: &Request, deadline: Instant, forwarded: bool) -> Result<Response> {
+    pub async fn call<'a>(
+        &self,
+        table: impl Into<TableRef<'a>>,
+        request: &Request,
+        deadline: Instant,
+        forwarded: bool,
+    ) -> Result<Response> {
         let link = self.started();
         let patience = deadline.saturating_duration_since(link.clock.now());
         if patience.is_zero() {

@@ -147,7 +147,7 @@ impl Node {
     ) -> Result<(Vec<(Bytes, Version)>, Option<Bytes>)> {
         let layout: &Layout = &source.layout;
         let shard_end = Bytes::copy_from_slice(&source.shards.locate(start).end).min(end.clone());
-        let context = Context { deadline, forwarded: false };
+        let context = Context { deadline, forwarded: false, table: None };
         let request = page_request(start.clone(), shard_end.clone(), at, rows_max);
         let local = |shard: Arc<Shard>, descriptor: Arc<ShardDescriptor>| {
             let request = request.clone();
