@@ -38,6 +38,9 @@ struct Cell {
     expires_ms: Option<u64>,
 }
 
+/// What somebody else does to the store in between.
+type Intruder = Box<dyn FnOnce(&mut State) + Send>;
+
 #[derive(Default)]
 struct State {
     /// Of the tables there are, in the order of their ids.
@@ -49,7 +52,7 @@ struct State {
     writes: usize,
     fault: Option<(usize, Fault)>,
     /// Runs before the write of this number, as another writer would.
-    intruder: Option<(usize, Box<dyn FnOnce(&mut State) + Send>)>,
+    intruder: Option<(usize, Intruder)>,
 }
 
 /// The node, and a client's orders on it.
