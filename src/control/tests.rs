@@ -324,13 +324,14 @@ impl House {
     }
 
     fn execute(&self, id: u64, request: Request) -> Result<Response> {
+        self.execute_at(id, request, None)
+    }
+
+    /// The same for one who says which table it means.
+    fn execute_at(&self, id: u64, request: Request, table: Option<TableId>) -> Result<Response> {
         let life = self.life(id).expect("the node runs");
         let node = self.node(id);
-        let context = Context { deadline: node.clock().now() + Duration::from_secs(3), forwarded: true, table: None };
-        // Whoever means another table than the one that has the name now is told so, and nothing is done.
-        let stranger = Context { table: Some(TableId(9_999)), ..context };
-        let refused = life.runtime.block_on(node.execute("t", request.clone(), stranger)).map_err(|error| error.reason);
-        assert!(!matches!(refused, Ok(_) | Err(Reason::NotLeader | Reason::WrongEpoch)), "{refused:?}");
+        let context = Context { deadline: node.clock().now() + Duration::from_secs(3), forwarded: true, table };
         life.runtime.block_on(node.execute("t", request, context))
     }
 
@@ -344,11 +345,17 @@ impl House {
         let operations = vec![Operation { key: key.into(), action: put }];
         let write = Write { request: Some(request), conditions: vec![], operations };
         let read = Read { keys: vec![key.into()], level: ReadLevel::Linearizable, any_replica: false };
+        let stray = Write { request: None, ..write.clone() };
         self.ask_leader(key, &Request::Write(write))?;
         let Response::Values(values) = self.ask_leader(key, &Request::Read(read))? else {
             panic!("a read is answered")
         };
         assert_eq!(values[0].body.as_ref().map(|found| &found.value), Some(&value));
+        // Whoever means another table than the one that has the name is told so, and nothing is done.
+        if let Some(leader) = self.leader_now(self.shard_of(key).id) {
+            let refused = self.execute_at(leader, Request::Write(stray), Some(TableId(9_999)));
+            assert_eq!(refused.err().map(|error| error.reason), Some(Reason::ShardNotHere));
+        }
         Ok(())
     }
 
