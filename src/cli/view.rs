@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use trivet::client::Client;
 use trivet::runtime::{Clock, sleep};
 use trivet::types::{Epoch, Error, Kind, Reason, ShardId};
-use trivet::wire::admin::{DEFINITION_BYTES_MAX, TableDetails, ViewDetails, ViewState};
+use trivet::wire::admin::{DEFINITION_BYTES_MAX, NewView, TableDetails, ViewDetails, ViewState};
 
 use super::exit::{Ended, Exit, Stop};
 use super::render::Finding;
@@ -178,11 +178,14 @@ async fn create(args: &Create, global: &Global) -> Ended {
     let definition = read_definition(&args.file)?;
     let history_ms = args.history.map(|history| u64::try_from(history.as_millis()).unwrap_or(u64::MAX));
     let client = global.connect().await?;
-    let admin = client.admin();
-    let mut view = match args.replace {
-        true => admin.replace_view(&definition, args.replication, history_ms, args.dry_run).await?,
-        false => admin.create_view(&definition, args.replication, history_ms, args.dry_run).await?,
+    let wish = NewView {
+        replication: args.replication,
+        history_ms,
+        dry_run: args.dry_run,
+        replace: args.replace,
+        ..NewView::of(&definition)
     };
+    let mut view = client.admin().create_view(wish).await?;
     if let Some(patience) = args.wait {
         view = wait_until_ready(&client, view, patience, global).await?;
     }

@@ -108,40 +108,16 @@ impl Admin {
         self.ask(None, |node, until| async move { node.describe_view(name, until).await }).await
     }
 
-    /// Creates a view by its definition, TOML or JSON, and returns when every shard has a leader and this client knows
-    /// the view. It is read as a table is, and begins to take in what its sources hold: [`Admin::view`] tells when it is
-    /// ready. [`Admin::drop_table`] drops it.
+    /// Creates a view and returns when every shard has a leader and this client knows the view. It is read as a table is, and
+    /// begins to take in what its sources hold: [`Admin::view`] tells when it is ready. [`Admin::drop_table`] drops it.
     ///
-    /// Errors: `INVALID_REQUEST` for a definition that is none, `TABLE_EXISTS`, `UNKNOWN_TABLE` for a source,
-    /// `NOT_ENOUGH_NODES`, and `RESULT_UNDETERMINED` when the node went away over it: then ask [`Admin::view`].
-    pub async fn create_view(
-        &self,
-        definition: &str,
-        replication: Option<u32>,
-        history_ms: Option<u64>,
-        dry_run: bool,
-    ) -> Result<ViewDetails> {
-        let definition = definition.to_owned();
-        self.make_view(NewView { definition, replication, history_ms, dry_run, replace: false }).await
-    }
-
-    /// Changes a view: another form of it is built beside it by this definition, as `NAME.next`, and takes its name when it
-    /// is ready. Until then reads get the former one; dropping `NAME.next` gives the change up.
+    /// With [`NewView::replace`] the view of that name is changed: another form is built beside it as `NAME.next`, and takes its
+    /// name when it is ready. Until then reads get the former one; dropping `NAME.next` gives the change up.
     ///
-    /// Errors: those of [`Admin::create_view`]; `UNKNOWN_TABLE` also if there is no view of this name, `TABLE_EXISTS` if
-    /// another change of it is under way.
-    pub async fn replace_view(
-        &self,
-        definition: &str,
-        replication: Option<u32>,
-        history_ms: Option<u64>,
-        dry_run: bool,
-    ) -> Result<ViewDetails> {
-        let definition = definition.to_owned();
-        self.make_view(NewView { definition, replication, history_ms, dry_run, replace: true }).await
-    }
-
-    async fn make_view(&self, view: NewView) -> Result<ViewDetails> {
+    /// Errors: `INVALID_REQUEST` for a definition that is none, `TABLE_EXISTS` (also when a change of the view is under way),
+    /// `UNKNOWN_TABLE` for a source or for what is to be replaced, `NOT_ENOUGH_NODES`, and `RESULT_UNDETERMINED` when the node
+    /// went away over it: then ask [`Admin::view`].
+    pub async fn create_view(&self, view: NewView) -> Result<ViewDetails> {
         let asked = &view;
         let created = self
             .ask(None, |node, until| {

@@ -16,7 +16,9 @@ use crate::types::{
     Answer, Epoch, Error, Header, Incarnation, Kind, Page, Partitioning, ReadLevel, Reason, ReplicaId, Request,
     RequestId, Response, Role, Row, ScanBounds, ScanRequest, TableDescriptor, TableId, TableState, Test, Timestamp,
 };
-use crate::wire::admin::{NewTable, NodeDetails, ReplicaDetails, ShardDetails, TableDetails, Topology, ViewState};
+use crate::wire::admin::{
+    NewTable, NewView, NodeDetails, ReplicaDetails, ShardDetails, TableDetails, Topology, ViewState,
+};
 
 /// A table whose shards have these ids and replicas on these nodes, the first of which leads.
 pub(super) fn table(id: u32, name: &str, partitioning: Partitioning, shards: &[(u64, &[u64])]) -> TableDetails {
@@ -408,10 +410,13 @@ async fn views_are_tables_that_are_known_once_they_are_created() {
     tell(&[&node], &topology(1, &[&node], vec![]));
     let client = connect(&[&node]).await;
     let admin = client.admin();
-    let wished = admin.create_view("v", None, None, true).await.expect("told");
+    let wished = admin.create_view(NewView { dry_run: true, ..NewView::of("v") }).await.expect("told");
     assert_eq!(wished.definition, "v");
     assert_eq!(client.table("v").get("k").await.expect_err("not created").reason, Reason::UnknownTable);
-    let created = admin.create_view("v", Some(1), Some(0), false).await.expect("created");
+    let created = admin
+        .create_view(NewView { replication: Some(1), history_ms: Some(0), ..NewView::of("v") })
+        .await
+        .expect("created");
     assert_eq!((created.state, created.lags), (ViewState::Building, None));
     client.table("v").get("k").await.expect("known at once");
     assert_eq!(admin.view("v").await.expect("told").lags, Some(vec![]));

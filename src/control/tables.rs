@@ -209,8 +209,8 @@ impl Control {
         Ok(id)
     }
 
-    /// Waits until every living node knows the catalog of `revision`, a while at most: a node that passes requests on by the
-    /// name of a table is not to know another one by it.
+    /// Waits until every living node knows the catalog of `revision`, a while at most: whoever asks any of them afterwards, by the
+    /// name of the table alone, is not to reach what was dropped.
     async fn wait_until_known(&self, revision: Timestamp) {
         let deadline: Instant = self.node.clock().now() + KNOWN_TIMEOUT;
         loop {

@@ -17,7 +17,7 @@ use crate::keyspace::ScanCursor;
 use crate::projection;
 use crate::runtime::planted::{self, Bug};
 use crate::shard::{PageRequest, Shard};
-use crate::types::{Answer, Error, Page, Reason, Request, Response, Result, Row, ScanRequest, ShardDescriptor};
+use crate::types::{Answer, Page, Reason, Request, Response, Result, Row, ScanRequest, ShardDescriptor};
 
 /// Pages of a filtered scan looked through for one answer.
 const EMPTY_PAGES_MAX: usize = 16;
@@ -91,11 +91,6 @@ impl Node {
                         rest.go_on_at(last.clone());
                     }
                     continue;
-                }
-                // It was read here, or made: that node knows another table by this name, dropped or not created yet here.
-                Err(error) if error.reason == Reason::InvalidCursor && !context.forwarded => {
-                    let text = "the table was just created or dropped, and not every node has heard of it: try again";
-                    return Err(Error::new(Reason::ShardNotHere, text));
                 }
                 routed => routed?,
             };

@@ -5,7 +5,7 @@
 
 use crate::client::Client;
 use crate::types::{Error, Partitioning, Reason, Result};
-use crate::wire::admin::NewTable;
+use crate::wire::admin::{NewTable, NewView};
 
 /// Orders that are not archived, by order id.
 pub const ORDERS: &str = "orders";
@@ -170,7 +170,7 @@ async fn view(client: &Client, name: &'static str, definition: &str, wish: &SetU
     if wish.dry_run {
         return Ok(Some(Made::Missing));
     }
-    admin.create_view(definition, None, None, false).await?;
+    admin.create_view(NewView::of(definition)).await?;
     Ok(Some(Made::Created))
 }
 

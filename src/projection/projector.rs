@@ -7,9 +7,9 @@ use super::definition::{Definition, Function, Kind, Source};
 use super::document::{Document, Scalar, including};
 use super::effect::{Change, Effect, Telling, Told};
 use super::filter::Filter;
-use super::key::{self, VIEW_KEY_BYTES_MAX, percent};
+use super::key::{self, VIEW_KEY_BYTES_MAX};
 use super::order::ordering;
-use crate::types::Result;
+use crate::types::{Result, percent_encoded};
 
 /// A definition made ready.
 pub struct Projector {
@@ -156,7 +156,7 @@ impl Projector {
                     rest.push(':');
                     rest.push_str(&order_of(&document.scalar(&order.path)?, order.descending, &order.path)?);
                 }
-                rest.push_str(&format!("{number}/{}", percent(key)));
+                rest.push_str(&format!("{number}/{}", percent_encoded(key)));
                 part.rows.push((rest.into(), row()));
             }
             Kind::Aggregate => {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use super::deadline;
+use super::deadline::{self, Effect};
 use super::edge::Edge;
 use super::metrics::Method;
 use crate::catalog::Standing;
@@ -61,24 +61,10 @@ impl Cluster {
     }
 }
 
-/// What becomes of a call that is not answered in time.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Effect {
-    None,
-    Change,
-}
-
-impl Effect {
-    fn too_late(self) -> Error {
-        match self {
-            Effect::None => Error::new(Reason::DeadlineExceeded, "the cluster did not answer in time"),
-            Effect::Change => Error::new(
-                Reason::ResultUndetermined,
-                "the change was not confirmed in time: look whether it was made before asking again",
-            ),
-        }
-    }
-}
+/// Said of a call that only asked and was not answered in time.
+const UNANSWERED: &str = "the cluster did not answer in time";
+/// Said of one that may have changed something.
+const UNCONFIRMED: &str = "the change was not confirmed in time: look whether it was made before asking again";
 
 impl Edge {
     /// Runs one administrative call: admitted, bounded in time, counted.
@@ -112,7 +98,7 @@ impl Edge {
             let Some((_, control)) = self.door().node() else {
                 return Err(Error::new(Reason::NotReady, "there is no node behind this port"));
             };
-            timeout_at(by, work(control)).await.unwrap_or_else(|| Err(effect.too_late()))
+            timeout_at(by, work(control)).await.unwrap_or_else(|| Err(effect.too_late(UNANSWERED, UNCONFIRMED)))
         }
         .await;
         self.answered(Method::Administration, started);

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tonic::metadata::MetadataMap;
 
+use crate::types::{Error, Reason};
+
 /// For callers that name no deadline: longer than an election and a retry, shorter than a person's patience.
 pub const DEFAULT: Duration = Duration::from_secs(10);
 /// The longest a call may ask for.
@@ -15,6 +17,25 @@ pub const MAX: Duration = Duration::from_secs(60);
 /// The answer leaves this much before the caller's deadline, so that the caller hears what became of the call rather
 /// than its own alarm. At most a tenth of the time given is kept back.
 const HEADROOM: Duration = Duration::from_millis(10);
+
+/// What becomes of a call that is not answered in time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It had none.
+    None,
+    /// It may have had, or may still have.
+    Change,
+}
+
+impl Effect {
+    /// The error for it: what was not answered, or what to do about a change that may be half made.
+    pub fn too_late(self, unanswered: &str, unconfirmed: &str) -> Error {
+        match self {
+            Effect::None => Error::new(Reason::DeadlineExceeded, unanswered),
+            Effect::Change => Error::new(Reason::ResultUndetermined, unconfirmed),
+        }
+    }
+}
 
 /// The time a call gets whose caller asked for this much.
 pub fn granted(asked: Option<Duration>) -> Duration {

@@ -11,13 +11,13 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tonic::{Request, Response, Status};
 
-use super::deadline;
+use super::deadline::{self, Effect};
 use super::edge::Edge;
 use super::metrics::Method;
 use crate::client::{Client, Options};
 use crate::orders::{self, ArchiveWish, ListWish, NewOrder, ReadWish, TransitionWish};
 use crate::runtime::timeout_at;
-use crate::types::{Answer, Error, Reason, Result};
+use crate::types::{Answer, Error, Result};
 use crate::wire::proto::orders::v1::{self, orders_server};
 use crate::wire::to_status;
 
@@ -68,24 +68,10 @@ impl Library {
     }
 }
 
-/// What becomes of a call that is not answered in time.
-#[derive(Clone, Copy)]
-enum Effect {
-    None,
-    Change,
-}
-
-impl Effect {
-    fn too_late(self) -> Error {
-        match self {
-            Effect::None => Error::new(Reason::DeadlineExceeded, "the tables of orders did not answer in time"),
-            Effect::Change => Error::new(
-                Reason::ResultUndetermined,
-                "it was not finished in time and may be half done: repeat it with the same request id",
-            ),
-        }
-    }
-}
+/// Said of a call that only asked and was not answered in time.
+const UNANSWERED: &str = "the tables of orders did not answer in time";
+/// Said of one that may have changed something.
+const UNCONFIRMED: &str = "it was not finished in time and may be half done: repeat it with the same request id";
 
 impl Orders {
     /// Serves the orders of the cluster that `library` is connected to.
@@ -111,7 +97,9 @@ impl Orders {
             let _place = self.edge.admit()?;
             let wish = W::try_from(request.into_inner())?;
             let answered = async { work(self.library.orders().await?.within(patience), wish).await };
-            timeout_at(started + patience, answered).await.unwrap_or_else(|| Err(effect.too_late()))
+            timeout_at(started + patience, answered)
+                .await
+                .unwrap_or_else(|| Err(effect.too_late(UNANSWERED, UNCONFIRMED)))
         }
         .await;
         self.edge.answered(method, started);

@@ -10,6 +10,7 @@ mod limits;
 mod position;
 mod request;
 mod schema;
+mod text;
 mod timestamp;
 
 pub use error::{Error, Kind, Reason, Result};
@@ -27,4 +28,5 @@ pub use schema::{
     MergeIntent, Partitioning, ReplicaDescriptor, ReplicaRole, ShardDescriptor, SplitIntent, TABLE_NAME_BYTES_MAX,
     TableDescriptor, TableRef, TableState, ViewDescriptor, check_table_name,
 };
+pub use text::percent_encoded;
 pub use timestamp::Timestamp;

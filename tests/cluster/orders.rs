@@ -2,9 +2,13 @@
 
 use tonic::transport::Channel;
 use trivet::wire::proto::orders::v1::orders_client::OrdersClient;
-use trivet::wire::proto::orders::v1::{CreateOrderRequest, GetOrderRequest, OrderStatus, TransitionRequest};
+use trivet::wire::proto::orders::v1::{
+    CreateOrderRequest, GetOrderRequest, GetProductRequest, ListUserOrdersRequest, ListUserOrdersResponse, OrderStatus,
+    TransitionRequest, UserStatsRequest,
+};
+use trivet::wire::proto::v1::{ReadLevel, read_level::Level};
 
-use crate::harness::{Cluster, eventually, refused, rounds};
+use crate::harness::{Cluster, eventually, put, refused, rounds};
 
 async fn with_orders() -> Cluster {
     let cluster = Cluster::of(3).await;
@@ -111,6 +115,156 @@ async fn every_node_serves_orders_to_bare_grpc() {
     refused(orders(&cluster, 3).get_order(question).await, "UNKNOWN_DOCUMENT");
 }
 
+fn at(level: Level) -> Option<ReadLevel> {
+    Some(ReadLevel { level: Some(level), any_replica: false })
+}
+
+/// The statuses of a user's orders by their ids, in the order of the list, read page by page.
+async fn list(
+    client: &mut OrdersClient<Channel>,
+    user: &str,
+    statuses: &[OrderStatus],
+    page_size: u32,
+    version: u64,
+) -> Result<Vec<(String, OrderStatus)>, tonic::Status> {
+    let mut all = Vec::new();
+    let mut token = None;
+    loop {
+        let wish = ListUserOrdersRequest {
+            user_id: user.to_owned(),
+            statuses: statuses.iter().map(|&status| status.into()).collect(),
+            page_size,
+            page_token: token.unwrap_or_default(),
+            level: at(Level::AtLeast(version)),
+        };
+        let ListUserOrdersResponse { orders, page_token, unreadable, .. } =
+            client.list_user_orders(wish).await?.into_inner();
+        assert_eq!(unreadable, 0);
+        assert!(orders.len() <= page_size as usize);
+        for order in orders.into_iter().filter_map(|listed| listed.order) {
+            assert_eq!(order.user_id, user);
+            all.push((order.order_id.clone(), order.status()));
+        }
+        token = page_token;
+        if token.is_none() {
+            return Ok(all);
+        }
+    }
+}
+
+/// Names as people have them, and one that means to break out of its key.
+const USERS: [&str; 4] = ["42", "Jane Doe", "Zoë/{x}%", "a b"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_and_totals_show_what_their_reader_has_done_whatever_the_user_is_called() {
+    let cluster = with_orders().await;
+    for (user, number) in USERS.into_iter().zip(0_u64..) {
+        let (mut writer, mut reader) = (orders(&cluster, 1 + number % 3), orders(&cluster, 1 + (number + 1) % 3));
+        let mut expected: Vec<(String, OrderStatus)> = Vec::new();
+        let mut version = 0;
+        for cart in 0..5 {
+            let key = format!("{user} {cart}");
+            let submission = CreateOrderRequest {
+                user_id: user.into(),
+                created_ms: Some(1_000 + cart),
+                ..submission(&key, &key, "2.5")
+            };
+            let made = eventually("created", || {
+                let (mut writer, submission) = (writer.clone(), submission.clone());
+                async move { writer.create_order(submission).await }
+            })
+            .await
+            .into_inner();
+            version = made.version;
+            expected.insert(0, (made.order.expect("an order").order_id, OrderStatus::AwaitingPayment));
+            // Its own order is in the list, at once and at another node, and nothing of another user's is.
+            let listed = list(&mut reader, user, &[], 50, version).await.expect("listed");
+            assert_eq!(listed, expected, "{user}");
+        }
+        let id = expected[2].0.clone();
+        version = version
+            .max(writer.transition(step(&id, OrderStatus::Paid, "pay")).await.expect("paid").into_inner().version);
+        expected[2].1 = OrderStatus::Paid;
+        let id = expected[4].0.clone();
+        let cancelled =
+            writer.transition(step(&id, OrderStatus::Cancelled, "no")).await.expect("cancelled").into_inner();
+        version = version.max(cancelled.version);
+        expected[4].1 = OrderStatus::Cancelled;
+        for page_size in [1, 2, 5] {
+            assert_eq!(list(&mut reader, user, &[], page_size, version).await.expect("listed"), expected, "{user}");
+        }
+        let paid = list(&mut reader, user, &[OrderStatus::Paid], 2, version).await.expect("listed");
+        assert_eq!(paid, [expected[2].clone()]);
+        let wish = UserStatsRequest { user_id: user.into(), level: at(Level::AtLeast(version)) };
+        let stats = reader.user_stats(wish).await.expect("told").into_inner();
+        assert_eq!((stats.orders, stats.spent.as_str()), (4, "10.00"), "the cancelled one does not count: {user}");
+        assert_eq!((stats.first_ms, stats.last_ms), (Some(1_001), Some(1_004)));
+    }
+    // A token is good for its own question.
+    let page = |user: &str, page_token| ListUserOrdersRequest {
+        user_id: user.into(),
+        page_size: 2,
+        page_token,
+        ..Default::default()
+    };
+    let first = orders(&cluster, 1).list_user_orders(page("42", Vec::new().into())).await.expect("a page").into_inner();
+    let token = first.page_token.expect("there is more");
+    refused(orders(&cluster, 2).list_user_orders(page("a b", token)).await, "INVALID_CURSOR");
+    refused(orders(&cluster, 2).list_user_orders(page("42", vec![7; 9].into())).await, "INVALID_CURSOR");
+    let said = cluster.trivet(&["view", "verify", "orders_by_user"]);
+    assert_eq!(said.code, 0, "{}", said.said());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_product_is_answered_with_its_age_when_its_sources_do_not() {
+    let mut cluster = with_orders().await;
+    let product = "Tea & Co/7";
+    let document = |field: &str| format!(r#"{{"product_id":"{product}",{field}}}"#);
+    let (base, price) = (document(r#""name":"Tea""#), document(r#""amount":6.25"#));
+    let kv = cluster.kv(1);
+    for (table, key, value) in [("product_base", "b", &base), ("product_price", "x", &price)] {
+        eventually("written", || {
+            let (mut kv, put) = (kv.clone(), put(table, key, value));
+            async move { kv.put(put).await }
+        })
+        .await;
+    }
+    let wish = |level| GetProductRequest { product_id: product.into(), level };
+    let whole = orders(&cluster, 2).get_product(wish(None)).await.expect("answered").into_inner();
+    assert_eq!((whole.base.as_deref(), whole.spec, whole.price.as_deref()), (Some(&*base), None, Some(&*price)));
+    // Everybody has it, and can tell how old it is.
+    for id in cluster.ids() {
+        eventually("the node's copy has it", || {
+            let (mut client, wish) = (orders(&cluster, id), wish(at(Level::Any(true))));
+            async move {
+                let answer = client.get_product(wish).await.map_err(|status| status.to_string())?.into_inner();
+                answer.header.and_then(|header| header.age_us).ok_or_else(|| "no age yet".to_owned())
+            }
+        })
+        .await;
+    }
+    cluster.kill(1);
+    cluster.kill(2);
+    let mut last = orders(&cluster, 3);
+    let old = eventually("the node that is left answers", || {
+        let (mut client, wish) = (last.clone(), wish(at(Level::Any(true))));
+        async move { client.get_product(wish).await }
+    })
+    .await
+    .into_inner();
+    assert_eq!((old.base.as_deref(), old.price.as_deref()), (Some(&*base), Some(&*price)));
+    println!("  its age is {:?} us", old.header.as_ref().and_then(|header| header.age_us));
+    assert!(old.header.and_then(|header| header.age_us).is_some(), "it says how old it can be");
+    let mut strict = tonic::Request::new(wish(None));
+    strict.set_timeout(std::time::Duration::from_secs(3));
+    let strict = last.get_product(strict).await;
+    assert!(strict.is_err(), "the newest cannot be known: {strict:?}");
+    let mut young = tonic::Request::new(wish(at(Level::MaxAgeMs(1))));
+    young.set_timeout(std::time::Duration::from_secs(3));
+    let young = last.get_product(young).await;
+    assert!(young.is_err(), "nobody can prove that it is so young: {young:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_are_made_once_while_nodes_are_killed() {
     let mut cluster = with_orders().await;
@@ -135,7 +289,14 @@ async fn orders_are_made_once_while_nodes_are_killed() {
                     async move { client.transition(step).await }
                 })
                 .await;
-                assert_eq!(paid.into_inner().order.expect("an order").trace.len(), 2);
+                let paid = paid.into_inner();
+                assert_eq!(paid.order.expect("an order").trace.len(), 2);
+                let listed = eventually("listed", || {
+                    let mut client = client.clone();
+                    async move { list(&mut client, "42", &[], 100, paid.version).await }
+                })
+                .await;
+                assert!(listed.contains(&(id.clone(), OrderStatus::Paid)), "{id} is not paid in its user's list");
                 client.create_order(submission(&format!("{key} again"), &key, "5")).await.map(|again| {
                     let again = again.into_inner();
                     assert!(again.duplicate);

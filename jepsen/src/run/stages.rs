@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use trivet::client::{Client, Options};
+use trivet::wire::admin::NewView;
 
 use super::invariants::{self, RECOVERED_WITHIN};
 use super::pulse::{self, Pulse};
@@ -181,7 +182,7 @@ async fn create_tables(endpoints: &[String], workloads: &[Arc<dyn Workload>]) ->
         client.admin().create_table(table).await.with_context(|| format!("table {name}"))?;
     }
     for view in workloads.iter().flat_map(|workload| workload.views()) {
-        client.admin().create_view(view, None, None, false).await.with_context(|| format!("the view{view}"))?;
+        client.admin().create_view(NewView::of(view)).await.with_context(|| format!("the view{view}"))?;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use trivet::client::Admin;
 use trivet::types::{Action, Error, Operation, Partitioning, ReadLevel, Reason, ScanRequest, Write};
-use trivet::wire::admin::{NewTable, TableDetails};
+use trivet::wire::admin::{NewTable, NewView, TableDetails};
 
 use super::access::{Access, Doors, Lost};
 use super::worker::{Pace, drive, lose, made, pace, provenance, random, with};
@@ -249,7 +249,7 @@ impl Keeper<'_> {
             "name = \"{view}\"\nkind = \"rekeyed\"\nshards = 1\n[[sources]]\ntable = \"{table}\"\npartition_by = \"group\""
         );
         let pending = self.process.invoke("create-view", view, Value::Null);
-        match self.doors.admin(PATIENCE).create_view(&definition, None, None, false).await {
+        match self.doors.admin(PATIENCE).create_view(NewView::of(&definition)).await {
             Ok(_) => {
                 pending.ok(Value::Null);
                 true

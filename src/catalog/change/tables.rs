@@ -72,6 +72,12 @@ pub fn create_table(
 ) -> Result<Creation> {
     check_table_name(&wish.name)?;
     if directory.name_is_taken(&wish.name) {
+        if let Some(former) = wish.view.as_ref().and_then(|view| directory.descriptor(view.replaces?)) {
+            let (former, name) = (&former.name, &wish.name);
+            let text =
+                format!("{former} is being changed already: wait until {name} has taken its place, or drop {name}");
+            return Err(Error::new(Reason::TableExists, text));
+        }
         return Err(Error::new(Reason::TableExists, format!("there is a table {} already", wish.name)));
     }
     if wish.replication == 0 || wish.replication > REPLICATION_MAX {

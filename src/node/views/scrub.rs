@@ -1,6 +1,6 @@
 //! Compares views with their sources unasked, all the time, slowly, and sets right what differs.
 //!
-//! Promise: a row of a view that is not what its sources say, for whatever reason, is found, told (a warning in the log, a
+//! Promise: a row of a view that is not what its sources say, for whatever reason, is found, told (an error in the log, a
 //! counter) and mended within [`ScrubOptions::every`] plus the time that a comparison takes, without anybody asking. A node looks
 //! after the shards of views that it leads, one view at a time and all its shards together, so that the sources are read once
 //! for all of them. It takes at most [`ScrubOptions::percent`] of one thread's time, and less on a busy machine.
@@ -71,7 +71,7 @@ async fn go_round(node: &Arc<Node>, options: ScrubOptions) {
         for (entry, shards) in views {
             let now = node.clock().now();
             let mut first = |shard: &Arc<Shard>| *due.entry(shard.id()).or_insert_with(|| now + part_of(options.every));
-            // None before the last of them, lest one that has come here from elsewhere be looked at alone.
+            // As soon as one is due all are looked at: they share one reading of the sources.
             if !shards.iter().map(&mut first).any(|due| due <= now) {
                 continue;
             }

@@ -347,7 +347,7 @@ fn note(entry: &TableEntry, moment: &Moment, check: &ViewCheck) {
     ::metrics::counter!(metrics::VIEW_REPAIRS).increment(check.repaired);
     if check.differing() > 0 {
         let ViewCheck { missing, invented, other, repaired, .. } = check;
-        tracing::warn!(
+        tracing::error!(
             view = entry.descriptor.name, shard = %moment.shard.id(), missing, invented, other, repaired,
             "a view differs from its sources"
         );

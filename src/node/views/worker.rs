@@ -4,9 +4,9 @@
 //! changes. A worker begins by asking every shard of the view where it stands, which gives one strand as a rule. A step of a
 //! strand reads a page of changes, projects it once and sends each range its effects, all side by side. Ranges that took it
 //! stand together at the page's end. Those that did not (their shard has no leader, was split, was told by somebody else) are
-//! asked again where they stand, after a pause, and are a strand of their own until they have caught up: while they do and all
-//! goes well, those ahead wait for them, so that a page is read and projected once for all; while they cannot, they hold up
-//! nobody.
+//! asked again where they stand, after a pause, and are a strand of their own until they have caught up: while less than a page
+//! is missing and all goes well, those ahead wait for them, so that a page is read and projected once for all; otherwise they hold
+//! up nobody.
 //!
 //! A range that stands at the beginning is given the state of the source at one moment first, page by page from the last key to
 //! the first, and what has changed since that moment afterwards.
@@ -35,7 +35,7 @@ use crate::catalog::TableEntry;
 use crate::keyspace::{Layout, Part};
 use crate::projection::{BadDocuments, Projector, coalesce};
 use crate::runtime::planted::{self, Bug};
-use crate::runtime::{sleep, spawn_blocking, yield_now};
+use crate::runtime::{sleep, spawn_blocking, timeout_at, yield_now};
 use crate::shard::{FollowRequest, Intake, PageRequest, Shard, Upkeep};
 use crate::storage::changes::PageLimits;
 use crate::storage::mvcc::Version;
@@ -53,8 +53,8 @@ const BUSY_PER_SECOND: f64 = 50.0;
 const CATCH_UP_REST: u32 = 3;
 /// … but not longer than this.
 const CATCH_UP_REST_MAX: Duration = Duration::from_secs(2);
-/// How long a step waits for news.
-const NEWS_WAIT: Duration = Duration::from_millis(500);
+/// How long a step waits for news at the most. News wake it; what has become of shards meanwhile is looked at then.
+const NEWS_WAIT: Duration = Duration::from_secs(5);
 /// When nothing is to be told yet to who is behind.
 const BEHIND_WAIT: Duration = Duration::from_millis(10);
 /// After a failure, before the next attempt.
@@ -70,6 +70,8 @@ struct Strand {
     source: (Bytes, Bytes),
     position: Position,
     views: Vec<(Bytes, Bytes)>,
+    /// It has much to catch up with, and rests in between: nobody waits for it.
+    far: bool,
 }
 
 /// A range of the view and one of the source, of which it must be asked where the one stands in the other.
@@ -168,7 +170,7 @@ impl Worker {
             let goals: Vec<Timestamp> = ready.iter().map(|strand| strand.position.after).collect();
             for strand in std::mem::take(&mut ready) {
                 let after = strand.position.after;
-                if under_way.iter().any(|(_, other)| other.position.after < after) {
+                if under_way.iter().any(|(_, other)| other.position.after < after && !other.far) {
                     waiting.push(strand);
                     continue;
                 }
@@ -262,6 +264,7 @@ impl Worker {
                                     source: (part.start, part.end),
                                     position: part.position.unwrap_or_default(),
                                     views: vec![(section.start.clone(), section.end.clone())],
+                                    far: false,
                                 });
                             }
                         }
@@ -325,7 +328,7 @@ impl Worker {
         ::metrics::counter!(metrics::VIEW_INTAKES).increment(moved.len() as u64);
         ::metrics::counter!(metrics::VIEW_INTAKES_REFUSED).increment(event.lost.len() as u64);
         if !moved.is_empty() {
-            event.ready.push(Strand { position: to, views: moved, ..strand });
+            event.ready.push(Strand { position: to, views: moved, far: is_full, ..strand });
         }
         if is_full {
             // Much is left, and others may want the processor and the disk: who is asked by clients meanwhile rests.
@@ -346,17 +349,18 @@ impl Worker {
         let step = match &strand.position {
             Position { step: Some(step), .. } if step.whole => Some(step.clone()),
             position if *position == Position::BEGINNING => {
-                // As it is now, for those who were never told anything.
+                // As it is now, for those who were never told anything; when there is something.
+                let mut applied = self.shard.applied();
+                if self.shard.state().last_timestamp == Timestamp::ZERO {
+                    let _ = timeout_at(now + NEWS_WAIT, applied.changed()).await;
+                    return Ok((Vec::new(), strand.position.clone()));
+                }
                 let upto = self.shard.state().last_timestamp;
                 Some(Step { upto, before: end.clone(), whole: true })
             }
             _ => None,
         };
         if let Some(Step { upto, before, .. }) = step {
-            if upto == Timestamp::ZERO {
-                sleep(NEWS_WAIT).await;
-                return Ok((Vec::new(), strand.position.clone()));
-            }
             let request = PageRequest {
                 start,
                 end: before,
@@ -466,7 +470,10 @@ fn join(strands: &mut Vec<Strand>) {
     for strand in strands.drain(..) {
         let same = joined.iter_mut().find(|known| known.source == strand.source && known.position == strand.position);
         match same {
-            Some(known) => known.views.extend(strand.views),
+            Some(known) => {
+                known.views.extend(strand.views);
+                known.far &= strand.far;
+            }
             None => joined.push(strand),
         }
     }
@@ -496,6 +503,7 @@ mod tests {
             source: (source.0.into(), source.1.into()),
             position: Position::after(Timestamp(after)),
             views: views.iter().map(|&(start, end)| (start.into(), end.into())).collect(),
+            far: false,
         }
     }
 

@@ -17,7 +17,7 @@ fn fill_view(store: &Store, user: &str, statuses: &[Status]) {
                 "order_id": format!("o-{number}"), "business_key": format!("cart-{number}"), "user_id": user,
                 "status": status, "amount": 1.5, "items": [], "created_ms": created_ms, "updated_ms": created_ms,
             });
-            let key = format!("{{{}}}:{:016x}/o-{number}", keys::percent_encoded(user), !created_ms);
+            let key = format!("{{{}}}:{:016x}/o-{number}", String::from_utf8_lossy(&keys::view_tag(user)), !created_ms);
             tables.put("orders_by_user", key, order.to_string());
         }
     });

@@ -136,7 +136,7 @@ fn sorted(base: &Base) -> Vec<String> {
 }
 
 fn percent(key: &[u8]) -> String {
-    crate::projection::key::percent(key)
+    crate::types::percent_encoded(key)
 }
 
 fn order() -> impl Strategy<Value = Order> {

@@ -26,6 +26,12 @@ pub struct NewView {
 }
 
 impl NewView {
+    /// A view of this definition, everything else as for a table.
+    pub fn of(definition: &str) -> NewView {
+        let definition = definition.to_owned();
+        NewView { definition, replication: None, history_ms: None, dry_run: false, replace: false }
+    }
+
     /// Reads a request to create a view and checks its size.
     pub fn decode(request: v1::CreateViewRequest) -> Result<NewView> {
         if request.definition.trim().is_empty() {

@@ -10,7 +10,7 @@ use trivet::client::{Client, Connection};
 use trivet::runtime::simulation::Scope;
 use trivet::runtime::{Task, sleep, timeout};
 use trivet::types::{Kind, Reason, ScanBounds, TableId};
-use trivet::wire::admin::NewTable;
+use trivet::wire::admin::{NewTable, NewView};
 
 use super::clerk::Clerk;
 use super::{BY_USER, Book, STATS};
@@ -110,7 +110,9 @@ pub async fn create_views(client: Client, plan: ViewPlan, report: Report) -> Res
     for (name, definition) in plan.definitions() {
         // Whoever cannot know whether it was created asks again, and is told if it was. With fewer voters than all shards
         // have it would not outlive a lost disk.
-        while let Err(error) = client.admin().create_view(&definition, Some(VOTERS), None, false).await {
+        while let Err(error) =
+            client.admin().create_view(NewView { replication: Some(VOTERS), ..NewView::of(&definition) }).await
+        {
             match error.reason {
                 Reason::TableExists => break,
                 Reason::InvalidRequest => return Err(format!("{name} cannot be created: {error}")),
