@@ -3,8 +3,8 @@
 //! The definitions of the views are texts, as anybody would write them for `trivet view create`. They read documents by
 //! the names that `document` writes, and pass over the fences of archived orders, whose keys begin with a brace.
 
-use crate::client::Client;
-use crate::types::{Error, Partitioning, Reason, Result};
+use crate::client::{Admin, Client};
+use crate::types::{Error, Partitioning, Reason, Result, TableDescriptor};
 use crate::wire::admin::{NewTable, NewView};
 
 /// Orders that are not archived, by order id.
@@ -118,60 +118,62 @@ impl Made {
 
 /// Creates the tables and views that are not there; what is there stays as it is. Repeat it when it was cut short.
 ///
-/// Errors: `TABLE_EXISTS` when a table of one of the names is a range table, and those of creating tables.
+/// Errors: `TABLE_EXISTS` when something else has one of the names, and those of creating tables.
 pub async fn set_up(client: &Client, wish: &SetUp) -> Result<Vec<(&'static str, Made)>> {
     let mut made = Vec::new();
     for name in TABLES {
         made.push((name, table(client, name, wish).await?));
     }
     for (name, definition) in VIEWS {
-        if let Some(became) = view(client, name, definition, wish).await? {
-            made.push((name, became));
-        }
+        made.push((name, view(client, name, definition, wish).await?));
     }
     Ok(made)
 }
 
 async fn table(client: &Client, name: &'static str, wish: &SetUp) -> Result<Made> {
     let admin = client.admin();
-    let there = match admin.table(name).await {
-        Ok(details) => Some(details),
-        Err(error) if error.reason == Reason::UnknownTable => None,
-        Err(error) => return Err(error),
-    };
-    match there {
-        Some(details) if details.table.partitioning == Partitioning::Hash => Ok(Made::Present),
-        Some(_) => {
-            let text = format!("table {name} exists as a range table; orders want a hash table: drop it or rename it");
-            Err(Error::new(Reason::TableExists, text))
-        }
-        None if wish.dry_run => Ok(Made::Missing),
-        None => match admin.create_table(NewTable::hash(name, wish.shards)).await {
-            Ok(_) => Ok(Made::Created),
-            // Somebody else sets up as well.
-            Err(error) if error.reason == Reason::TableExists => Ok(Made::Present),
-            Err(error) => Err(error),
-        },
+    let fits = |table: &TableDescriptor| table.partitioning == Partitioning::Hash && table.view.is_none();
+    if let Some(made) = there(&admin, name, "hash table", fits, wish).await? {
+        return Ok(made);
     }
+    made(admin.create_table(NewTable::hash(name, wish.shards)).await)
 }
 
 /// Creates one view by its definition.
-async fn view(client: &Client, name: &'static str, definition: &str, wish: &SetUp) -> Result<Option<Made>> {
+async fn view(client: &Client, name: &'static str, definition: &str, wish: &SetUp) -> Result<Made> {
     let admin = client.admin();
+    if let Some(made) = there(&admin, name, "view", |table| table.view.is_some(), wish).await? {
+        return Ok(made);
+    }
+    made(admin.create_view(NewView::of(definition)).await)
+}
+
+/// What is there under a name, if it fits; none if nothing is, and it is to be created.
+async fn there(
+    admin: &Admin,
+    name: &str,
+    wanted: &str,
+    fits: impl FnOnce(&TableDescriptor) -> bool,
+    wish: &SetUp,
+) -> Result<Option<Made>> {
     match admin.table(name).await {
-        Ok(details) if details.table.view.is_some() => return Ok(Some(Made::Present)),
+        Ok(details) if fits(&details.table) => Ok(Some(Made::Present)),
         Ok(_) => {
-            let text = format!("{name} exists as a table; orders want a view: drop it or rename it");
-            return Err(Error::new(Reason::TableExists, text));
+            let text = format!("{name} is there and is no {wanted}, which orders need under this name: drop it first");
+            Err(Error::new(Reason::TableExists, text))
         }
-        Err(error) if error.reason == Reason::UnknownTable => {}
-        Err(error) => return Err(error),
+        Err(error) if error.reason == Reason::UnknownTable => Ok(wish.dry_run.then_some(Made::Missing)),
+        Err(error) => Err(error),
     }
-    if wish.dry_run {
-        return Ok(Some(Made::Missing));
+}
+
+fn made<T>(created: Result<T>) -> Result<Made> {
+    match created {
+        Ok(_) => Ok(Made::Created),
+        // Somebody else sets up as well.
+        Err(error) if error.reason == Reason::TableExists => Ok(Made::Present),
+        Err(error) => Err(error),
     }
-    admin.create_view(NewView::of(definition)).await?;
-    Ok(Some(Made::Created))
 }
 
 #[cfg(test)]
