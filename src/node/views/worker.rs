@@ -55,6 +55,9 @@ const CATCH_UP_REST: u32 = 3;
 const CATCH_UP_REST_MAX: Duration = Duration::from_secs(2);
 /// How long a step waits for news at the most. News wake it; what has become of shards meanwhile is looked at then.
 const NEWS_WAIT: Duration = Duration::from_secs(5);
+/// The same while the view is being built: a worker of another source may have had a shard of it begin anew, which no news tell,
+/// so that it is asked again where they stand.
+const BUILDING_WAIT: Duration = Duration::from_millis(500);
 /// When nothing is to be told yet to who is behind.
 const BEHIND_WAIT: Duration = Duration::from_millis(10);
 /// After a failure, before the next attempt.
@@ -198,9 +201,19 @@ impl Worker {
         }
     }
 
+    /// Reads that promise something are not answered from it yet.
+    fn is_building(&self) -> bool {
+        self.entry.descriptor.view.as_ref().is_none_or(|view| !view.ready)
+    }
+
+    /// How long a step waits for news.
+    fn news_wait(&self) -> Duration {
+        if self.is_building() { BUILDING_WAIT } else { NEWS_WAIT }
+    }
+
     /// While the view is being built the source keeps what it has yet to read, however long that takes.
     fn pin<'a>(&self, positions: impl Iterator<Item = &'a Position>) {
-        if self.entry.descriptor.view.as_ref().is_some_and(|view| view.ready) {
+        if !self.is_building() {
             return;
         }
         let from = |position: &Position| match &position.step {
@@ -291,6 +304,11 @@ impl Worker {
             if until.is_some() {
                 // This replica has yet to apply what others have been sent already, by the leader before.
                 sleep(BEHIND_WAIT).await;
+            } else if self.is_building() {
+                let Strand { source, views, .. } = strand;
+                let lost = views.into_iter().map(|view| Lost { view, source: source.clone() }).collect();
+                let found = self.find(lost, Duration::ZERO).await?;
+                return Ok(Event { stepped: Some(number), ..found });
             }
             event.ready.push(strand);
             return Ok(event);
@@ -352,7 +370,7 @@ impl Worker {
                 // As it is now, for those who were never told anything; when there is something.
                 let mut applied = self.shard.applied();
                 if self.shard.state().last_timestamp == Timestamp::ZERO {
-                    let _ = timeout_at(now + NEWS_WAIT, applied.changed()).await;
+                    let _ = timeout_at(now + self.news_wait(), applied.changed()).await;
                     return Ok((Vec::new(), strand.position.clone()));
                 }
                 let upto = self.shard.state().last_timestamp;
@@ -386,7 +404,10 @@ impl Worker {
             limits: PageLimits { changes_max: PAGE_CHANGES, bytes_max: PAGE_BYTES },
             until,
         };
-        let wait = if until.is_some() { Duration::ZERO } else { NEWS_WAIT };
+        let wait = match until {
+            Some(_) => Duration::ZERO,
+            None => self.news_wait(),
+        };
         let page = self.shard.changes(epoch, request, now + wait).await?.body;
         let changes = page.changes.into_iter().map(|change| Changed {
             key: change.key,

@@ -347,9 +347,14 @@ impl Drop for Cluster {
     }
 }
 
-/// The shipped binary, without the caller's settings.
+/// The binary that is tested: that of the variable TRIVET_BINARY, or else the one that was built along with the tests.
+pub fn binary_path() -> PathBuf {
+    std::env::var_os("TRIVET_BINARY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_trivet")), PathBuf::from)
+}
+
+/// That binary, without the caller's settings.
 pub fn binary() -> Command {
-    let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_trivet")));
+    let mut command = Command::new(binary_path());
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TRIVET_")) {
         command.env_remove(name);
     }
