@@ -190,7 +190,9 @@ impl Node {
                 self.transfer(ask.shard, NodeId(ask.argument)).await?;
                 Ok(encode(&()))
             }
-            views::UPKEEP | views::STANDING | views::NEWEST => self.answer_of_views(kind, body, deadline).await,
+            views::UPKEEP | views::STANDING | views::NEWEST | views::NEWEST_OF_SEVERAL => {
+                self.answer_of_views(kind, body, deadline).await
+            }
             views::VERIFY => Ok(encode(&self.verify_here(decode(&body)?).await?)),
             ROOM => Ok(encode(&self.note_room(decode(&body)?))),
             JOIN if self.try_identity().is_none() => Ok(encode(&JoinAnswer::Empty { node: self.id() })),

@@ -8,7 +8,7 @@
 //!
 //! Questions are shared: who comes while one is on its way waits for the next, and all who wait take that one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,13 +18,13 @@ use parking_lot::Mutex;
 
 use super::super::ask::ShardAsk;
 use super::super::host::Node;
-use super::{NEWEST, NewestAnswer};
+use super::{NEWEST, NEWEST_OF_SEVERAL, NewestAnswer};
 use crate::catalog::TableEntry;
 use crate::keyspace::Watermark;
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Instant, sleep, timeout_at};
 use crate::shard::Shard;
-use crate::types::{Error, ReadLevel, Reason, Result, TableId, Timestamp, ViewDescriptor};
+use crate::types::{Error, NodeId, ReadLevel, Reason, Result, ShardDescriptor, TableId, Timestamp, ViewDescriptor};
 
 /// Proofs kept of one view: while it is behind, the older ones say how far.
 const PROOFS_MAX: usize = 32;
@@ -213,15 +213,9 @@ impl Node {
             let source = directory.table(*source).ok_or_else(|| {
                 Error::new(Reason::UnknownTable, format!("a source of {} was dropped", entry.descriptor.name))
             })?;
-            let asked = source.shards.iter().map(|shard| async move {
-                let question = ShardAsk { shard: shard.id, argument: 0 };
-                self.ask_shard_leader::<_, NewestAnswer>(shard, NEWEST, &question).await
-            });
-            let mut ranges = Vec::with_capacity(source.shards.len());
-            for answer in join_all(asked).await {
-                let NewestAnswer { start, end, at } = answer?;
-                ranges.push((Bytes::from(start), Bytes::from(end), at));
-            }
+            let answers = self.newest_of_shards(source.shards.iter()).await?;
+            let range = |NewestAnswer { start, end, at }| (Bytes::from(start), Bytes::from(end), at);
+            let mut ranges: Vec<_> = answers.into_iter().map(range).collect();
             ranges.sort();
             let (mut reached, end) = source.layout.table_range();
             for (start, until, _) in &ranges {
@@ -237,6 +231,42 @@ impl Node {
             all.extend(ranges);
         }
         Ok(all)
+    }
+
+    /// The newest versions of these shards. Each node is asked once for all that this one takes it to lead; what is not answered
+    /// that way is asked for by itself, wherever its leader has gone.
+    async fn newest_of_shards(&self, shards: impl Iterator<Item = &Arc<ShardDescriptor>>) -> Result<Vec<NewestAnswer>> {
+        let mut of_nodes: BTreeMap<NodeId, Vec<&Arc<ShardDescriptor>>> = BTreeMap::new();
+        let mut alone = Vec::new();
+        for shard in shards {
+            match self.replicas().get(shard.id).and_then(|replica| replica.leader()) {
+                Some((_, leader)) => of_nodes.entry(leader).or_default().push(shard),
+                None => alone.push(shard),
+            }
+        }
+        let asked = of_nodes.into_iter().map(|(leader, shards)| async move {
+            let question = shards.iter().map(|shard| shard.id).collect::<Vec<_>>();
+            let answer = self.ask::<_, Vec<Option<NewestAnswer>>>(leader, NEWEST_OF_SEVERAL, &question).await;
+            let answers = answer.ok().filter(|answers| answers.len() == shards.len());
+            (answers.unwrap_or_else(|| vec![None; shards.len()]), shards)
+        });
+        let mut newest = Vec::new();
+        for (answers, shards) in join_all(asked).await {
+            for (answer, shard) in answers.into_iter().zip(shards) {
+                match answer {
+                    Some(answer) => newest.push(answer),
+                    None => alone.push(shard),
+                }
+            }
+        }
+        let asked = alone.into_iter().map(|shard| async move {
+            let question = ShardAsk { shard: shard.id, argument: 0 };
+            self.ask_shard_leader::<_, NewestAnswer>(shard, NEWEST, &question).await
+        });
+        for answer in join_all(asked).await {
+            newest.push(answer?);
+        }
+        Ok(newest)
     }
 
     /// What a view lags behind, for whoever waited in vain.

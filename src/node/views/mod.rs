@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures::future::join_all;
 
 pub use freshness::SourceLag;
 pub(super) use freshness::{Freshness, Reached};
@@ -50,6 +51,8 @@ pub const UPKEEP: &str = "upkeep";
 pub const STANDING: &str = "view_standing";
 /// The newest version of a shard of a source, confirmed: [`ShardAsk`] to its leader, [`NewestAnswer`] back.
 pub const NEWEST: &str = "newest";
+/// The same of several shards: `Vec<ShardId>` to a node, `Vec<Option<NewestAnswer>>` back, none where it does not lead or cannot say.
+pub const NEWEST_OF_SEVERAL: &str = "newest_of_several";
 
 /// Something else is said of a view: [`ChangeViewAsk`] to shard 0's leader, the revision of the catalog back.
 pub const CHANGE_VIEW: &str = "change_view";
@@ -210,19 +213,27 @@ impl Node {
                     watermarks: state.watermarks.encode().to_vec(),
                 }))
             }
+            NEWEST_OF_SEVERAL => {
+                let shards: Vec<ShardId> = ask::decode(&body)?;
+                let answers = join_all(shards.into_iter().map(|shard| self.newest_here(shard, deadline))).await;
+                Ok(ask::encode(&answers.into_iter().map(Result::ok).collect::<Vec<_>>()))
+            }
             _ => {
                 let ask: ShardAsk = ask::decode(&body)?;
-                let shard = self.hosted(ask.shard)?;
-                shard.confirm(deadline).await?;
-                let state = shard.state();
-                if state.sealed_for.is_some() {
-                    let text = format!("{} has given its range away", ask.shard);
-                    return Err(Error::new(Reason::WrongEpoch, text));
-                }
-                let (start, end) = (state.start.to_vec(), state.end.to_vec());
-                Ok(ask::encode(&NewestAnswer { start, end, at: state.last_timestamp }))
+                Ok(ask::encode(&self.newest_here(ask.shard, deadline).await?))
             }
         }
+    }
+
+    /// How new a shard is that this node leads.
+    async fn newest_here(&self, shard: ShardId, deadline: Instant) -> Result<NewestAnswer> {
+        let replica = self.hosted(shard)?;
+        replica.confirm(deadline).await?;
+        let state = replica.state();
+        if state.sealed_for.is_some() {
+            return Err(Error::new(Reason::WrongEpoch, format!("{shard} has given its range away")));
+        }
+        Ok(NewestAnswer { start: state.start.to_vec(), end: state.end.to_vec(), at: state.last_timestamp })
     }
 
     /// Has the shard of a view that owns all of `[start, end)` take something in; whether it took effect.
