@@ -8,7 +8,7 @@
 //!
 //! A new view begins with the state of each source at one moment and goes on with what has changed since ([`worker`]).
 //!
-//! Parts: [`worker`] moves one view on over one shard of a source, [`freshness`] tells how old a copy of a view is and waits
+//! Parts: [`worker`] moves one view on over one shard of a source, [`strand`] by [`strand`], [`freshness`] tells how old a copy of a view is and waits
 //! until it is young enough, [`verify`] compares and mends ([`expected`]: with what), [`scrub`] does so unasked, [`lag`] measures how far
 //! workers are behind, and here is who starts workers and what one node answers another.
 
@@ -16,6 +16,7 @@ mod expected;
 mod freshness;
 mod lag;
 pub(super) mod scrub;
+mod strand;
 mod verify;
 mod worker;
 

@@ -30,6 +30,7 @@ use futures::stream::FuturesUnordered;
 use super::super::host::Node;
 use super::super::metrics;
 use super::lag::Progress;
+use super::strand::{Lost, Strand, join};
 use super::{CHANGE_VIEW, ChangeViewAsk, projector_of};
 use crate::catalog::TableEntry;
 use crate::keyspace::{Layout, Part};
@@ -45,8 +46,8 @@ use crate::types::{Error, Position, ReadLevel, Reason, Result, Step, TableId, Ti
 const PAGE_CHANGES: usize = 2_000;
 /// Bytes of one page, about.
 const PAGE_BYTES: usize = 512 << 10;
-/// From so many bytes of documents on a page counts as full: there is more to come.
-const FULL_BYTES: usize = PAGE_BYTES / 2;
+/// While clients ask the source for something, pages are so much smaller.
+const GENTLY: usize = 8;
 /// A shard of a source that is asked so often by clients is busy: upkeep that has much to catch up with rests after each page, so
 /// many times as long as the page took, …
 const BUSY_PER_SECOND: f64 = 50.0;
@@ -66,23 +67,6 @@ const RETRY_WAIT: Duration = Duration::from_millis(100);
 const RANGE_WAIT: Duration = Duration::from_millis(20);
 /// After it was found that changes are gone.
 const GONE_WAIT: Duration = Duration::from_secs(5);
-
-/// Ranges of the view that stand at the same position in the same part of the source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Strand {
-    source: (Bytes, Bytes),
-    position: Position,
-    views: Vec<(Bytes, Bytes)>,
-    /// It has much to catch up with, and rests in between: nobody waits for it.
-    far: bool,
-}
-
-/// A range of the view and one of the source, of which it must be asked where the one stands in the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Lost {
-    view: (Bytes, Bytes),
-    source: (Bytes, Bytes),
-}
 
 struct Worker {
     node: Arc<Node>,
@@ -278,6 +262,7 @@ impl Worker {
                                     position: part.position.unwrap_or_default(),
                                     views: vec![(section.start.clone(), section.end.clone())],
                                     far: false,
+                                    gently: false,
                                 });
                             }
                         }
@@ -299,7 +284,12 @@ impl Worker {
         let mut event = Event { stepped: Some(number), ..Event::default() };
         let (began, asked_before) = (self.node.clock().now(), self.shard.load().requests());
         let (changes, to) = self.page(&strand, until).await?;
-        let is_full = changes.len() >= PAGE_CHANGES || changes.iter().map(Changed::bytes).sum::<usize>() >= FULL_BYTES;
+        let is_full = {
+            let limits = limits(&strand);
+            // Of bytes it may be a document less than they allow.
+            let bytes: usize = changes.iter().map(Changed::bytes).sum();
+            changes.len() >= limits.changes_max || bytes >= limits.bytes_max / 2
+        };
         if changes.is_empty() && to == strand.position {
             if until.is_some() {
                 // This replica has yet to apply what others have been sent already, by the leader before.
@@ -345,16 +335,15 @@ impl Worker {
         }
         ::metrics::counter!(metrics::VIEW_INTAKES).increment(moved.len() as u64);
         ::metrics::counter!(metrics::VIEW_INTAKES_REFUSED).increment(event.lost.len() as u64);
+        // Much is left, and others may want the processor and the disk: who is asked by clients meanwhile rests.
+        let took = self.node.clock().now() - began;
+        let asked = self.shard.load().requests() - asked_before;
+        let gently = is_full && asked as f64 > BUSY_PER_SECOND * took.as_secs_f64();
         if !moved.is_empty() {
-            event.ready.push(Strand { position: to, views: moved, far: is_full, ..strand });
+            event.ready.push(Strand { position: to, views: moved, far: is_full, gently, ..strand });
         }
-        if is_full {
-            // Much is left, and others may want the processor and the disk: who is asked by clients meanwhile rests.
-            let took = self.node.clock().now() - began;
-            let asked = self.shard.load().requests() - asked_before;
-            if asked as f64 > BUSY_PER_SECOND * took.as_secs_f64() {
-                sleep((took * CATCH_UP_REST).min(CATCH_UP_REST_MAX)).await;
-            }
+        if gently {
+            sleep((took * CATCH_UP_REST).min(CATCH_UP_REST_MAX)).await;
         }
         Ok(event)
     }
@@ -384,8 +373,8 @@ impl Worker {
                 end: before,
                 reverse: true,
                 count_only: false,
-                rows_max: PAGE_CHANGES,
-                bytes_max: PAGE_BYTES,
+                rows_max: limits(strand).changes_max,
+                bytes_max: limits(strand).bytes_max,
                 level: ReadLevel::AsOf(upto),
             };
             let page = self.shard.scan(epoch, request, now + super::super::ask::ASK_TIMEOUT).await?.body;
@@ -401,7 +390,7 @@ impl Worker {
             end,
             position: strand.position.clone(),
             with_replaced: true,
-            limits: PageLimits { changes_max: PAGE_CHANGES, bytes_max: PAGE_BYTES },
+            limits: limits(strand),
             until,
         };
         let wait = match until {
@@ -463,6 +452,12 @@ impl Worker {
     }
 }
 
+/// How much of its changes is read at once.
+fn limits(strand: &Strand) -> PageLimits {
+    let part = if strand.gently { GENTLY } else { 1 };
+    PageLimits { changes_max: PAGE_CHANGES / part, bytes_max: PAGE_BYTES / part }
+}
+
 /// A row of the source before and after.
 struct Changed {
     key: Bytes,
@@ -483,70 +478,4 @@ impl Changed {
 /// What a view sees of a version: nothing of a deletion, and nothing of what runs out by itself, which no change would tell.
 pub(super) fn document(version: Option<&Version>) -> Option<&[u8]> {
     version.filter(|version| version.expires_ms.is_none()).and_then(|version| version.value.as_deref())
-}
-
-/// Makes one of strands that stand at the same place: of several ranges of the view, or of neighbouring parts of the source.
-fn join(strands: &mut Vec<Strand>) {
-    let mut joined: Vec<Strand> = Vec::with_capacity(strands.len());
-    for strand in strands.drain(..) {
-        let same = joined.iter_mut().find(|known| known.source == strand.source && known.position == strand.position);
-        match same {
-            Some(known) => {
-                known.views.extend(strand.views);
-                known.far &= strand.far;
-            }
-            None => joined.push(strand),
-        }
-    }
-    joined.iter_mut().for_each(|strand| strand.views.sort());
-    joined.sort_by(|one, other| one.source.cmp(&other.source));
-    for strand in joined {
-        let beside = strands.iter_mut().find(|known| {
-            let between_steps = strand.position.step.is_none() && strand.position != Position::BEGINNING;
-            known.source.1 == strand.source.0
-                && known.position == strand.position
-                && between_steps
-                && known.views == strand.views
-        });
-        match beside {
-            Some(known) => known.source.1 = strand.source.1,
-            None => strands.push(strand),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn strand(source: (&'static str, &'static str), after: u64, views: &[(&'static str, &'static str)]) -> Strand {
-        Strand {
-            source: (source.0.into(), source.1.into()),
-            position: Position::after(Timestamp(after)),
-            views: views.iter().map(|&(start, end)| (start.into(), end.into())).collect(),
-            far: false,
-        }
-    }
-
-    #[test]
-    fn what_stands_at_the_same_place_is_one() {
-        let mut strands = vec![
-            strand(("m", "z"), 5, &[("2", "3"), ("1", "2")]),
-            strand(("a", "m"), 5, &[("1", "2")]),
-            strand(("a", "m"), 5, &[("2", "3")]),
-            strand(("a", "m"), 4, &[("3", "4")]),
-        ];
-        join(&mut strands);
-        assert_eq!(
-            strands,
-            [strand(("a", "m"), 5, &[("1", "2"), ("2", "3")]), strand(("a", "m"), 4, &[("3", "4")])].map(
-                |mut strand| {
-                    if strand.position.after == Timestamp(5) {
-                        strand.source.1 = "z".into();
-                    }
-                    strand
-                }
-            )
-        );
-    }
 }
