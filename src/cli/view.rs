@@ -1,4 +1,4 @@
-//! The verbs on views: create, list, describe, verify, pause, resume, drop.
+//! The verbs on views: create, list, describe, verify, rebuild, pause, resume, drop.
 //!
 //! A comparison goes shard by shard, each a call of its own, so that there is progress to show and a failure costs one
 //! shard. Shards may split or move while it runs: it ends when every shard of the newest list was looked at as it is there.
@@ -26,7 +26,7 @@ const VERIFY_TIME: Duration = Duration::from_secs(600);
 /// How often shards that changed meanwhile are looked at again: they hardly change as fast as they are looked at.
 const ROUNDS_MAX: usize = 10;
 
-/// Create, list, describe, verify, pause, resume and drop views.
+/// Create, list, describe, verify, rebuild, pause, resume and drop views.
 ///
 /// A view is a table that the cluster itself derives from other tables (its sources) and keeps up with them: the rows of
 /// orders by user, sums by user, documents put together from several tables. It is read by the same verbs as a table
@@ -37,6 +37,7 @@ pub enum Verb {
     List(List),
     Describe(Describe),
     Verify(Verify),
+    Rebuild(Rebuild),
     Pause(Pause),
     Resume(Resume),
     Drop(Drop),
@@ -107,6 +108,26 @@ pub struct Verify {
     repair: bool,
 }
 
+/// Makes a view anew from its sources, beside the one that is there.
+///
+/// Reads get the former rows until the new ones are complete and compared, and then those, at once. Rows that differ need no
+/// rebuild: `view verify --repair` mends them, and the cluster does so unasked. To give it up, drop NAME.next.
+#[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  trivet view rebuild orders_by_user --wait\n  trivet view rebuild orders_by_user --dry-run"
+)]
+pub struct Rebuild {
+    /// Its name
+    name: String,
+    /// Wait until it is READY, at most for a day or as long as said here; exits with 4 if it takes longer
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "1d",
+          value_parser = time::parse_duration, conflicts_with = "dry_run")]
+    wait: Option<Duration>,
+    /// Show what would be created and where, and create nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
 /// Has the upkeep of a view rest until `resume`: it takes nothing in and grows older.
 ///
 /// Its rows stay readable. Linearizable reads and others that want it younger than it is are refused with VIEW_BEHIND. A
@@ -168,6 +189,7 @@ pub async fn run(verb: Verb, global: &Global) -> Ended {
             Ok(Exit::Ok)
         }
         Verb::Verify(args) => verify(&args, global).await,
+        Verb::Rebuild(args) => rebuild(&args, global).await,
         Verb::Pause(args) => set_paused(&args.name, true, args.dry_run, global).await,
         Verb::Resume(args) => set_paused(&args.name, false, args.dry_run, global).await,
         Verb::Drop(args) => drop(&args, global).await,
@@ -185,21 +207,42 @@ async fn create(args: &Create, global: &Global) -> Ended {
         replace: args.replace,
         ..NewView::of(&definition)
     };
+    build(&client, wish, args.wait, global).await
+}
+
+/// Another one of the same definition takes the place of the one that is there.
+async fn rebuild(args: &Rebuild, global: &Global) -> Ended {
+    let client = global.connect().await?;
+    let TableDetails { table, .. } = table_of_view(&client, &args.name).await?;
+    let definition = table.view.as_ref().map(|view| view.definition.as_str()).unwrap_or_default();
+    let wish = NewView {
+        replication: Some(table.replication),
+        history_ms: Some(table.history_ms),
+        dry_run: args.dry_run,
+        replace: true,
+        ..NewView::of(definition)
+    };
+    build(&client, wish, args.wait, global).await
+}
+
+/// Has a view built, waits for it if that is wanted, and says what has come of it.
+async fn build(client: &Client, wish: NewView, wait: Option<Duration>, global: &Global) -> Ended {
+    let dry_run = wish.dry_run;
     let mut view = client.admin().create_view(wish).await?;
-    if let Some(patience) = args.wait {
-        view = wait_until_ready(&client, view, patience, global).await?;
+    if let Some(patience) = wait {
+        view = wait_until_ready(client, view, patience, global).await?;
     }
     if global.json() {
         say!("{}", render::view_json(&view));
     } else {
-        let said = if args.dry_run { "would create (--dry-run; nothing done)" } else { "created" };
+        let said = if dry_run { "would create (--dry-run; nothing done)" } else { "created" };
         say_text!("{said} {}", render::view(&view));
-        if args.wait.is_none() && !args.dry_run {
+        if wait.is_none() && !dry_run {
             let name = &view.table.table.name;
             say!("\nit is being built; `trivet view describe {name}` shows how far it is");
         }
     }
-    let waited_in_vain = args.wait.is_some() && view.state != ViewState::Ready;
+    let waited_in_vain = wait.is_some() && view.state != ViewState::Ready;
     Ok(if waited_in_vain { Exit::Unavailable } else { Exit::Ok })
 }
 
