@@ -14,8 +14,6 @@ pub(super) struct Strand {
     pub views: Vec<(Bytes, Bytes)>,
     /// It has much to catch up with, and rests in between: nobody waits for it.
     pub far: bool,
-    /// Clients ask its source for something meanwhile, and its pages are small: each holds them up for a moment.
-    pub gently: bool,
 }
 
 /// A range of the view and one of the source, of which it must be asked where the one stands in the other.
@@ -34,7 +32,6 @@ pub(super) fn join(strands: &mut Vec<Strand>) {
             Some(known) => {
                 known.views.extend(strand.views);
                 known.far &= strand.far;
-                known.gently |= strand.gently;
             }
             None => joined.push(strand),
         }
@@ -67,7 +64,6 @@ mod tests {
             position: Position::after(Timestamp(after)),
             views: views.iter().map(|&(start, end)| (start.into(), end.into())).collect(),
             far: false,
-            gently: false,
         }
     }
 

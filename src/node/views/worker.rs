@@ -46,8 +46,8 @@ use crate::types::{Error, Position, ReadLevel, Reason, Result, Step, TableId, Ti
 const PAGE_CHANGES: usize = 2_000;
 /// Bytes of one page, about.
 const PAGE_BYTES: usize = 512 << 10;
-/// While clients ask the source for something, pages are so much smaller.
-const GENTLY: usize = 8;
+/// From so many bytes of documents on a page counts as full: there is more to come.
+const FULL_BYTES: usize = PAGE_BYTES / 2;
 /// A shard of a source that is asked so often by clients is busy: upkeep that has much to catch up with rests after each page, so
 /// many times as long as the page took, …
 const BUSY_PER_SECOND: f64 = 50.0;
@@ -262,7 +262,6 @@ impl Worker {
                                     position: part.position.unwrap_or_default(),
                                     views: vec![(section.start.clone(), section.end.clone())],
                                     far: false,
-                                    gently: false,
                                 });
                             }
                         }
@@ -284,12 +283,7 @@ impl Worker {
         let mut event = Event { stepped: Some(number), ..Event::default() };
         let (began, asked_before) = (self.node.clock().now(), self.shard.load().requests());
         let (changes, to) = self.page(&strand, until).await?;
-        let is_full = {
-            let limits = limits(&strand);
-            // Of bytes it may be a document less than they allow.
-            let bytes: usize = changes.iter().map(Changed::bytes).sum();
-            changes.len() >= limits.changes_max || bytes >= limits.bytes_max / 2
-        };
+        let is_full = changes.len() >= PAGE_CHANGES || changes.iter().map(Changed::bytes).sum::<usize>() >= FULL_BYTES;
         if changes.is_empty() && to == strand.position {
             if until.is_some() {
                 // This replica has yet to apply what others have been sent already, by the leader before.
@@ -335,15 +329,16 @@ impl Worker {
         }
         ::metrics::counter!(metrics::VIEW_INTAKES).increment(moved.len() as u64);
         ::metrics::counter!(metrics::VIEW_INTAKES_REFUSED).increment(event.lost.len() as u64);
-        // Much is left, and others may want the processor and the disk: who is asked by clients meanwhile rests.
-        let took = self.node.clock().now() - began;
-        let asked = self.shard.load().requests() - asked_before;
-        let gently = is_full && asked as f64 > BUSY_PER_SECOND * took.as_secs_f64();
         if !moved.is_empty() {
-            event.ready.push(Strand { position: to, views: moved, far: is_full, gently, ..strand });
+            event.ready.push(Strand { position: to, views: moved, far: is_full, ..strand });
         }
-        if gently {
-            sleep((took * CATCH_UP_REST).min(CATCH_UP_REST_MAX)).await;
+        if is_full {
+            // Much is left, and others may want the processor and the disk: who is asked by clients meanwhile rests.
+            let took = self.node.clock().now() - began;
+            let asked = self.shard.load().requests() - asked_before;
+            if asked as f64 > BUSY_PER_SECOND * took.as_secs_f64() {
+                sleep((took * CATCH_UP_REST).min(CATCH_UP_REST_MAX)).await;
+            }
         }
         Ok(event)
     }
@@ -373,8 +368,8 @@ impl Worker {
                 end: before,
                 reverse: true,
                 count_only: false,
-                rows_max: limits(strand).changes_max,
-                bytes_max: limits(strand).bytes_max,
+                rows_max: PAGE_CHANGES,
+                bytes_max: PAGE_BYTES,
                 level: ReadLevel::AsOf(upto),
             };
             let page = self.shard.scan(epoch, request, now + super::super::ask::ASK_TIMEOUT).await?.body;
@@ -390,7 +385,7 @@ impl Worker {
             end,
             position: strand.position.clone(),
             with_replaced: true,
-            limits: limits(strand),
+            limits: PageLimits { changes_max: PAGE_CHANGES, bytes_max: PAGE_BYTES },
             until,
         };
         let wait = match until {
@@ -450,12 +445,6 @@ impl Worker {
         });
         projected.await.map_err(|_| Error::internal("a projection was cancelled"))?
     }
-}
-
-/// How much of its changes is read at once.
-fn limits(strand: &Strand) -> PageLimits {
-    let part = if strand.gently { GENTLY } else { 1 };
-    PageLimits { changes_max: PAGE_CHANGES / part, bytes_max: PAGE_BYTES / part }
 }
 
 /// A row of the source before and after.
