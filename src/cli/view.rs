@@ -213,14 +213,14 @@ async fn create(args: &Create, global: &Global) -> Ended {
 /// Another one of the same definition takes the place of the one that is there.
 async fn rebuild(args: &Rebuild, global: &Global) -> Ended {
     let client = global.connect().await?;
-    let TableDetails { table, .. } = table_of_view(&client, &args.name).await?;
-    let definition = table.view.as_ref().map(|view| view.definition.as_str()).unwrap_or_default();
+    let table = table_of_view(&client, &args.name).await?.table;
+    let definition = client.admin().view(&args.name).await?.definition;
     let wish = NewView {
         replication: Some(table.replication),
         history_ms: Some(table.history_ms),
         dry_run: args.dry_run,
         replace: true,
-        ..NewView::of(definition)
+        ..NewView::of(&definition)
     };
     build(&client, wish, args.wait, global).await
 }
