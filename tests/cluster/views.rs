@@ -466,7 +466,7 @@ async fn another_form_of_a_view_is_built_beside_it_and_takes_its_place_at_once()
     let file = file.to_string_lossy().into_owned();
     let said = cluster.trivet(&["view", "create", &file]);
     assert!(said.code != 0 && said.said().contains("TABLE_EXISTS"), "{}", said.said());
-    cluster.trivet(&["view", "create", &file, "--replace", "--wait=120s"]).ok();
+    cluster.trivet(&["view", "create", &file, "--replace", "--wait=120s", "--history", "2h"]).ok();
     eventually("the reader has seen the new form", || async {
         let view = client.admin().view("orders_by_user").await.map_err(|error| error.to_string())?;
         if view.table.table.id == former { Err("it is the former one".to_owned()) } else { Ok(()) }
@@ -487,6 +487,7 @@ async fn another_form_of_a_view_is_built_beside_it_and_takes_its_place_at_once()
     assert_eq!(verified.code, 0, "{}", verified.said());
 
     // Made anew as it is: other rows that say the same, with nothing that would have to be mended.
+    assert_eq!(views[0].table.table.history_ms, 7_200_000, "other than what is taken when nothing is said");
     let (before, definition) = (views[0].table.table.clone(), views[0].definition.clone());
     cluster.trivet(&["view", "rebuild", "orders_by_user", "--dry-run"]).ok();
     cluster.trivet(&["view", "rebuild", "orders_by_user", "--wait=120s"]).ok();
