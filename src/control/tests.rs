@@ -10,6 +10,7 @@ mod elastic;
 mod merges;
 mod reads;
 mod recovery;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -54,10 +54,10 @@ const BUSY_PER_SECOND: f64 = 50.0;
 const CATCH_UP_REST: u32 = 3;
 /// … but not longer than this.
 const CATCH_UP_REST_MAX: Duration = Duration::from_secs(2);
-/// How long a step waits for news at the most. News wake it; what has become of shards meanwhile is looked at then.
+/// How long a step waits for news at the most. News wake it. What has become of shards meanwhile is looked at then, and where the
+/// view's stand is asked again: a worker of another shard may have had one begin anew, which no news tell.
 const NEWS_WAIT: Duration = Duration::from_secs(5);
-/// The same while the view is being built: a worker of another source may have had a shard of it begin anew, which no news tell,
-/// so that it is asked again where they stand.
+/// The same while the view is being built.
 const BUILDING_WAIT: Duration = Duration::from_millis(500);
 /// When nothing is to be told yet to who is behind.
 const BEHIND_WAIT: Duration = Duration::from_millis(10);
@@ -288,14 +288,13 @@ impl Worker {
             if until.is_some() {
                 // This replica has yet to apply what others have been sent already, by the leader before.
                 sleep(BEHIND_WAIT).await;
-            } else if self.is_building() {
-                let Strand { source, views, .. } = strand;
-                let lost = views.into_iter().map(|view| Lost { view, source: source.clone() }).collect();
-                let found = self.find(lost, Duration::ZERO).await?;
-                return Ok(Event { stepped: Some(number), ..found });
+                event.ready.push(strand);
+                return Ok(event);
             }
-            event.ready.push(strand);
-            return Ok(event);
+            let Strand { source, views, .. } = strand;
+            let lost = views.into_iter().map(|view| Lost { view, source: source.clone() }).collect();
+            let found = self.find(lost, Duration::ZERO).await?;
+            return Ok(Event { stepped: Some(number), ..found });
         }
         let effects = self.project(changes, strand.views.clone()).await?;
         let sent = strand.views.iter().zip(effects).map(|(view, effects)| {
