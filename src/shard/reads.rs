@@ -238,6 +238,13 @@ impl Shard {
         self.prove(deadline).await.map(|_| ())
     }
 
+    /// Makes sure that the state of this replica, whatever its part, holds every write acknowledged before the call.
+    ///
+    /// Errors: `TOO_STALE`, naming the leader, when this replica cannot prove that.
+    pub async fn catch_up(&self, deadline: Instant) -> Result<()> {
+        self.prove(deadline).await.map(|_| ())
+    }
+
     /// Waits at the gate: afterwards the state of this replica, whatever its part, holds every write acknowledged before
     /// the call.
     async fn prove(&self, deadline: Instant) -> Result<Proof> {

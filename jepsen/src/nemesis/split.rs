@@ -11,11 +11,12 @@ use trivet::types::Kind;
 use trivet::wire::admin::{SplitPoint, SplitReport, TableDetails};
 
 use super::{ASK_WITHIN, Nemesis, Stage, Struck, users_tables};
+use crate::cluster::HEALTHY_WITHIN;
 
 /// Shards that are tried before another node is asked which there are.
 const TRIES: usize = 16;
 /// Within this a split that is wanted must have happened, whatever else goes on.
-const SPLIT_WITHIN: Duration = Duration::from_secs(60);
+const SPLIT_WITHIN: Duration = HEALTHY_WITHIN.saturating_mul(2);
 /// Between two rounds over the nodes.
 const PAUSE: Duration = Duration::from_millis(200);
 

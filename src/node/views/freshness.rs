@@ -1,7 +1,7 @@
 //! How old a copy of a view is, and waiting until it is young enough.
 //!
-//! A view is a copy of its sources, so what proves its age is what they say. This node notes the time, asks the leader of every
-//! shard of every source for its newest version, confirmed by a quorum, and keeps the answers: a [`Proof`]. Once a replica of
+//! A view is a copy of its sources, so what proves its age is what they say. This node notes the time, finds the newest version of
+//! every shard of every source, confirmed by its leader with a quorum, and keeps what it found: a [`Proof`]. Once a replica of
 //! a shard of the view has taken in that much of each, it has seen every write acknowledged before the proof was asked for;
 //! its age is the time since. That holds for whichever part the replica plays, so any of them can give a linearizable answer: one
 //! whose proof was asked for after the read had come. No clock of another node is looked at.
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use parking_lot::Mutex;
 
 use super::super::ask::ShardAsk;
@@ -24,7 +24,9 @@ use crate::keyspace::Watermark;
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Instant, sleep, timeout_at};
 use crate::shard::Shard;
-use crate::types::{Error, NodeId, ReadLevel, Reason, Result, ShardDescriptor, TableId, Timestamp, ViewDescriptor};
+use crate::types::{
+    Error, NodeId, ReadLevel, Reason, ReplicaRole, Result, ShardDescriptor, TableId, Timestamp, ViewDescriptor,
+};
 
 /// Proofs kept of one view: while it is behind, the older ones say how far.
 const PROOFS_MAX: usize = 32;
@@ -34,6 +36,8 @@ const ANY_AGE_PROVEN: Duration = Duration::from_millis(100);
 const BUILT_RETRY: Duration = Duration::from_secs(1);
 /// How long a copy that does not lead is waited for.
 const COPY_WAIT: Duration = Duration::from_millis(300);
+/// How long a replica of a source that is here is waited for, before its leader is asked.
+const HERE_WAIT: Duration = Duration::from_millis(100);
 /// Between attempts to ask the sources.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// A read is answered, or refused with the reason, this much before its caller gives up.
@@ -233,30 +237,39 @@ impl Node {
         Ok(all)
     }
 
-    /// The newest versions of these shards. Each node is asked once for all that this one takes it to lead; what is not answered
-    /// that way is asked for by itself, wherever its leader has gone.
+    /// The newest versions of these shards. A replica that is here proves itself, by a small frame on a link that is there anyway;
+    /// for all others each node is asked once that leads them if it is as the catalog prefers; and what is not answered that way is
+    /// asked for by itself, wherever its leader has gone.
     async fn newest_of_shards(&self, shards: impl Iterator<Item = &Arc<ShardDescriptor>>) -> Result<Vec<NewestAnswer>> {
+        let mut here = Vec::new();
         let mut of_nodes: BTreeMap<NodeId, Vec<&Arc<ShardDescriptor>>> = BTreeMap::new();
         let mut alone = Vec::new();
         for shard in shards {
-            match self.replicas().get(shard.id).and_then(|replica| replica.leader()) {
-                Some((_, leader)) => of_nodes.entry(leader).or_default().push(shard),
-                None => alone.push(shard),
+            match self.replicas().get(shard.id) {
+                Some(replica) => here.push((replica, shard)),
+                None => match shard.replicas.iter().find(|replica| replica.role == ReplicaRole::Voter) {
+                    Some(first) => of_nodes.entry(first.node).or_default().push(shard),
+                    None => alone.push(shard),
+                },
             }
         }
+        let deadline = self.clock().now() + HERE_WAIT;
+        let proven = here.into_iter().map(|(replica, shard)| async move {
+            let caught_up = replica.catch_up(deadline).await;
+            (caught_up.and_then(|()| NewestAnswer::of(&replica)).ok(), shard)
+        });
         let asked = of_nodes.into_iter().map(|(leader, shards)| async move {
             let question = shards.iter().map(|shard| shard.id).collect::<Vec<_>>();
             let answer = self.ask::<_, Vec<Option<NewestAnswer>>>(leader, NEWEST_OF_SEVERAL, &question).await;
             let answers = answer.ok().filter(|answers| answers.len() == shards.len());
-            (answers.unwrap_or_else(|| vec![None; shards.len()]), shards)
+            answers.unwrap_or_else(|| vec![None; shards.len()]).into_iter().zip(shards)
         });
+        let (proven, asked) = join(join_all(proven), join_all(asked)).await;
         let mut newest = Vec::new();
-        for (answers, shards) in join_all(asked).await {
-            for (answer, shard) in answers.into_iter().zip(shards) {
-                match answer {
-                    Some(answer) => newest.push(answer),
-                    None => alone.push(shard),
-                }
+        for (answer, shard) in proven.into_iter().chain(asked.into_iter().flatten()) {
+            match answer {
+                Some(answer) => newest.push(answer),
+                None => alone.push(shard),
             }
         }
         let asked = alone.into_iter().map(|shard| async move {

@@ -10,11 +10,12 @@
 //!
 //! Parts: [`worker`] moves one view on over one shard of a source, [`strand`] by [`strand`], [`freshness`] tells how old a copy of a view is and waits
 //! until it is young enough, [`verify`] compares and mends ([`expected`]: with what), [`scrub`] does so unasked, [`lag`] measures how far
-//! workers are behind, and here is who starts workers and what one node answers another.
+//! workers are behind, [`pace`] says how hard they go about it, and here is who starts workers and what one node answers another.
 
 mod expected;
 mod freshness;
 mod lag;
+mod pace;
 pub(super) mod scrub;
 mod strand;
 mod verify;
@@ -109,6 +110,17 @@ pub struct NewestAnswer {
     pub end: Vec<u8>,
     /// Nothing that was acknowledged before the question is newer.
     pub at: Timestamp,
+}
+
+impl NewestAnswer {
+    /// What a replica says that is known to hold everything.
+    fn of(replica: &Shard) -> Result<NewestAnswer> {
+        let state = replica.state();
+        if state.sealed_for.is_some() {
+            return Err(Error::new(Reason::WrongEpoch, format!("{} has given its range away", replica.id())));
+        }
+        Ok(NewestAnswer { start: state.start.to_vec(), end: state.end.to_vec(), at: state.last_timestamp })
+    }
 }
 
 /// Starts and ends workers until the node stops.
@@ -230,11 +242,7 @@ impl Node {
     async fn newest_here(&self, shard: ShardId, deadline: Instant) -> Result<NewestAnswer> {
         let replica = self.hosted(shard)?;
         replica.confirm(deadline).await?;
-        let state = replica.state();
-        if state.sealed_for.is_some() {
-            return Err(Error::new(Reason::WrongEpoch, format!("{shard} has given its range away")));
-        }
-        Ok(NewestAnswer { start: state.start.to_vec(), end: state.end.to_vec(), at: state.last_timestamp })
+        NewestAnswer::of(&replica)
     }
 
     /// Has the shard of a view that owns all of `[start, end)` take something in; whether it took effect.

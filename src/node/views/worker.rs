@@ -11,9 +11,9 @@
 //! A range that stands at the beginning is given the state of the source at one moment first, page by page from the last key to
 //! the first, and what has changed since that moment afterwards.
 //!
-//! Upkeep that has much to catch up with rests after each page while clients ask the source for something: they come first.
+//! Upkeep that has much to catch up with goes gently while clients ask the source for something: they come first ([`Pace`]).
 //!
-//! Bounds: a strand holds one page of [`PAGE_BYTES`], and there are never more strands than shards of the view times parts of the
+//! Bounds: a strand holds one page, and there are never more strands than shards of the view times parts of the
 //! source's range.
 //!
 //! When changes that are needed have left the history of the source, the view's shards that need them begin anew, after it was
@@ -30,6 +30,7 @@ use futures::stream::FuturesUnordered;
 use super::super::host::Node;
 use super::super::metrics;
 use super::lag::Progress;
+use super::pace::Pace;
 use super::strand::{Lost, Strand, join};
 use super::{CHANGE_VIEW, ChangeViewAsk, projector_of};
 use crate::catalog::TableEntry;
@@ -42,18 +43,6 @@ use crate::storage::changes::PageLimits;
 use crate::storage::mvcc::Version;
 use crate::types::{Error, Position, ReadLevel, Reason, Result, Step, TableId, Timestamp};
 
-/// Changes in one page.
-const PAGE_CHANGES: usize = 2_000;
-/// Bytes of one page, about.
-const PAGE_BYTES: usize = 512 << 10;
-/// From so many bytes of documents on a page counts as full: there is more to come.
-const FULL_BYTES: usize = PAGE_BYTES / 2;
-/// A shard of a source that is asked so often by clients is busy: upkeep that has much to catch up with rests after each page, so
-/// many times as long as the page took, …
-const BUSY_PER_SECOND: f64 = 50.0;
-const CATCH_UP_REST: u32 = 3;
-/// … but not longer than this.
-const CATCH_UP_REST_MAX: Duration = Duration::from_secs(2);
 /// How long a step waits for news at the most. News wake it. What has become of shards meanwhile is looked at then, and where the
 /// view's stand is asked again: a worker of another shard may have had one begin anew, which no news tell.
 const NEWS_WAIT: Duration = Duration::from_secs(5);
@@ -80,6 +69,7 @@ struct Worker {
     stops: bool,
     /// Where the last of its strands stands.
     progress: Progress,
+    pace: Pace,
 }
 
 /// Runs until it is aborted, or there is nothing to do any more.
@@ -96,7 +86,8 @@ pub async fn run(node: Arc<Node>, view: TableId, source: usize, shard: Arc<Shard
             }
         };
         let (node, shard, progress) = (node.clone(), shard.clone(), progress.clone());
-        let worker = Worker { node, entry, source, layout, shard: shard.clone(), projector, stops, progress };
+        let pace = Pace::new(node.clock().now(), shard.load().requests());
+        let worker = Worker { node, entry, source, layout, shard: shard.clone(), projector, stops, progress, pace };
         let ended = worker.work().await;
         if !shard.is_leader() {
             // Whoever arranges the workers starts another one where it is needed.
@@ -281,9 +272,11 @@ impl Worker {
     /// One page for one strand.
     async fn step(&self, number: u64, strand: Strand, until: Option<Timestamp>) -> Result<Event> {
         let mut event = Event { stepped: Some(number), ..Event::default() };
-        let (began, asked_before) = (self.node.clock().now(), self.shard.load().requests());
-        let (changes, to) = self.page(&strand, until).await?;
-        let is_full = changes.len() >= PAGE_CHANGES || changes.iter().map(Changed::bytes).sum::<usize>() >= FULL_BYTES;
+        let began = self.node.clock().now();
+        let (requests, newest) = (self.shard.load().requests(), self.shard.state().last_timestamp);
+        let gait = self.pace.gait(began, requests, strand.position.after, newest);
+        let (changes, to) = self.page(&strand, gait.limits, until).await?;
+        let is_full = gait.is_full(changes.len(), changes.iter().map(Changed::bytes).sum());
         if changes.is_empty() && to == strand.position {
             if until.is_some() {
                 // This replica has yet to apply what others have been sent already, by the leader before.
@@ -332,18 +325,19 @@ impl Worker {
             event.ready.push(Strand { position: to, views: moved, far: is_full, ..strand });
         }
         if is_full {
-            // Much is left, and others may want the processor and the disk: who is asked by clients meanwhile rests.
-            let took = self.node.clock().now() - began;
-            let asked = self.shard.load().requests() - asked_before;
-            if asked as f64 > BUSY_PER_SECOND * took.as_secs_f64() {
-                sleep((took * CATCH_UP_REST).min(CATCH_UP_REST_MAX)).await;
-            }
+            // Much is left, and others may want the processor and the disk.
+            sleep(gait.rest(self.node.clock().now() - began)).await;
         }
         Ok(event)
     }
 
     /// What is to be taken in next, and where the strand stands afterwards: rows with what they were and what they are.
-    async fn page(&self, strand: &Strand, until: Option<Timestamp>) -> Result<(Vec<Changed>, Position)> {
+    async fn page(
+        &self,
+        strand: &Strand,
+        limits: PageLimits,
+        until: Option<Timestamp>,
+    ) -> Result<(Vec<Changed>, Position)> {
         let (start, end) = strand.source.clone();
         let epoch = self.shard.state().epoch;
         let now = self.node.clock().now();
@@ -367,8 +361,8 @@ impl Worker {
                 end: before,
                 reverse: true,
                 count_only: false,
-                rows_max: PAGE_CHANGES,
-                bytes_max: PAGE_BYTES,
+                rows_max: limits.changes_max,
+                bytes_max: limits.bytes_max,
                 level: ReadLevel::AsOf(upto),
             };
             let page = self.shard.scan(epoch, request, now + super::super::ask::ASK_TIMEOUT).await?.body;
@@ -379,14 +373,8 @@ impl Worker {
             let rows = page.rows.into_iter().map(|(key, version)| Changed { key, before: None, after: Some(version) });
             return Ok((rows.collect(), to));
         }
-        let request = FollowRequest {
-            start,
-            end,
-            position: strand.position.clone(),
-            with_replaced: true,
-            limits: PageLimits { changes_max: PAGE_CHANGES, bytes_max: PAGE_BYTES },
-            until,
-        };
+        let request =
+            FollowRequest { start, end, position: strand.position.clone(), with_replaced: true, limits, until };
         let wait = match until {
             Some(_) => Duration::ZERO,
             None => self.news_wait(),
