@@ -296,7 +296,7 @@ impl Nemesis {
                 report.event(format_args!("{shard} was split, {} is new", made.right.id));
                 report.count("splits");
                 if of_views {
-                    report.count("splits of views and their source");
+                    report.count("splits of views and their sources");
                 }
             }
         });
@@ -357,7 +357,7 @@ impl Nemesis {
             }
             self.report.count("merges");
             if table.descriptor.name != TABLE {
-                self.report.count("merges of views and their source");
+                self.report.count("merges of views and their sources");
             }
             if !self.random.per_mille(400) {
                 return;

@@ -318,7 +318,7 @@ async fn form(
             }
         }
         if let Some(plan) = &views {
-            views::stage::create_orders(&client, plan).await?;
+            views::stage::create_sources(&client, plan).await?;
             if plan.created_after.is_none() {
                 views::stage::create_views(client.clone(), plan.clone(), reporting).await?;
             }

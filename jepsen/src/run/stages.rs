@@ -31,7 +31,7 @@ const QUIET_START: Duration = Duration::from_secs(3);
 const BETWEEN: std::ops::Range<f64> = 5.0..10.0;
 /// Least time without this nemesis between two of its faults.
 const REST: Duration = Duration::from_secs(1);
-/// The longest fault: a twelfth of the time, between these.
+/// The longest fault: a twelfth of the time, between these; less, the more of them keep each other busy.
 const LONGEST: std::ops::Range<u64> = 4..30;
 /// The workloads go on for this long after everything is healed.
 const QUIET_END: Duration = Duration::from_secs(3);
@@ -248,7 +248,8 @@ async fn finish(workloads: &[Arc<dyn Workload>], contexts: &[Context]) -> Vec<St
 /// Lets all nemeses strike until the time is over.
 async fn strike(run: &Run, cluster: &Arc<Cluster>, clock: Stopwatch) -> Strikes {
     let until = Instant::now() + Duration::from_secs(run.seconds);
-    let longest = Duration::from_secs((run.seconds / 12).clamp(LONGEST.start, LONGEST.end));
+    let longest = (run.seconds / 12).clamp(LONGEST.start, LONGEST.end) / crowd(run);
+    let longest = Duration::from_secs(longest.max(LONGEST.start));
     let mut tasks = Vec::new();
     for (number, nemesis) in run.nemeses.iter().enumerate() {
         let stage = Stage { cluster: cluster.clone(), clock, longest };
@@ -301,6 +302,12 @@ fn span((name, struck): &Strike) -> FaultSpan {
     FaultSpan { name: (*name).to_owned(), target: struck.target.clone(), from_ns: struck.from_ns, to_ns: struck.to_ns }
 }
 
+/// How many take turns where one would strike alone. More than three keep each other from the nodes that they hold; and were each of
+/// them to last as long as when they are few, some majority would be cut off all the time, and nothing would happen that could go wrong.
+fn crowd(run: &Run) -> u64 {
+    run.nemeses.len().saturating_sub(2).max(1) as u64
+}
+
 /// How many strikes of each nemesis met enough operations.
 fn counted(nemeses: &[Arc<dyn Nemesis>], made: &[Strike], histories: &[History]) -> BTreeMap<String, usize> {
     let mut counts: BTreeMap<String, usize> = nemeses.iter().map(|nemesis| (nemesis.name().to_owned(), 0)).collect();
@@ -317,8 +324,7 @@ fn counted(nemeses: &[Arc<dyn Nemesis>], made: &[Strike], histories: &[History])
 
 fn too_few(run: &Run, strikes: &BTreeMap<String, usize>) -> Vec<String> {
     let mut problems = Vec::new();
-    // More than three keep each other from the nodes that they hold.
-    let waits = run.nemeses.len().saturating_sub(2).max(1) as u64;
+    let waits = crowd(run);
     for nemesis in &run.nemeses {
         let least = (run.seconds / (nemesis.pace().as_secs().max(1) * waits)).max(1);
         let seen = strikes.get(nemesis.name()).copied().unwrap_or(0) as u64;

@@ -1,8 +1,8 @@
-//! Those who write orders and read the views of them.
+//! Those who write orders and profiles, and read the views of them.
 //!
-//! A clerk writes one order after the other by the routing client: makes it, changes it, gives it to another user, deletes it; some
+//! A clerk writes one after the other by the routing client: makes it, changes it, gives it to another user, deletes it; some orders
 //! are for tests, and some documents fit no view. In between it reads what a view has of a user, mostly of one that it has
-//! just written an order of or taken one away from: with the token of its own writes, of a greatest age, linearizably or
+//! just written something of or taken something away from: with the token of its own writes, of a greatest age, linearizably or
 //! as it comes, by the client or at any node.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use trivet::types::{
     ScanRequest, Timestamp, Token, Versioned,
 };
 
-use super::{BY_USER, Fate, Looking, ORDERS, STATS, Seen, Shared, ViewPlan, Writing, user_key};
+use super::{BY_USER, Fate, Looking, PAGES, PROFILES, STATS, Seen, Shared, ViewPlan, Writing, table_of, user_key};
 use crate::entropy::Random;
 use crate::run::Report;
 
@@ -40,7 +40,7 @@ pub struct Clerk {
     pub random: Random,
     /// When to stop.
     pub stop: Arc<AtomicBool>,
-    /// The orders that it wrote, with their versions.
+    /// The keys that it wrote, with their versions.
     pub own: Vec<(Bytes, Timestamp)>,
     /// The users that its last writes concerned.
     pub concerned: Vec<String>,
@@ -54,8 +54,9 @@ impl Clerk {
             sleep(think).await;
             match self.random.below(100) {
                 0..45 => self.write().await,
-                45..80 => self.look_at_orders().await,
-                _ => self.look_at_totals().await,
+                45..70 => self.look_at_orders().await,
+                70..85 => self.look_at_row(STATS, Seen::Totals).await,
+                _ => self.look_at_row(PAGES, Seen::Page).await,
             }
         }
     }
@@ -65,9 +66,16 @@ impl Clerk {
     }
 
     /// The document of a number.
-    fn compose(&mut self, w: usize) -> String {
+    fn compose(&mut self, key: &Bytes, w: usize) -> String {
         let user = self.user();
         self.concerned.push(user.clone());
+        if table_of(key) == PROFILES {
+            let level = self.random.below(100);
+            return match self.random.below(25) {
+                0 => format!(r#"{{"level":{level},"w":{w}}}"#),
+                _ => format!(r#"{{"user":"{user}","level":{level},"w":{w}}}"#),
+            };
+        }
         let (placed, cents) = (self.random.within(1, 9_999), self.random.within(1, 9_999_999));
         let state = *self.random.pick(&["awaiting_payment", "paid", "paid", "shipped", "shipped", "test"]);
         match self.random.below(25) {
@@ -81,22 +89,25 @@ impl Clerk {
     }
 
     async fn write(&mut self) {
-        let key = Bytes::from(format!("o{}", self.random.below(self.plan.orders)));
+        let key = Bytes::from(match self.random.below(5) {
+            0 => format!("p{}", self.random.below(self.plan.users)),
+            _ => format!("o{}", self.random.below(self.plan.orders)),
+        });
         let deletes = self.random.per_mille(200);
         self.concerned.clear();
         let (place, document) = {
             let place = self.book.lock().writes.len();
-            let document = (!deletes).then(|| Bytes::from(self.compose(place)));
+            let document = (!deletes).then(|| Bytes::from(self.compose(&key, place)));
             let mut book = self.book.lock();
             // Whoever had it before is of interest, too.
             let before = book.writes.iter().rev().find(|writing| writing.key == key);
-            let before = before.and_then(|writing| super::naive::order(writing.document.as_ref()?));
-            self.concerned.extend(before.map(|order| order.user));
+            let before = before.and_then(|writing| super::naive::part(&key, writing.document.as_ref()?));
+            self.concerned.extend(before.map(|(user, ..)| user));
             let (from, key, document) = (self.report.micros(), key.clone(), document);
             book.writes.push(Writing { from, key, document: document.clone(), fate: Fate::Unknown });
             (place, document)
         };
-        let table = self.client.table(ORDERS);
+        let table = self.client.table(table_of(&key));
         let answer = match document {
             Some(document) => table.put(key.clone(), document).await,
             None => table.delete(key.clone()).await,
@@ -104,13 +115,13 @@ impl Clerk {
         let fate = match answer {
             Ok(answer) => {
                 self.own.push((key, answer.body.timestamp));
-                self.report.count("orders written");
+                self.report.count("orders and profiles written");
                 Fate::Acked(self.report.micros(), answer.body.timestamp)
             }
             Err(error) if error.kind().leaves_open() => Fate::Unknown,
             Err(error) => Fate::Failed(error.reason),
         };
-        self.report.event(format_args!("order {place} -> {fate:?}"));
+        self.report.event(format_args!("document {place} -> {fate:?}"));
         self.book.lock().writes[place].fate = fate;
     }
 
@@ -158,15 +169,15 @@ impl Clerk {
         self.note(from, user, (level, least), &header, Seen::Rows(rows.collect()));
     }
 
-    async fn look_at_totals(&mut self) {
+    /// The only row of a user in a view.
+    async fn look_at_row(&mut self, view: &'static str, seen: fn(Option<Bytes>) -> Seen) {
         let (user, (level, least), from) = (self.chosen(), self.level(), self.report.micros());
         let answer = match self.random.per_mille(300) {
-            true => self.value_of_one_node(user_key(&user), level).await,
-            false => self.client.table(STATS).get_with(user_key(&user), level).await,
+            true => self.value_of_one_node(view, user_key(&user), level).await,
+            false => self.client.table(view).get_with(user_key(&user), level).await,
         };
         let Some(Answer { header, body }) = self.answered(answer, level) else { return };
-        let totals = body.map(|found| found.value);
-        self.note(from, user, (level, least), &header, Seen::Totals(totals));
+        self.note(from, user, (level, least), &header, seen(body.map(|found| found.value)));
     }
 
     fn answered<T>(&self, answer: Result<Answer<T>>, level: ReadLevel) -> Option<Answer<T>> {
@@ -225,10 +236,15 @@ impl Clerk {
         }
     }
 
-    async fn value_of_one_node(&mut self, key: Bytes, level: ReadLevel) -> Result<Answer<Option<Versioned>>> {
+    async fn value_of_one_node(
+        &mut self,
+        view: &str,
+        key: Bytes,
+        level: ReadLevel,
+    ) -> Result<Answer<Option<Versioned>>> {
         let (door, deadline, alone) = self.one_node();
         let read = Read { keys: vec![key], level, any_replica: true };
-        match door.call(STATS, &Request::Read(read), deadline, alone).await? {
+        match door.call(view, &Request::Read(read), deadline, alone).await? {
             Response::Values(mut values) if values.len() == 1 => Ok(values.remove(0)),
             other => Err(Error::internal(format!("a read was answered with {other:?}"))),
         }

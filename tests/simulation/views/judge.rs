@@ -1,10 +1,10 @@
-//! Judges what clerks read of views by the history of the orders.
+//! Judges what clerks read of views by the history of the orders and profiles.
 //!
-//! A view is of several moments, since each shard of its source is taken in by itself; but of each order it shows one
-//! state. That must be one which the order had at the oldest moment that the answer is allowed to show, or had
+//! A view is of several moments, since each shard of its sources is taken in by itself; but of each row of them it shows one
+//! state. That must be one which the row had at the oldest moment that the answer is allowed to show, or had
 //! later, and which had been begun to be written when the answer came. The oldest moment follows from what was asked and
 //! what was said: all that a token covers, all that was acknowledged an age ago, or, for any age, nothing at all: then
-//! the row still must have been true once. Totals must be those of one choice of such states.
+//! the row still must have been true once. Totals, and pages, must be those of one choice of such states.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +34,7 @@ fn maker<'a>(book: &'a Book, document: &[u8]) -> Option<&'a Writing> {
     book.writes.get(usize::try_from(document.get("w")?.as_u64()?).ok()?)
 }
 
-/// Every version of an order was written by somebody, and whatever was acknowledged is there.
+/// Every version was written by somebody, and whatever was acknowledged is there.
 fn explained(book: &Book, versions: &Versions) -> Result<(), String> {
     for (key, versions) in versions {
         for (version, document) in versions {
@@ -57,7 +57,7 @@ fn explained(book: &Book, versions: &Versions) -> Result<(), String> {
     Ok(())
 }
 
-/// The newest version of each order that an answer must show, or something later.
+/// The newest version of each row that an answer must show, or something later.
 fn least(looking: &Looking, book: &Book) -> BTreeMap<Bytes, Timestamp> {
     let mut least = looking.least.clone();
     let micros = |age: std::time::Duration| u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
@@ -79,8 +79,14 @@ fn least(looking: &Looking, book: &Book) -> BTreeMap<Bytes, Timestamp> {
     least
 }
 
-/// What an order may have been to the views, as far as this answer can tell.
-fn states(key: &Bytes, from: Timestamp, looking: &Looking, book: &Book, versions: &Versions) -> Vec<Option<Order>> {
+/// What a row of a source may have been to the views, as far as this answer can tell.
+fn states<'a>(
+    key: &Bytes,
+    from: Timestamp,
+    looking: &Looking,
+    book: &Book,
+    versions: &'a Versions,
+) -> Vec<Option<&'a Bytes>> {
     let versions = &versions[key];
     let before = versions.range(..=from).next_back().and_then(|(_, document)| document.as_ref());
     let began = |document: &&Option<Bytes>| match document {
@@ -88,19 +94,29 @@ fn states(key: &Bytes, from: Timestamp, looking: &Looking, book: &Book, versions
         None => true,
     };
     let later = versions.range(from.next()..).map(|(_, document)| document).filter(began);
-    let documents = [before].into_iter().chain(later.map(Option::as_ref));
-    documents.map(|document| document.and_then(|document| naive::order(document))).collect()
+    [before].into_iter().chain(later.map(Option::as_ref)).collect()
 }
 
 fn look(looking: &Looking, book: &Book, versions: &Versions, report: &Report) -> Result<(), String> {
     let least = least(looking, book);
-    let of_user = |state: Option<Order>| state.filter(|order| order.user == looking.user);
-    let mut open: BTreeMap<&Bytes, Vec<Option<Order>>> = BTreeMap::new();
-    for key in versions.keys() {
+    let possible = |key: &Bytes| {
         let from = least.get(key).copied().unwrap_or_default();
-        open.insert(key, states(key, from, looking, book, versions).into_iter().map(of_user).collect());
-    }
+        states(key, from, looking, book, versions).into_iter()
+    };
+    let of_user = |state: Option<Order>| state.filter(|order| order.user == looking.user);
+    let order = |document: Option<&Bytes>| of_user(document.and_then(|document| naive::order(document)));
+    let open: BTreeMap<&Bytes, Vec<Option<Order>>> =
+        versions.keys().map(|key| (key, possible(key).map(order).collect())).collect();
     match &looking.seen {
+        Seen::Page(found) => {
+            report.count("pages of users judged");
+            let part = |key: &Bytes, document: Option<&Bytes>| {
+                let (user, place, kept) = naive::part(key, document?)?;
+                (user == looking.user).then_some((place, kept))
+            };
+            let parts = |key| possible(key).map(|document| part(key, document)).collect();
+            page(found.as_ref(), &versions.keys().map(|key| (key, parts(key))).collect())?;
+        }
         Seen::Rows(rows) => {
             let mut left: BTreeMap<&Bytes, &Bytes> = rows.iter().map(|(key, value)| (key, value)).collect();
             if left.len() != rows.len() || !rows.is_sorted_by(|one, next| one.0 < next.0) {
@@ -143,4 +159,50 @@ fn look(looking: &Looking, book: &Book, versions: &Versions, report: &Report) ->
         }
     }
     Ok(())
+}
+
+/// What is kept of a document in the page of a user, and as which part.
+type Kept = Option<(usize, Bytes)>;
+
+/// A page shows of each part the row with the smallest key, so of one choice of states: what it shows was one, and no smaller key had to
+/// be there; and what it does not show need not have been there at all.
+fn page(found: Option<&Bytes>, open: &BTreeMap<&Bytes, Vec<Kept>>) -> Result<(), String> {
+    let mut shown: [Vec<Option<&Bytes>>; 2] = [vec![], vec![]];
+    for (place, shown) in shown.iter_mut().enumerate() {
+        let mut may_be_none = true;
+        for states in open.values() {
+            let here = |state: &Kept| state.as_ref().is_some_and(|(of, _)| *of == place);
+            shown.extend(states.iter().filter(|state| here(state)).map(|state| state.as_ref().map(|(_, kept)| kept)));
+            if states.iter().all(here) {
+                may_be_none = false;
+                break;
+            }
+        }
+        if may_be_none {
+            shown.push(None);
+        }
+    }
+    let fits = |who: &Option<&Bytes>| shown[1].iter().any(|first| naive::page(*who, *first).as_ref() == found);
+    match shown[0].iter().any(fits) {
+        true => Ok(()),
+        false => Err(format!("a view shows a page that never was: {found:?}; there could be {open:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_shows_the_first_of_what_must_be_there_or_one_of_what_may() {
+        let key = |key: &'static str| Bytes::from(key);
+        let (keys, none) = (["o1", "p1", "p2", "p3"].map(key), None);
+        let who = |kept: &'static str| Some((0, key(kept)));
+        let states = [vec![none.clone()], vec![none.clone(), who("1")], vec![who("2"), who("22")], vec![who("3")]];
+        let open: BTreeMap<&Bytes, Vec<Kept>> = keys.iter().zip(states).collect();
+        let judged = |found: Option<&'static str>| page(found.map(key).as_ref(), &open).is_ok();
+        assert!(judged(Some(r#"{"who":1}"#)) && judged(Some(r#"{"who":2}"#)) && judged(Some(r#"{"who":22}"#)));
+        // A row with a smaller key had to be there; a part of which nothing ever was; and of one there was something at any time.
+        assert!(!judged(Some(r#"{"who":3}"#)) && !judged(Some(r#"{"who":1,"first":1}"#)) && !judged(None));
+    }
 }

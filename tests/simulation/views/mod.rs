@@ -1,8 +1,9 @@
-//! Views in the simulated cluster: orders that are written and re-assigned while two views of them are kept up.
+//! Views in the simulated cluster: orders that are written and re-assigned while views of them are kept up.
 //!
-//! Some seeds have a table of orders beside the other one, a re-keyed view of them by user and an aggregate of each user's,
-//! made before anything is written or in the middle of it. Clerks ([`clerk`]) write orders, give them to other users and
-//! delete them, and read the lists and totals of users at every level; the nemesis strikes shards of all four tables. While that goes on,
+//! Some seeds have a table of orders and one of profiles beside the other one, a re-keyed view of the orders by user, an aggregate of
+//! each user's, and a page of each user put together of both tables, made before anything is written or in the middle of it. Clerks
+//! ([`clerk`]) write orders and profiles, give them to other users and delete them, and read the lists, totals and pages of users
+//! at every level; the nemesis strikes shards of all these tables. While that goes on,
 //! a watermark must never fall back ([`marks`]). When all is quiet, every replica of a view must hold, hidden rows
 //! included, what a naive reading of the orders says ([`naive`], which shares no code with the product). And whatever
 //! clerks were answered is judged by the history of the orders ([`judge`]): every row was once true, and none is older
@@ -24,14 +25,18 @@ use trivet::types::{ReadLevel, Reason, Timestamp};
 
 use super::entropy::Random;
 
-/// The source.
+/// A source.
 pub const ORDERS: &str = "orders";
+/// Another one.
+pub const PROFILES: &str = "profiles";
 /// The orders of a user, the newest first.
 pub const BY_USER: &str = "orders_by_user";
 /// How many and how much.
 pub const STATS: &str = "user_stats";
+/// A document of each user: the first profile, and the first order.
+pub const PAGES: &str = "user_pages";
 /// All of them.
-pub const TABLES: [&str; 3] = [ORDERS, BY_USER, STATS];
+pub const TABLES: [&str; 5] = [ORDERS, PROFILES, BY_USER, STATS, PAGES];
 
 /// What a seed decides about views.
 #[derive(Clone, Debug)]
@@ -61,13 +66,14 @@ impl ViewPlan {
         })
     }
 
-    /// The key of each order.
+    /// The key of each order and of each profile.
     pub fn keys(&self) -> impl Iterator<Item = Bytes> {
-        (0..self.orders).map(|number| Bytes::from(format!("o{number}")))
+        let orders = (0..self.orders).map(|number| Bytes::from(format!("o{number}")));
+        orders.chain((0..self.users).map(|number| Bytes::from(format!("p{number}"))))
     }
 
     /// The views: their names and definitions, one in each form.
-    pub fn definitions(&self) -> [(&'static str, String); 2] {
+    pub fn definitions(&self) -> [(&'static str, String); 3] {
         let shards = self.shards.1;
         let by_user = format!(
             r#"{{"name":"{BY_USER}","kind":"rekeyed","shards":{shards},"sources":[{{"table":"{ORDERS}",
@@ -79,7 +85,13 @@ impl ViewPlan {
              where = \"doc.state != 'test'\"\npartition_by = \"user\"\n[aggregates]\norders = \"count\"\n\
              spent = \"sum(amount)\"\nlast = \"max(placed)\"\n"
         );
-        [(BY_USER, by_user), (STATS, stats)]
+        let pages = format!(
+            r#"{{"name":"{PAGES}","kind":"merged","shards":{shards},"sources":[
+                {{"table":"{PROFILES}","as":"who","partition_by":"user","include":["level","w"]}},
+                {{"table":"{ORDERS}","as":"first","where":"doc.state != 'test'","partition_by":"user",
+                "include":["placed","w"]}}]}}"#
+        );
+        [(BY_USER, by_user), (STATS, stats), (PAGES, pages)]
     }
 }
 
@@ -88,7 +100,12 @@ pub fn user_key(user: &str) -> Bytes {
     format!("{{{user}}}").into()
 }
 
-/// What became of an order's write.
+/// The table of a key of [`ViewPlan::keys`].
+pub fn table_of(key: &Bytes) -> &'static str {
+    if key.starts_with(b"p") { PROFILES } else { ORDERS }
+}
+
+/// What became of a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It was answered: when, and with which version.
@@ -99,12 +116,12 @@ pub enum Fate {
     Unknown,
 }
 
-/// A write of an order.
+/// A write of an order or a profile.
 #[derive(Clone, Debug)]
 pub struct Writing {
     /// When it was sent.
     pub from: u64,
-    /// The order's key.
+    /// Its key.
     pub key: Bytes,
     /// What was written; none: it was deleted. Documents contain their place in the list, so no two are the same.
     pub document: Option<Bytes>,
@@ -119,6 +136,8 @@ pub enum Seen {
     Rows(Vec<(Bytes, Bytes)>),
     /// The totals of a user.
     Totals(Option<Bytes>),
+    /// The page of a user.
+    Page(Option<Bytes>),
 }
 
 /// A read of what a view has of one user.
@@ -132,7 +151,7 @@ pub struct Looking {
     pub user: String,
     /// How fresh it was to be.
     pub level: ReadLevel,
-    /// The versions that its token covers, by order.
+    /// The versions that its token covers, by key.
     pub least: BTreeMap<Bytes, Timestamp>,
     /// How old it said to be at most, in microseconds.
     pub age: Option<u64>,
@@ -152,5 +171,5 @@ pub struct Book {
 /// The book that clerks share.
 pub type Shared = Arc<Mutex<Book>>;
 
-/// All versions of all orders.
+/// All versions of all orders and profiles.
 pub type Versions = BTreeMap<Bytes, BTreeMap<Timestamp, Option<Bytes>>>;

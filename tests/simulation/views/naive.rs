@@ -26,6 +26,43 @@ pub struct Order {
     pub w: u64,
 }
 
+/// What a document is to the pages of users: whose it is, which part of the page (profiles are the first, orders the second), and what
+/// is kept of it.
+pub fn part(key: &Bytes, document: &[u8]) -> Option<(String, usize, Bytes)> {
+    if super::table_of(key) == super::ORDERS {
+        let Order { user, placed, w, .. } = order(document)?;
+        return Some((user, 1, format!(r#"{{"placed":{placed},"w":{w}}}"#).into()));
+    }
+    let document: Value = serde_json::from_slice(document).ok()?;
+    let (level, w) = (document.get("level")?.as_u64()?, document.get("w")?.as_u64()?);
+    Some((document.get("user")?.as_str()?.to_owned(), 0, format!(r#"{{"level":{level},"w":{w}}}"#).into()))
+}
+
+/// The page of these parts; none without any.
+pub fn page(who: Option<&Bytes>, first: Option<&Bytes>) -> Option<Bytes> {
+    let parts = [("who", who), ("first", first)].into_iter();
+    let parts = parts.filter_map(|(name, part)| Some(format!(r#""{name}":{}"#, String::from_utf8_lossy(part?))));
+    let parts: Vec<String> = parts.collect();
+    (!parts.is_empty()).then(|| format!("{{{}}}", parts.join(",")).into())
+}
+
+/// All pages of users, with the rows that nobody is shown.
+pub fn pages(documents: &BTreeMap<&Bytes, &Bytes>) -> Rows {
+    let mut rows = Rows::new();
+    let mut users: BTreeMap<String, [Option<Bytes>; 2]> = BTreeMap::new();
+    // The one with the smallest key is shown, and comes first.
+    for (key, document) in documents {
+        let Some((user, place, kept)) = part(key, document) else { continue };
+        let member = format!("{{{user}}}\u{1}p{place}/{}", String::from_utf8_lossy(key));
+        rows.insert(member.into(), kept.clone());
+        users.entry(user).or_default()[place].get_or_insert(kept);
+    }
+    for (user, [who, first]) in users {
+        rows.extend(page(who.as_ref(), first.as_ref()).map(|page| (super::user_key(&user), page)));
+    }
+    rows
+}
+
 /// The users that orders can have.
 pub fn users(plan: &ViewPlan) -> Vec<String> {
     (0..plan.users).map(|user| format!("u{user}")).collect()

@@ -13,8 +13,7 @@ use trivet::types::{Kind, Reason, ScanBounds, TableId};
 use trivet::wire::admin::{NewTable, NewView};
 
 use super::clerk::Clerk;
-use super::{BY_USER, Book, STATS};
-use super::{ORDERS, Shared, Versions, ViewPlan, judge, naive};
+use super::{BY_USER, Book, ORDERS, PAGES, PROFILES, STATS, Shared, Versions, ViewPlan, judge, naive, table_of};
 use crate::cluster::Cluster;
 use crate::entropy::Random;
 use crate::invariants;
@@ -30,7 +29,7 @@ const REFUSALS_MAX: u64 = 30;
 const ENDED_WITHIN: Duration = Duration::from_secs(30);
 /// How long views may take until they hold what their sources say, in all replicas.
 const SETTLED_WITHIN: Duration = Duration::from_secs(40);
-/// Versions read of one order; no run makes as many.
+/// Versions read of one key; no run makes as many.
 const VERSIONS_MAX: usize = 4_096;
 
 /// Those who work with views.
@@ -92,13 +91,15 @@ impl Staff {
     }
 }
 
-/// Creates the table of orders.
-pub async fn create_orders(client: &Client, plan: &ViewPlan) -> Result<(), String> {
-    while let Err(error) = client.admin().create_table(NewTable::hash(ORDERS, plan.shards.0)).await {
-        match error.kind() {
-            _ if error.reason == Reason::TableExists => break,
-            Kind::Corrupt => return Err(format!("the orders cannot be created: {error}")),
-            _ => sleep(AGAIN).await,
+/// Creates the tables that views are of.
+pub async fn create_sources(client: &Client, plan: &ViewPlan) -> Result<(), String> {
+    for (name, shards) in [(ORDERS, plan.shards.0), (PROFILES, 1)] {
+        while let Err(error) = client.admin().create_table(NewTable::hash(name, shards)).await {
+            match error.kind() {
+                _ if error.reason == Reason::TableExists => break,
+                Kind::Corrupt => return Err(format!("{name} cannot be created: {error}")),
+                _ => sleep(AGAIN).await,
+            }
         }
     }
     Ok(())
@@ -136,11 +137,11 @@ async fn serve_again(client: &Client) {
     }
 }
 
-/// The history of every order.
+/// The history of every order and profile.
 async fn all_versions(client: &Client, plan: &ViewPlan) -> Result<Versions, String> {
     let mut versions = Versions::new();
     for key in plan.keys() {
-        let page = client.table(ORDERS).history(key.clone(), None, VERSIONS_MAX).await;
+        let page = client.table(table_of(&key)).history(key.clone(), None, VERSIONS_MAX).await;
         let page = page.map_err(|error| format!("no history of {key:?}: {error}"))?;
         let found = page.body.rows.into_iter().map(|row| (row.timestamp, row.value));
         versions.insert(key, found.collect());
@@ -152,7 +153,7 @@ async fn all_versions(client: &Client, plan: &ViewPlan) -> Result<Versions, Stri
 fn wanted(versions: &Versions) -> BTreeMap<&'static str, naive::Rows> {
     let now: BTreeMap<&Bytes, &Bytes> =
         (versions.iter()).filter_map(|(key, versions)| Some((key, versions.last_key_value()?.1.as_ref()?))).collect();
-    [(BY_USER, naive::by_user(&now)), (STATS, naive::stats(&now))].into()
+    [(BY_USER, naive::by_user(&now)), (STATS, naive::stats(&now)), (PAGES, naive::pages(&now))].into()
 }
 
 /// What is not yet as it must be in some replica of a view; none when all is well.
