@@ -52,6 +52,8 @@ pub struct Stage {
     pub clock: Stopwatch,
     /// The longest time that a fault may last.
     pub longest: Duration,
+    /// So many nemeses strike at once that there may be no time without a fault.
+    pub crowded: bool,
 }
 
 /// A fault that took hold and was ended.
@@ -78,6 +80,18 @@ impl std::fmt::Display for Misbehaved {
 }
 
 impl std::error::Error for Misbehaved {}
+
+/// Other faults left no time for this one, and it has left nothing behind. Enough of its strikes are needed all the same.
+#[derive(Debug)]
+pub struct Hindered(pub String);
+
+impl std::fmt::Display for Hindered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Hindered {}
 
 /// One kind of fault.
 pub trait Nemesis: Send + Sync {

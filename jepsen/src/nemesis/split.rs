@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use trivet::types::Kind;
 use trivet::wire::admin::{SplitPoint, SplitReport, TableDetails};
 
-use super::{ASK_WITHIN, Nemesis, Stage, Struck, users_tables};
+use super::{ASK_WITHIN, Hindered, Nemesis, Stage, Struck, users_tables};
 use crate::cluster::HEALTHY_WITHIN;
 
 /// Shards that are tried before another node is asked which there are.
@@ -28,7 +28,7 @@ impl Nemesis for Split {
     }
 
     fn what(&self) -> &'static str {
-        "some shard is split where half of its bytes lie before; it must have happened soon"
+        "some shard is split where half of its bytes lie before; it must have happened soon, unless there is hardly a moment without other faults"
     }
 
     fn strike<'a>(&'a self, stage: &'a Stage, random: &'a mut SmallRng) -> BoxFuture<'a, Result<Struck>> {
@@ -47,7 +47,11 @@ impl Nemesis for Split {
                 }
                 tokio::time::sleep(PAUSE).await;
             }
-            Err(last.context("no time to split anything")?)
+            let why = last.context("no time to split anything")?;
+            Err(match stage.crowded {
+                true => why.context(Hindered(format!("nothing could be split for {SPLIT_WITHIN:?}"))),
+                false => why,
+            })
         })
     }
 }

@@ -21,7 +21,7 @@ use super::table::Row;
 use crate::check::Verdict;
 use crate::cluster::{Cluster, Ground, HEALTHY_WITHIN, Wants};
 use crate::history::{FaultSpan, History, Kind, Recorder, Stopwatch, write_faults};
-use crate::nemesis::{Misbehaved, Nemesis, Stage, Struck};
+use crate::nemesis::{Hindered, Misbehaved, Nemesis, Stage, Struck};
 use crate::report::{self, Judged};
 use crate::workload::{Context, Workload};
 
@@ -252,7 +252,7 @@ async fn strike(run: &Run, cluster: &Arc<Cluster>, clock: Stopwatch) -> Strikes 
     let longest = Duration::from_secs(longest.max(LONGEST.start));
     let mut tasks = Vec::new();
     for (number, nemesis) in run.nemeses.iter().enumerate() {
-        let stage = Stage { cluster: cluster.clone(), clock, longest };
+        let stage = Stage { cluster: cluster.clone(), clock, longest, crowded: crowd(run) > 1 };
         let random = SmallRng::seed_from_u64(run.seed.wrapping_mul(7_919).wrapping_add(number as u64));
         tasks.push((nemesis.name(), tokio::spawn(strikes_of(nemesis.clone(), stage, random, until))));
     }
@@ -285,6 +285,7 @@ async fn strikes_of(nemesis: Arc<dyn Nemesis>, stage: Stage, mut random: SmallRn
                 say(stage.clock, &format!("{} {} for {took:.1} s: {}", nemesis.name(), struck.target, struck.proof));
                 strikes.made.push((nemesis.name(), struck));
             }
+            Err(error) if error.is::<Hindered>() => say(stage.clock, &format!("{}: {error:#}", nemesis.name())),
             Err(error) => {
                 say(stage.clock, &format!("{}: {error:#}", nemesis.name()));
                 let kind = if error.is::<Misbehaved>() { "I8" } else { "I9" };
