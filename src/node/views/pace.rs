@@ -85,10 +85,11 @@ impl Gait {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::Clock;
 
     /// A pace over a second in which so many requests came, and the gait of who is so many milliseconds late.
     fn gait(requests: u64, late_ms: u64) -> Gait {
-        let began = Instant::now();
+        let began = Clock::system().now();
         let newest = Timestamp::from_millis(1_000_000);
         let position = Timestamp::from_millis(1_000_000 - late_ms);
         Pace::new(began, 7).gait(began + Duration::from_secs(1), 7 + requests, position, newest)
@@ -121,7 +122,7 @@ mod tests {
 
     #[test]
     fn what_was_counted_last_holds_until_it_is_counted_again() {
-        let began = Instant::now();
+        let began = Clock::system().now();
         let pace = Pace::new(began, 0);
         let (old, new) = (Timestamp::from_millis(1), Timestamp::from_millis(1_000_000));
         assert!(!pace.gait(began + COUNTED_OVER / 2, 1_000, old, new).busy);
