@@ -126,6 +126,12 @@ impl Watermarks {
         found
     }
 
+    /// Whether all of `[view.0, view.1)` of the view stands at a position in all of `[source.0, source.1)` of a source.
+    pub fn stands(&self, view: (&Bytes, &Bytes), source: (&Bytes, &Bytes), at: &Position) -> bool {
+        let within = |section: &Watermark| section.within(source.0, source.1);
+        self.sections(view.0, view.1).iter().flat_map(within).all(|part| part.position.as_ref() == Some(at))
+    }
+
     /// Moves `[view.0, view.1)` of the view on over `[source.0, source.1)` of a source. Whether all of it stood at `from`; if
     /// not, nothing happens.
     pub fn advance(
@@ -135,13 +141,11 @@ impl Watermarks {
         from: &Position,
         to: &Position,
     ) -> bool {
-        let mut moved = self.sections(view.0, view.1);
-        for section in &mut moved {
-            if section.within(source.0, source.1).iter().any(|part| part.position.as_ref() != Some(from)) {
-                return false;
-            }
-            section.set(source.0, source.1, to);
+        if !self.stands(view, source, from) {
+            return false;
         }
+        let mut moved = self.sections(view.0, view.1);
+        moved.iter_mut().for_each(|section| section.set(source.0, source.1, to));
         let mut left = std::mem::take(self);
         let right = left.split_off(view.1);
         left.split_off(view.0);

@@ -71,6 +71,7 @@ impl Node {
                 let request = request.clone();
                 let entry = entry.clone();
                 async move {
+                    shard.load().count(&request.start);
                     let Some(view) = &entry.descriptor.view else {
                         return shard.scan(descriptor.epoch, request, context.deadline).await;
                     };

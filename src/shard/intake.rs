@@ -11,7 +11,9 @@
 //!
 //! A view that has fallen behind what its sources remember begins anew. [`Upkeep::Clear`] removes rows, a bounded number at a time,
 //! and when there are none left the watermark goes with them, in one step: then all sources are taken in from the beginning.
-//! Whatever is taken in before that is removed as well.
+//! Whatever is taken in before that is removed as well. It says where the view was found to stand, before changes that are gone, and
+//! does nothing where it stands elsewhere: one that was held up on its way, or is sent again, must not remove what has been taken
+//! in since.
 //!
 //! Every row that upkeep touches gets a version, deletions of what was not there included: so a row whose version is old is one
 //! that nothing has concerned since.
@@ -68,8 +70,20 @@ pub enum Upkeep {
     Intake(Intake),
     /// Set rows right.
     Mend(Mending),
-    /// Remove some rows of a range, or its watermarks if it has no rows any more: only the latter is `applied`.
-    Clear((Bytes, Bytes)),
+    /// Remove some rows of a range, or its watermarks if it has no rows any more. `applied` means that nothing is left to do: the
+    /// watermarks went, or the range does not stand there.
+    Clear(Clearing),
+}
+
+/// A range of a view that needs changes which are gone, and begins anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clearing {
+    /// The range of the view's encoded keys.
+    pub view: (Bytes, Bytes),
+    /// The range of the source's encoded keys whose changes are gone.
+    pub source: (Bytes, Bytes),
+    /// Where the view must stand in it.
+    pub stood: Position,
 }
 
 impl Upkeep {
@@ -92,9 +106,13 @@ impl Upkeep {
                     .map(|(key, value)| log::MendedRow { key: key.clone(), value: value.clone() })
                     .collect(),
             }),
-            Upkeep::Clear((start, end)) => {
-                What::Clear(log::Clearing { view_start: start.clone(), view_end: end.clone() })
-            }
+            Upkeep::Clear(clearing) => What::Clear(log::Clearing {
+                view_start: clearing.view.0.clone(),
+                view_end: clearing.view.1.clone(),
+                source_start: clearing.source.0.clone(),
+                source_end: clearing.source.1.clone(),
+                stood: Some(position_to_log(&clearing.stood)),
+            }),
         };
         log::Upkeep { what: Some(what) }
     }
@@ -115,7 +133,11 @@ impl Upkeep {
                 seen: Timestamp(mending.seen),
                 rows: mending.rows.into_iter().map(|row| (row.key, row.value)).collect(),
             }),
-            What::Clear(clearing) => Upkeep::Clear((clearing.view_start, clearing.view_end)),
+            What::Clear(clearing) => Upkeep::Clear(Clearing {
+                view: (clearing.view_start, clearing.view_end),
+                source: (clearing.source_start, clearing.source_end),
+                stood: position_from_log(clearing.stood.ok_or_else(|| lacks("position where it stood"))?),
+            }),
         })
     }
 
@@ -150,7 +172,7 @@ impl Upkeep {
     /// Whether every key that it can touch is the shard's own.
     pub fn lies_within(&self, state: &State) -> bool {
         match self {
-            Upkeep::Intake(Intake { view: (start, end), .. }) | Upkeep::Clear((start, end)) => {
+            Upkeep::Intake(Intake { view: (start, end), .. }) | Upkeep::Clear(Clearing { view: (start, end), .. }) => {
                 start < end && state.owns_all(start, end)
             }
             Upkeep::Mend(mending) => mending.rows.iter().all(|(key, _)| state.owns(key)),
@@ -183,7 +205,10 @@ pub fn decide(
     let outcome = |applied| Outcome { applied, timestamp, ..Outcome::default() };
     let version = |value| Version { timestamp, value, expires_ms: None };
     match upkeep {
-        Upkeep::Clear((start, end)) => {
+        Upkeep::Clear(Clearing { view: (start, end), source, stood }) => {
+            if source.0 >= source.1 || !state.watermarks.stands((start, end), (&source.0, &source.1), stood) {
+                return Ok((Ok(outcome(true)), Vec::new()));
+            }
             let mut versions = Vec::new();
             for key in scratch.first_keys(start, end, CLEARED_ROWS)? {
                 versions.push((key, version(None)));
@@ -474,6 +499,26 @@ mod tests {
     }
 
     #[test]
+    fn a_view_begins_anew_only_where_it_was_found_to_stand() {
+        let mut view = View::new();
+        let clear =
+            |stood| Upkeep::Clear(Clearing { view: layout(TableId(7)).table_range(), source: (key(1), key(9)), stood });
+        let first = view.intake((0, 5), &[("a", None, Some(r#"{"u":1,"a":2}"#))]);
+        let second = view.intake((5, 8), &[("b", None, Some(r#"{"u":2,"a":3}"#))]);
+        assert_eq!(applied(view.apply(vec![first.clone()])), [true]);
+        // Rows go first, and the watermark with the next one; then there is nothing left that stands there.
+        assert_eq!(applied(view.apply(vec![clear(at(5))])), [false]);
+        assert!(view.rows().is_empty() && !view.state().watermarks.is_empty());
+        assert_eq!(applied(view.apply(vec![clear(at(5))])), [true]);
+        assert!(view.state().watermarks.is_empty());
+        // One that was held up until the view has taken everything in again, and has gone on, removes nothing, however often it is sent.
+        assert_eq!(applied(view.apply(vec![first, second])), [true, true]);
+        let (rows, watermarks) = (view.rows(), view.state().watermarks.clone());
+        assert_eq!(applied(view.apply(vec![clear(at(5)), clear(at(5)), clear(Position::BEGINNING)])), [true; 3]);
+        assert_eq!((view.rows(), &view.state().watermarks), (rows, &watermarks));
+    }
+
+    #[test]
     fn what_lies_outside_or_cannot_be_read_changes_nothing() {
         let mut view = View::new();
         let Upkeep::Intake(intake) = view.intake((0, 5), &[("a", None, Some(r#"{"u":1,"a":2}"#))]) else {
@@ -512,9 +557,10 @@ mod tests {
             rows: vec![("k".into(), Some("v".into())), ("l".into(), None)],
         });
         let hex = |bytes: Bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let all = [&intake, &mend].map(|upkeep| hex(upkeep.encode())).join("\n");
+        let clear = Upkeep::Clear(Clearing { view: (key(1), key(2)), source: (key(3), key(5)), stood: at(9) });
+        let all = [&intake, &mend, &clear].map(|upkeep| hex(upkeep.encode())).join("\n");
         assert_eq!(all, include_str!("testdata/upkeep.hex").trim());
-        for upkeep in [intake, mend] {
+        for upkeep in [intake, mend, clear] {
             assert_eq!(Upkeep::decode(upkeep.encode()), Ok(upkeep));
         }
         assert!(Upkeep::decode(Bytes::from_static(b"\x0a\x01x")).is_err() && Upkeep::decode(Bytes::new()).is_err());

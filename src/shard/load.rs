@@ -24,8 +24,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// Counts a request about a key.
-    pub(super) fn count(&self, encoded: &Bytes) {
+    /// Counts a request of a client about a key.
+    pub fn count(&self, encoded: &Bytes) {
         if self.requests.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE_EVERY)
             // Who finds it locked is as good a sample as who does not.
             && let Some(mut sample) = self.sample.try_lock()

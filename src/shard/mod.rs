@@ -65,7 +65,7 @@ pub use checksum::Checksum;
 pub use command::{Abandon, Absorb, ChildReplica, Seal, Split};
 pub use division::{Born, Home, NEWS_MAX, News};
 pub use handle::{Served, Shard, ShardOptions};
-pub use intake::{Intake, Mending, Upkeep};
+pub use intake::{Clearing, Intake, Mending, Upkeep};
 pub use load::Load;
 pub use merging::{superseded, survivors};
 pub use reads::{PageRequest, ShardPage};

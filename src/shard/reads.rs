@@ -121,7 +121,6 @@ impl Shard {
     /// Reads one page of a range that lies within the shard.
     pub async fn scan(&self, epoch: Epoch, page: PageRequest, deadline: Instant) -> Result<Served<ShardPage>> {
         let level = page.level;
-        self.load.count(&page.start);
         let proof = self.reach(level, epoch, deadline).await?;
         loop {
             let state = self.state();

@@ -70,28 +70,14 @@ pub struct Struck {
 }
 
 /// A node did under a fault what it must not do: as bad as a wrong answer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct Misbehaved(pub String);
 
-impl std::fmt::Display for Misbehaved {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Misbehaved {}
-
 /// Other faults left no time for this one, and it has left nothing behind. Enough of its strikes are needed all the same.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct Hindered(pub String);
-
-impl std::fmt::Display for Hindered {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Hindered {}
 
 /// One kind of fault.
 pub trait Nemesis: Send + Sync {

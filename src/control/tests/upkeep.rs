@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::shard::{PageRequest, Shard, Upkeep};
+use crate::shard::{Clearing, PageRequest, Shard, Upkeep};
 use crate::wire::admin::NewView;
 
 const DEFINITION: &str =
@@ -72,7 +72,11 @@ fn workers_who_hear_of_nothing_fill_a_shard_again_that_has_begun_anew() {
     // Workers have heard by then that it is ready, have looked up where its shard stands, and wait for news. None of that shows.
     std::thread::sleep(SETTLED_AFTER);
     let state = shard.state();
-    let clear = Upkeep::Clear((state.start.clone(), state.end.clone()));
+    let (start, end) = (state.start.clone(), state.end.clone());
+    let section = state.watermarks.sections(&start, &end).remove(0);
+    let part = section.parts[0].clone();
+    let stood = part.position.expect("it has taken everything in");
+    let clear = Upkeep::Clear(Clearing { view: (section.start, section.end), source: (part.start, part.end), stood });
     let deadline = house.node(leader).clock().now() + PATIENCE;
     let runtime = &house.life(leader).expect("it runs").runtime;
     // Each removes some rows; the last one finds none, and has the shard begin anew.

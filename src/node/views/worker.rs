@@ -38,7 +38,7 @@ use crate::keyspace::{Layout, Part};
 use crate::projection::{BadDocuments, Projector, coalesce};
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{sleep, spawn_blocking, timeout_at, yield_now};
-use crate::shard::{FollowRequest, Intake, PageRequest, Shard, Upkeep};
+use crate::shard::{Clearing, FollowRequest, Intake, PageRequest, Shard, Upkeep};
 use crate::storage::changes::PageLimits;
 use crate::storage::mvcc::Version;
 use crate::types::{Error, Position, ReadLevel, Reason, Result, Step, TableId, Timestamp};
@@ -209,10 +209,6 @@ impl Worker {
             let view = (Bytes::copy_from_slice(&shard.start), Bytes::copy_from_slice(&shard.end));
             let answer = self.node.standing(&self.entry, &view.0).await?;
             let source = self.shard.state();
-            let mut parts = Vec::new();
-            for section in answer.sections(&view.0, &view.1)? {
-                parts.extend(section.within(&source.start, &source.end));
-            }
             let gone = |part: &Part| match &part.position {
                 Some(Position { step: Some(Step { upto, whole: true, .. }), .. }) => *upto < source.horizon,
                 Some(Position { after, .. }) => {
@@ -220,12 +216,16 @@ impl Worker {
                 }
                 None => false,
             };
-            if !parts.iter().any(gone) {
-                continue;
+            for section in answer.sections(&view.0, &view.1)? {
+                for part in section.within(&source.start, &source.end).into_iter().filter(&gone) {
+                    let view = (section.start.clone(), section.end.clone());
+                    let stood = part.position.unwrap_or_default();
+                    tracing::info!(view = name, shard = %shard.id, ?stood, "a range of a view begins anew");
+                    let clear = Upkeep::Clear(Clearing { view, source: (part.start, part.end), stood });
+                    // Each removes some rows; the last one finds none, or that somebody else was faster.
+                    while !self.node.upkeep(&self.entry, &section.start, &clear).await? {}
+                }
             }
-            tracing::info!(view = name, shard = %shard.id, "a shard of a view begins anew");
-            // Each removes some rows; the last one finds none.
-            while !self.node.upkeep(&self.entry, &view.0, &Upkeep::Clear(view.clone())).await? {}
         }
         Ok(())
     }
