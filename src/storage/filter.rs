@@ -12,6 +12,10 @@
 //! - the outcome of a request goes when it was issued before the range's limit, for the state machine then refuses the
 //!   request anyway.
 //!
+//! RocksDB shows a filter also what a range deletion covers, and such a version counts as if it were there. That is right
+//! because whatever comes into a range after its deletion is either newer than all that was in it, or holds with a
+//! version every later one that was: a shard's time ascends, and a snapshot is of the same shard later on.
+//!
 //! What cannot be read as a version or an outcome is kept: compaction is not the place to judge corruption.
 
 use std::ffi::CStr;

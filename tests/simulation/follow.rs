@@ -59,8 +59,8 @@ pub struct Follower {
     pub report: Report,
     /// Its choices.
     pub random: Random,
-    /// When nothing more is written.
-    pub stop: Arc<AtomicBool>,
+    /// Whether every write has been answered.
+    pub quiet: Arc<AtomicBool>,
     /// Where it stands.
     pub cursor: Option<Bytes>,
 }
@@ -71,7 +71,7 @@ impl Follower {
         let mut following = Following::default();
         let mut stopped = None;
         loop {
-            if self.stop.load(Ordering::Relaxed) {
+            if self.quiet.load(Ordering::Relaxed) {
                 stopped.get_or_insert_with(|| self.report.micros());
             }
             let choice = self.random.below(100);

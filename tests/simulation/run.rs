@@ -173,6 +173,8 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
     let clients = form(&plan, &mut cluster, &mut watch, &mut nemesis, report).await?;
     let history = workload::Shared::default();
     let stop = Arc::new(AtomicBool::new(false));
+    // What is told to stop may still have a call under way, whose write those who follow must wait for.
+    let quiet = Arc::new(AtomicBool::new(false));
     let workers = (1..=plan.clients).map(|id| {
         let worker = Worker {
             id,
@@ -199,7 +201,7 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
             history: history.clone(),
             report: report.clone(),
             random: Random::new(seed, 200 + id),
-            stop: stop.clone(),
+            quiet: quiet.clone(),
             cursor: None,
         };
         scope.spawn(follower.run())
@@ -223,6 +225,7 @@ async fn phases(seed: u64, plan: Plan, report: &Report) -> Result<(), String> {
             .ok_or("a call outlives its deadline")?
             .map_err(|error| error.to_string())?;
     }
+    quiet.store(true, Ordering::Relaxed);
     for follower in followers {
         timeout(FOLLOWED_WITHIN, follower)
             .await

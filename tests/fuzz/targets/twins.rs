@@ -192,6 +192,8 @@ fn check(input: &mut Pieces<'_>) {
         memory: Memory::new().expect("a temporary directory"),
         snapshots: Vec::new(),
         horizon: Timestamp::ZERO,
+        written: [0; KEYS as usize],
+        covered: [0; KEYS as usize],
         slow_steps: 0,
     };
     for _ in 0..STEPS_MAX {
@@ -218,6 +220,11 @@ struct Twins {
     snapshots: Vec<(Arc<dyn Reader>, Arc<dyn Reader>)>,
     /// What lies before it may be gone from one engine and not from the other.
     horizon: Timestamp,
+    /// The times that were ever written of each key, and those that were deleted with their range, as bits. Nothing
+    /// older than these is written afterwards, since a shard's time ascends: RocksDB shows a compaction filter what is
+    /// deleted so, and it counts as if it were there.
+    written: [u16; KEYS as usize],
+    covered: [u16; KEYS as usize],
     slow_steps: u32,
 }
 
@@ -255,30 +262,53 @@ impl Twins {
         .encode()
     }
 
-    /// Versions at or before the horizon are never written.
+    /// Versions at or before the horizon are never written, nor any older than what was deleted with its range.
     fn may_write(&self, place: Place) -> bool {
-        Twins::time(place.1) > self.horizon || self.horizon == Timestamp::ZERO
+        let time = Twins::time(place.1);
+        (time > self.horizon || self.horizon == Timestamp::ZERO) && self.covered_after(place) == 0
+    }
+
+    /// The times of a key after a place's that were deleted with their range, as bits.
+    fn covered_after(&self, place: Place) -> u16 {
+        self.covered[usize::from(place.0)] & (u16::MAX << (place.1 + 1))
+    }
+
+    /// Of what is to be changed, what a shard could do after all before.
+    fn possible(&mut self, changes: &[Change]) -> Vec<Change> {
+        let mut possible = Vec::new();
+        for change in changes {
+            match *change {
+                Change::Version(place, _) if !self.may_write(place) => continue,
+                Change::Version(place, _) => self.written[usize::from(place.0)] |= 1 << place.1,
+                // What was forgotten by hand is no history that a horizon could speak of.
+                Change::Forget(_) | Change::ForgetKeys(..) if self.horizon > Timestamp::ZERO => continue,
+                Change::ForgetKeys(from, to) => self.cover(from, to),
+                _ => {}
+            }
+            possible.push(*change);
+        }
+        possible
+    }
+
+    /// Notes that the keys from the first on, without the second, are deleted as a range.
+    fn cover(&mut self, from: u8, to: u8) {
+        for key in usize::from(from.min(KEYS))..usize::from(to.min(KEYS)) {
+            self.covered[key] |= self.written[key];
+        }
     }
 
     fn batch(&self, changes: &[Change]) -> Batch {
         let mut batch = Batch::new();
-        let trimmed = self.horizon > Timestamp::ZERO;
         for change in changes {
             match *change {
-                Change::Version(place, content) if self.may_write(place) => {
+                Change::Version(place, content) => {
                     batch.put(Family::Data, self.data_key(place), Twins::content(content));
                 }
-                Change::Version(..) => {}
                 Change::Entry(place) => batch.put(Family::Log, self.entry_key(place), vec![place.0; 2]),
                 Change::Vote(value) => batch.put(Family::Raft, log_keys::vote(self.group), vec![value]),
-                // What was forgotten by hand is no history that a horizon could speak of.
-                Change::Forget(place) if !trimmed => batch.delete(Family::Data, self.data_key(place)),
-                // Whole keys, as installs and drops do it: RocksDB shows a compaction filter what a range deletion
-                // covers, so a version that is gone would count as the newest one left.
-                Change::ForgetKeys(from, to) if !trimmed => {
-                    batch.delete_range(Family::Data, self.key(from), self.key(to));
-                }
-                Change::Forget(_) | Change::ForgetKeys(..) => {}
+                Change::Forget(place) => batch.delete(Family::Data, self.data_key(place)),
+                // Whole keys, as installs and drops do it.
+                Change::ForgetKeys(from, to) => batch.delete_range(Family::Data, self.key(from), self.key(to)),
                 Change::ForgetEntries(from, to) => {
                     batch.delete_range(Family::Log, self.entry_key(from), self.entry_key(to));
                 }
@@ -295,7 +325,8 @@ impl Twins {
         }
         match step {
             Step::Write(changes) => {
-                self.each(|engine| engine.write(self.batch(changes)).expect("a batch is taken"));
+                let changes = self.possible(changes);
+                self.each(|engine| engine.write(self.batch(&changes)).expect("a batch is taken"));
             }
             Step::Sync => self.each(|engine| engine.sync().expect("a sync works")),
             Step::Snapshot => {
@@ -453,15 +484,26 @@ impl Twins {
 
     fn install(&mut self, from: u8, to: u8, versions: &[(Place, Content)]) {
         let range = (self.key(from), self.key(to));
-        let inside: BTreeMap<Bytes, Bytes> = versions
-            .iter()
-            .filter(|(place, _)| self.may_write(*place))
-            .map(|(place, content)| (self.data_key(*place), Twins::content(*content)))
-            .filter(|(key, _)| range.0 <= *key && *key < range.1)
-            .collect();
         if range.0 >= range.1 || self.horizon > Timestamp::ZERO {
             return;
         }
+        self.cover(from, to);
+        let mut times = [0; KEYS as usize];
+        for (place, _) in versions {
+            times[usize::from(place.0)] |= 1 << place.1;
+        }
+        // What is installed holds with a version all later ones that were there before.
+        let inside: Vec<(Place, Content)> = versions
+            .iter()
+            .filter(|(place, _)| (from..to).contains(&place.0))
+            .filter(|(place, _)| self.covered_after(*place) & !times[usize::from(place.0)] == 0)
+            .copied()
+            .collect();
+        for (place, _) in &inside {
+            self.written[usize::from(place.0)] |= 1 << place.1;
+        }
+        let inside: BTreeMap<Bytes, Bytes> =
+            inside.iter().map(|(place, content)| (self.data_key(*place), Twins::content(*content))).collect();
         let name = format!("fuzz-{}", self.slow_steps);
         let inside: Entries = inside.into_iter().collect();
         self.each(|engine| {
