@@ -35,12 +35,15 @@ use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use tokio::sync::MutexGuard;
 use trivet::client::Connection;
-use trivet::types::{Error, Kind, Reason, TableId};
+use trivet::types::{Error, Kind, Reason, ShardId, TableId};
 use trivet::wire::admin::{ShardDetails, TableDetails, Topology};
 
 use crate::cluster::{Cluster, HEALTHY_WITHIN, Held, Wants, tail};
 use crate::history::Stopwatch;
 
+/// Shards, of all tables, from which on none is split unless two were merged: a run's cluster is small, and its length is not to
+/// decide how much every node has to do.
+const SHARDS_MAX: usize = 40;
 /// How long one node is asked to change something, or how things are.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
 
@@ -297,6 +300,21 @@ async fn up(stage: &Stage, node: &mut Held) -> Result<()> {
 fn some_shard<'t>(topology: &'t Topology, random: &mut SmallRng) -> Option<&'t ShardDetails> {
     let tables: Vec<_> = users_tables(topology).filter(|table| !table.shards.is_empty()).collect();
     tables.choose(random)?.shards.choose(random)
+}
+
+/// Some shard with its right neighbour; a table is drawn first, as for [`some_shard`].
+fn some_neighbours(topology: &Topology, random: &mut SmallRng) -> Option<(ShardId, ShardId)> {
+    let pairs_of = |table: &TableDetails| -> Vec<(ShardId, ShardId)> {
+        let pairs = table.shards.iter().flat_map(|left| table.shards.iter().map(move |right| (left, right)));
+        pairs.filter(|(left, right)| left.end == right.start).map(|(left, right)| (left.id, right.id)).collect()
+    };
+    let tables: Vec<_> = users_tables(topology).map(pairs_of).filter(|pairs| !pairs.is_empty()).collect();
+    tables.choose(random)?.choose(random).copied()
+}
+
+/// How many shards the users' tables have.
+fn shards_of(topology: &Topology) -> usize {
+    users_tables(topology).map(|table| table.shards.len()).sum()
 }
 
 /// All tables but the cluster's own.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use trivet::types::Kind;
 use trivet::wire::admin::{SplitPoint, SplitReport, TableDetails};
 
-use super::{ASK_WITHIN, Hindered, Nemesis, Stage, Struck, users_tables};
+use super::{ASK_WITHIN, Hindered, Nemesis, SHARDS_MAX, Stage, Struck, shards_of, some_neighbours, users_tables};
 use crate::cluster::HEALTHY_WITHIN;
 
 /// Shards that are tried before another node is asked which there are.
@@ -28,7 +28,7 @@ impl Nemesis for Split {
     }
 
     fn what(&self) -> &'static str {
-        "some shard is split where half of its bytes lie before; it must have happened soon"
+        "some shard is split where half of its bytes lie before, of many after two were merged; it must have happened soon"
     }
 
     fn strike<'a>(&'a self, stage: &'a Stage, random: &'a mut SmallRng) -> BoxFuture<'a, Result<Struck>> {
@@ -70,6 +70,13 @@ async fn split_some(stage: &Stage, random: &mut SmallRng) -> Result<SplitReport>
                 continue;
             }
         };
+        if shards_of(&topology) >= SHARDS_MAX
+            && let Some((left, right)) = some_neighbours(&topology, random)
+            && let Err(error) = connection.merge_shards(left, right, false, Instant::now() + ASK_WITHIN).await
+        {
+            last = Some(error);
+            continue;
+        }
         // The least split one of each table in turn: views and their sources as often as what has many shards.
         let mut tables: Vec<_> = users_tables(&topology).collect();
         tables.shuffle(random);

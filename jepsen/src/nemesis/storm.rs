@@ -15,18 +15,15 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use tokio::time::Instant;
 use trivet::types::{Error, ShardId};
-use trivet::wire::admin::{SplitPoint, TableDetails, Topology};
+use trivet::wire::admin::SplitPoint;
 
-use super::{Misbehaved, Nemesis, Stage, Struck, membership, some_shard, users_tables};
+use super::{Misbehaved, Nemesis, SHARDS_MAX, Stage, Struck, membership, shards_of, some_neighbours, some_shard};
 use crate::cluster::HEALTHY_WITHIN;
 
 /// Between two steps, in seconds.
 const BETWEEN: std::ops::Range<f64> = 0.05..0.35;
 /// Within this something must have been taken, whatever else goes on.
 const TAKEN_WITHIN: Duration = HEALTHY_WITHIN;
-/// Shards, of all tables, beyond which none is split any more: a run's cluster is small.
-const SHARDS_MAX: usize = 72;
-
 /// What a storm is made of. Whatever else changes shards belongs here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
@@ -113,7 +110,7 @@ async fn make(step: Step, stage: &Stage, random: &mut SmallRng) -> Result<Option
     let Some(shard) = some_shard(&topology, random) else { return Ok(None) };
     let id = shard.id;
     match step {
-        Step::Split if users_tables(&topology).map(|table| table.shards.len()).sum::<usize>() >= SHARDS_MAX => Ok(None),
+        Step::Split if shards_of(&topology) >= SHARDS_MAX => Ok(None),
         Step::Split => {
             let asked = |node: trivet::client::Connection, until| async move {
                 node.split_shard(id, SplitPoint::Middle, false, until).await
@@ -143,14 +140,4 @@ async fn make(step: Step, stage: &Stage, random: &mut SmallRng) -> Result<Option
             stage.ask(random, asked).await.map(|()| Some(id))
         }
     }
-}
-
-/// Some shard with its right neighbour; a table is drawn first, as for [`some_shard`].
-fn some_neighbours(topology: &Topology, random: &mut SmallRng) -> Option<(ShardId, ShardId)> {
-    let pairs_of = |table: &TableDetails| -> Vec<(ShardId, ShardId)> {
-        let pairs = table.shards.iter().flat_map(|left| table.shards.iter().map(move |right| (left, right)));
-        pairs.filter(|(left, right)| left.end == right.start).map(|(left, right)| (left.id, right.id)).collect()
-    };
-    let tables: Vec<_> = users_tables(topology).map(pairs_of).filter(|pairs| !pairs.is_empty()).collect();
-    tables.choose(random)?.choose(random).copied()
 }
