@@ -16,6 +16,20 @@ pub(super) struct Strand {
     pub far: bool,
 }
 
+impl Strand {
+    /// Gives up so many of its ranges of the view, the next ones with each turn: those, and what is left of it.
+    pub fn give_up(mut self, turn: u64, some: usize) -> (Vec<Lost>, Option<Strand>) {
+        let count = self.views.len();
+        let some = some.min(count);
+        let first = usize::try_from(turn).unwrap_or_default().wrapping_mul(some) % count.max(1);
+        self.views.rotate_left(first);
+        let rest = self.views.split_off(some);
+        let lost = std::mem::replace(&mut self.views, rest);
+        let lost = lost.into_iter().map(|view| Lost { view, source: self.source.clone() }).collect();
+        (lost, (!self.views.is_empty()).then_some(self))
+    }
+}
+
 /// A range of the view and one of the source, of which it must be asked where the one stands in the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Lost {
@@ -65,6 +79,25 @@ mod tests {
             views: views.iter().map(|&(start, end)| (start.into(), end.into())).collect(),
             far: false,
         }
+    }
+
+    #[test]
+    fn turns_give_up_every_range_and_keep_the_others() {
+        const NAMES: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+        let whole = strand(("", ""), 7, &NAMES.map(|name| (name, name)));
+        let mut asked = std::collections::BTreeSet::new();
+        for turn in 0..4 {
+            let (lost, rest) = whole.clone().give_up(turn, 3);
+            assert_eq!(lost.len(), 3);
+            let mut all: Vec<_> = lost.iter().map(|lost| lost.view.clone()).collect();
+            asked.extend(all.clone());
+            all.extend(rest.expect("seven are left").views);
+            all.sort();
+            assert_eq!(all, whole.views, "none is lost, none twice");
+        }
+        assert_eq!(asked.len(), whole.views.len());
+        let (lost, rest) = whole.give_up(5, usize::MAX);
+        assert_eq!((lost.len(), rest), (10, None));
     }
 
     #[test]

@@ -46,6 +46,9 @@ use crate::types::{Error, Position, ReadLevel, Reason, Result, Step, TableId, Ti
 /// How long a step waits for news at the most. News wake it. What has become of shards meanwhile is looked at then, and where the
 /// view's stand is asked again: a worker of another shard may have had one begin anew, which no news tell.
 const NEWS_WAIT: Duration = Duration::from_secs(5);
+/// Ranges of a view that is ready which are asked then, in turns: every worker asks, and all of all would be as many questions as the
+/// source has shards times the view's. A view that has begun anew is being built, and then all are asked.
+const ASKED_AGAIN: usize = 4;
 /// The same while the view is being built.
 const BUILDING_WAIT: Duration = Duration::from_millis(500);
 /// When nothing is to be told yet to who is behind.
@@ -284,10 +287,12 @@ impl Worker {
                 event.ready.push(strand);
                 return Ok(event);
             }
-            let Strand { source, views, .. } = strand;
-            let lost = views.into_iter().map(|view| Lost { view, source: source.clone() }).collect();
-            let found = self.find(lost, Duration::ZERO).await?;
-            return Ok(Event { stepped: Some(number), ..found });
+            let some = if self.is_building() { usize::MAX } else { ASKED_AGAIN };
+            let (asked, rest) = strand.give_up(number, some);
+            let mut event = self.find(asked, Duration::ZERO).await?;
+            event.stepped = Some(number);
+            event.ready.extend(rest);
+            return Ok(event);
         }
         let effects = self.project(changes, strand.views.clone()).await?;
         let sent = strand.views.iter().zip(effects).map(|(view, effects)| {
