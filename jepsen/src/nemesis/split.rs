@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use tokio::time::Instant;
 use trivet::types::Kind;
-use trivet::wire::admin::{SplitPoint, SplitReport, TableDetails};
+use trivet::wire::admin::{SplitPoint, SplitReport};
 
 use super::{ASK_WITHIN, Hindered, Nemesis, SHARDS_MAX, Stage, Struck, shards_of, some_neighbours, users_tables};
 use crate::cluster::HEALTHY_WITHIN;
@@ -77,13 +77,15 @@ async fn split_some(stage: &Stage, random: &mut SmallRng) -> Result<SplitReport>
             last = Some(error);
             continue;
         }
-        // The least split one of each table in turn: views and their sources as often as what has many shards.
-        let mut tables: Vec<_> = users_tables(&topology).collect();
+        // Of each table in turn those that were split the least first: views and their sources as often as what has many
+        // shards. More than one of each, for in some there may be nothing to split.
+        let mut tables: Vec<Vec<_>> = users_tables(&topology).map(|table| table.shards.iter().collect()).collect();
         tables.shuffle(random);
-        let of_table = |table: &TableDetails| table.shards.iter().min_by_key(|shard| shard.epoch).cloned();
-        let shards: Vec<_> = tables.into_iter().filter_map(of_table).collect();
+        tables.iter_mut().for_each(|shards| shards.sort_by_key(|shard| shard.epoch));
+        let most = tables.iter().map(Vec::len).max().unwrap_or_default();
+        let shards = (0..most).flat_map(|rank| tables.iter().filter_map(move |shards| shards.get(rank)));
         let mut refused = None;
-        for shard in shards.iter().take(TRIES).map(|shard| shard.id) {
+        for shard in shards.take(TRIES).map(|shard| shard.id) {
             match connection.split_shard(shard, SplitPoint::Middle, false, Instant::now() + ASK_WITHIN).await {
                 Ok(report) => return Ok(report),
                 // A single slot, or nothing in it: the next one.
