@@ -7,8 +7,8 @@ use futures::future::BoxFuture;
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use tokio::time::Instant;
-use trivet::types::Kind;
-use trivet::wire::admin::{SplitPoint, SplitReport};
+use trivet::types::{Kind, ShardId};
+use trivet::wire::admin::{SplitPoint, SplitReport, TableDetails, Topology};
 
 use super::{ASK_WITHIN, Hindered, Nemesis, SHARDS_MAX, Stage, Struck, shards_of, some_neighbours, users_tables};
 use crate::cluster::HEALTHY_WITHIN;
@@ -77,15 +77,9 @@ async fn split_some(stage: &Stage, random: &mut SmallRng) -> Result<SplitReport>
             last = Some(error);
             continue;
         }
-        // Of each table in turn those that were split the least first: views and their sources as often as what has many
-        // shards. More than one of each, for in some there may be nothing to split.
-        let mut tables: Vec<Vec<_>> = users_tables(&topology).map(|table| table.shards.iter().collect()).collect();
-        tables.shuffle(random);
-        tables.iter_mut().for_each(|shards| shards.sort_by_key(|shard| shard.epoch));
-        let most = tables.iter().map(Vec::len).max().unwrap_or_default();
-        let shards = (0..most).flat_map(|rank| tables.iter().filter_map(move |shards| shards.get(rank)));
+        let shards = least_split(&topology, random);
         let mut refused = None;
-        for shard in shards.take(TRIES).map(|shard| shard.id) {
+        for shard in shards {
             match connection.split_shard(shard, SplitPoint::Middle, false, Instant::now() + ASK_WITHIN).await {
                 Ok(report) => return Ok(report),
                 // A single slot, or nothing in it: the next one.
@@ -101,4 +95,19 @@ async fn split_some(stage: &Stage, random: &mut SmallRng) -> Result<SplitReport>
         }
     }
     Err(last.context("nobody was asked")?.into())
+}
+
+/// Of each table in turn the shards that were split the least: views and their sources as often as what has many shards. More than one
+/// of each, for in some there is nothing to split.
+fn least_split(topology: &Topology, random: &mut SmallRng) -> Vec<ShardId> {
+    let mut tables: Vec<&TableDetails> = users_tables(topology).collect();
+    tables.shuffle(random);
+    let mut ranked = Vec::new();
+    for (turn, table) in tables.into_iter().enumerate() {
+        let mut shards: Vec<_> = table.shards.iter().map(|shard| (shard.epoch, shard.id)).collect();
+        shards.sort_unstable();
+        ranked.extend(shards.into_iter().enumerate().map(|(rank, (_, id))| (rank, turn, id)));
+    }
+    ranked.sort_unstable();
+    ranked.into_iter().take(TRIES).map(|(_, _, id)| id).collect()
 }
