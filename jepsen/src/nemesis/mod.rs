@@ -41,9 +41,10 @@ use trivet::wire::admin::{ShardDetails, TableDetails, Topology};
 use crate::cluster::{Cluster, HEALTHY_WITHIN, Held, Wants, tail};
 use crate::history::Stopwatch;
 
-/// Shards, of all tables, from which on none is split unless two were merged: a run's cluster is small, and its length is not to
-/// decide how much every node has to do.
-const SHARDS_MAX: usize = 40;
+/// Shards of a table, on average, from which on none is split unless two were merged: a run's cluster is small, and its length is not
+/// to decide how much every node has to do. Of all tables together it is within these bounds.
+const SHARDS_OF_A_TABLE: usize = 8;
+const SHARDS_OF_ALL: std::ops::RangeInclusive<usize> = 40..=72;
 /// How long one node is asked to change something, or how things are.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
 
@@ -312,9 +313,11 @@ fn some_neighbours(topology: &Topology, random: &mut SmallRng) -> Option<(ShardI
     tables.choose(random)?.choose(random).copied()
 }
 
-/// How many shards the users' tables have.
-fn shards_of(topology: &Topology) -> usize {
-    users_tables(topology).map(|table| table.shards.len()).sum()
+/// Whether the users' tables have so many shards that none is split any more.
+fn are_enough(topology: &Topology) -> bool {
+    let tables = users_tables(topology).count();
+    let most = (tables * SHARDS_OF_A_TABLE).clamp(*SHARDS_OF_ALL.start(), *SHARDS_OF_ALL.end());
+    users_tables(topology).map(|table| table.shards.len()).sum::<usize>() >= most
 }
 
 /// All tables but the cluster's own.

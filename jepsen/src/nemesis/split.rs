@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use trivet::types::{Kind, ShardId};
 use trivet::wire::admin::{SplitPoint, SplitReport, TableDetails, Topology};
 
-use super::{ASK_WITHIN, Hindered, Nemesis, SHARDS_MAX, Stage, Struck, shards_of, some_neighbours, users_tables};
+use super::{ASK_WITHIN, Hindered, Nemesis, Stage, Struck, are_enough, some_neighbours, users_tables};
 use crate::cluster::HEALTHY_WITHIN;
 
 /// Shards that are tried before another node is asked which there are.
@@ -70,7 +70,7 @@ async fn split_some(stage: &Stage, random: &mut SmallRng) -> Result<SplitReport>
                 continue;
             }
         };
-        if shards_of(&topology) >= SHARDS_MAX
+        if are_enough(&topology)
             && let Some((left, right)) = some_neighbours(&topology, random)
             && let Err(error) = connection.merge_shards(left, right, false, Instant::now() + ASK_WITHIN).await
         {

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use trivet::types::{Error, ShardId};
 use trivet::wire::admin::SplitPoint;
 
-use super::{Misbehaved, Nemesis, SHARDS_MAX, Stage, Struck, membership, shards_of, some_neighbours, some_shard};
+use super::{Misbehaved, Nemesis, Stage, Struck, are_enough, membership, some_neighbours, some_shard};
 use crate::cluster::HEALTHY_WITHIN;
 
 /// Between two steps, in seconds.
@@ -110,7 +110,7 @@ async fn make(step: Step, stage: &Stage, random: &mut SmallRng) -> Result<Option
     let Some(shard) = some_shard(&topology, random) else { return Ok(None) };
     let id = shard.id;
     match step {
-        Step::Split if shards_of(&topology) >= SHARDS_MAX => Ok(None),
+        Step::Split if are_enough(&topology) => Ok(None),
         Step::Split => {
             let asked = |node: trivet::client::Connection, until| async move {
                 node.split_shard(id, SplitPoint::Middle, false, until).await
