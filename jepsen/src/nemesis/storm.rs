@@ -24,6 +24,7 @@ use crate::cluster::HEALTHY_WITHIN;
 const BETWEEN: std::ops::Range<f64> = 0.05..0.35;
 /// Within this something must have been taken, whatever else goes on.
 const TAKEN_WITHIN: Duration = HEALTHY_WITHIN;
+
 /// What a storm is made of. Whatever else changes shards belongs here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {

@@ -17,13 +17,12 @@ pub(super) struct Strand {
 }
 
 impl Strand {
-    /// Gives up so many of its ranges of the view, the next ones with each turn: those, and what is left of it.
-    pub fn give_up(mut self, turn: u64, some: usize) -> (Vec<Lost>, Option<Strand>) {
+    /// Gives up so many of its ranges of the view, from one of them on and round in a ring: those, and what is left of it.
+    pub fn give_up(mut self, first: u64, some: usize) -> (Vec<Lost>, Option<Strand>) {
         let count = self.views.len();
-        let some = some.min(count);
-        let first = usize::try_from(turn).unwrap_or_default().wrapping_mul(some) % count.max(1);
+        let first = usize::try_from(first % count.max(1) as u64).expect("less than the number of ranges");
         self.views.rotate_left(first);
-        let rest = self.views.split_off(some);
+        let rest = self.views.split_off(some.min(count));
         let lost = std::mem::replace(&mut self.views, rest);
         let lost = lost.into_iter().map(|view| Lost { view, source: self.source.clone() }).collect();
         (lost, (!self.views.is_empty()).then_some(self))
@@ -82,12 +81,12 @@ mod tests {
     }
 
     #[test]
-    fn turns_give_up_every_range_and_keep_the_others() {
+    fn ranges_are_given_up_round_in_a_ring_and_the_others_kept() {
         const NAMES: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
         let whole = strand(("", ""), 7, &NAMES.map(|name| (name, name)));
         let mut asked = std::collections::BTreeSet::new();
-        for turn in 0..4 {
-            let (lost, rest) = whole.clone().give_up(turn, 3);
+        for first in [0, 3, 6, u64::MAX - 6] {
+            let (lost, rest) = whole.clone().give_up(first, 3);
             assert_eq!(lost.len(), 3);
             let mut all: Vec<_> = lost.iter().map(|lost| lost.view.clone()).collect();
             asked.extend(all.clone());

@@ -37,7 +37,7 @@ use crate::catalog::TableEntry;
 use crate::keyspace::{Layout, Part};
 use crate::projection::{BadDocuments, Projector, coalesce};
 use crate::runtime::planted::{self, Bug};
-use crate::runtime::{sleep, spawn_blocking, timeout_at, yield_now};
+use crate::runtime::{random_u64, sleep, spawn_blocking, timeout_at, yield_now};
 use crate::shard::{Clearing, FollowRequest, Intake, PageRequest, Shard, Upkeep};
 use crate::storage::changes::PageLimits;
 use crate::storage::mvcc::Version;
@@ -46,11 +46,12 @@ use crate::types::{Error, Position, ReadLevel, Reason, Result, Step, TableId, Ti
 /// How long a step waits for news at the most. News wake it. What has become of shards meanwhile is looked at then, and where the
 /// view's stand is asked again: a worker of another shard may have had one begin anew, which no news tell.
 const NEWS_WAIT: Duration = Duration::from_secs(5);
-/// Ranges of a view that is ready which are asked then, in turns: every worker asks, and all of all would be as many questions as the
-/// source has shards times the view's. A view that has begun anew is being built, and then all are asked.
-const ASKED_AGAIN: usize = 4;
 /// The same while the view is being built.
 const BUILDING_WAIT: Duration = Duration::from_millis(500);
+/// Ranges of a view that is ready which are asked then: every worker asks, and all of all would be as many questions as the source has
+/// shards times the view's. They are drawn, so that none is left out for long however many strands there are. A view that has
+/// begun anew is being built, and then all are asked.
+const ASKED_AGAIN: usize = 4;
 /// When nothing is to be told yet to who is behind.
 const BEHIND_WAIT: Duration = Duration::from_millis(10);
 /// After a failure, before the next attempt.
@@ -288,7 +289,7 @@ impl Worker {
                 return Ok(event);
             }
             let some = if self.is_building() { usize::MAX } else { ASKED_AGAIN };
-            let (asked, rest) = strand.give_up(number, some);
+            let (asked, rest) = strand.give_up(random_u64(), some);
             let mut event = self.find(asked, Duration::ZERO).await?;
             event.stepped = Some(number);
             event.ready.extend(rest);
