@@ -301,9 +301,14 @@ impl House {
         let deadline = Instant::now() + PATIENCE;
         loop {
             self.mind(victim);
+            let revision = self.node(3).directory().revision();
             let status = self.ask(3, async |control| control.status().await);
             if status.healthy && status.nodes.len() == self.machines.len() {
-                return;
+                // By a catalog that may be older than what another node was just told: only as of now it counts.
+                let newest = self.ask(3, async |control| control.node.newest_revision().await);
+                if newest.as_ref().is_ok_and(|newest| revision >= *newest) {
+                    return;
+                }
             }
             assert!(Instant::now() < deadline, "not healthy: {:?}", status.problems);
             std::thread::sleep(LOOK_EVERY);
