@@ -58,10 +58,10 @@ pub enum Verb {
 pub struct Create {
     /// The file with the definition; - reads the standard input
     file: String,
-    /// Voters per shard [default: 3, or as many nodes as there are if fewer]
+    /// Voters per shard [default: as the view that is replaced, else 3, or as many nodes as there are if fewer]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     replication: Option<u32>,
-    /// How long replaced versions of its rows stay readable [default: 1h]
+    /// How long replaced versions of its rows stay readable [default: as the view that is replaced, else 1h]
     #[arg(long, value_name = "DURATION", value_parser = time::parse_duration)]
     history: Option<Duration>,
     /// Wait until it is READY, at most for a day or as long as said here; exits with 4 if it takes longer

@@ -8,7 +8,7 @@ use futures::future::join_all;
 
 use super::{CREATE_TABLE, Control, DROP_TABLE, VERB_TIMEOUT};
 use crate::catalog::change::{self, Creation};
-use crate::catalog::{Directory, TableEntry};
+use crate::catalog::{Directory, Standing, TableEntry};
 use crate::node::{NodeReport, ask};
 use crate::placement::{self, Candidate};
 use crate::runtime::{Instant, sleep};
@@ -138,13 +138,16 @@ impl Control {
         let build = |directory: &Directory| -> Result<Creation> {
             let serving = directory.nodes().filter(|row| row.standing.is_serving()).map(|row| row.id);
             let (living, silent): (Vec<NodeId>, Vec<NodeId>) = serving.partition(|&node| self.node.hears(node));
-            let members = (living.len() + silent.len()).max(1) as u32;
+            let draining = directory.nodes().filter(|row| row.standing == Standing::Draining).map(|row| row.id);
+            let draining: Vec<NodeId> = draining.filter(|&node| self.node.hears(node)).collect();
+            let serving = (living.len() + silent.len()).max(1) as u32;
+            let members = serving + draining.len() as u32;
             let replication = wish.replication.unwrap_or(REPLICATION_DEFAULT.min(members));
-            let hosts = Hosts::choose(living, silent, replication, wish.read_replicas)?;
+            let hosts = Hosts::choose(living, draining, silent, replication, wish.read_replicas)?;
             let new = change::NewTable {
                 name: if wish.replaces { change::name_of_next(&wish.name) } else { wish.name.clone() },
                 partitioning: wish.partitioning.clone(),
-                shards: if wish.shards == 0 { members } else { wish.shards },
+                shards: if wish.shards == 0 { serving } else { wish.shards },
                 split_points: wish.split_points.iter().map(|point| Bytes::copy_from_slice(point)).collect(),
                 replication,
                 read_replicas: wish.read_replicas,
@@ -277,7 +280,8 @@ impl Control {
 
 /// The nodes that may host what is new.
 struct Hosts {
-    /// Heard from lately.
+    /// Heard from lately. Those that drain are among them only where too few are left otherwise: they hold what is new as they
+    /// hold what is there, until there is room elsewhere; copies that were never wanted would be missing for good.
     living: Vec<NodeId>,
     /// Not heard from, and needed all the same: a replica on a node that is away for a moment is there when the node is,
     /// and is replaced if it does not come back; a replica that was never wanted would be missing for good.
@@ -286,8 +290,16 @@ struct Hosts {
 
 impl Hosts {
     /// All that are heard, and as many others as are missing then, but never so many that a shard could lack a quorum.
-    fn choose(living: Vec<NodeId>, mut silent: Vec<NodeId>, replication: u32, read_replicas: u32) -> Result<Hosts> {
+    fn choose(
+        mut living: Vec<NodeId>,
+        draining: Vec<NodeId>,
+        mut silent: Vec<NodeId>,
+        replication: u32,
+        read_replicas: u32,
+    ) -> Result<Hosts> {
         let wanted = replication as usize + read_replicas as usize;
+        let few = wanted.saturating_sub(living.len());
+        living.extend(draining.into_iter().take(few));
         silent.truncate(wanted.saturating_sub(living.len()));
         if silent.len() > (replication.saturating_sub(1) / 2) as usize {
             let text = format!(
@@ -342,7 +354,7 @@ mod tests {
     fn a_copy_is_placed_on_a_silent_node_only_where_none_else_is_left_and_a_quorum_is() {
         let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
         let choose = |living: &[u64], silent: &[u64], replication, read_replicas| {
-            let chosen = Hosts::choose(nodes(living), nodes(silent), replication, read_replicas);
+            let chosen = Hosts::choose(nodes(living), vec![], nodes(silent), replication, read_replicas);
             chosen.map(|hosts| hosts.silent.iter().map(|node| node.0).collect::<Vec<_>>()).map_err(|error| error.reason)
         };
         assert_eq!(choose(&[1, 2, 3], &[4, 5], 3, 0), Ok(vec![]));
@@ -356,5 +368,18 @@ mod tests {
             Ok(vec![]),
             "that there are too few at all is found where they are placed"
         );
+    }
+
+    #[test]
+    fn nodes_that_drain_hold_what_is_new_only_where_too_few_are_left() {
+        let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+        let choose = |living: &[u64], draining: &[u64], silent: &[u64]| {
+            let hosts = Hosts::choose(nodes(living), nodes(draining), nodes(silent), 3, 0).expect("enough");
+            (hosts.living, hosts.silent)
+        };
+        assert_eq!(choose(&[1, 2, 3], &[4], &[]), (nodes(&[1, 2, 3]), vec![]));
+        assert_eq!(choose(&[1, 2], &[3, 4], &[]), (nodes(&[1, 2, 3]), vec![]));
+        assert_eq!(choose(&[1, 2], &[3], &[4]), (nodes(&[1, 2, 3]), vec![]), "who is heard comes before who is not");
+        assert_eq!(choose(&[1], &[3], &[4]), (nodes(&[1, 3]), nodes(&[4])));
     }
 }

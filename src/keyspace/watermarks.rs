@@ -155,6 +155,17 @@ impl Watermarks {
         true
     }
 
+    /// From now on, what `[start, end)` of the view has taken in of sources is being removed ([`Position::removing`]).
+    pub fn remove(&mut self, start: &Bytes, end: &Bytes) {
+        let right = self.split_off(end);
+        let mut removed = self.split_off(start);
+        for part in removed.sections.iter_mut().flat_map(|section| &mut section.parts) {
+            part.position = Some(Position::removing(part.end.clone()));
+        }
+        self.append(removed);
+        self.append(right);
+    }
+
     /// Forgets what it says of `[start, end)` of the view: nothing of it has been taken in.
     pub fn forget(&mut self, start: &Bytes, end: &Bytes) {
         let right = self.split_off(end);
@@ -338,6 +349,14 @@ mod tests {
                 without.forget(&key(2), &key(5));
                 let kept = |cell: usize| if (16..40).contains(&cell) { Position::BEGINNING } else { model[cell].clone() };
                 prop_assert_eq!(grid(&without), (0..64).map(kept).collect::<Vec<_>>());
+                let mut removed = marks.clone();
+                removed.remove(&key(2), &key(5));
+                let left = |cell: usize| match (16..40).contains(&cell) && model[cell] != Position::BEGINNING {
+                    true => Position::removing(key(cell as u8 % 8 + 1)),
+                    false => model[cell].clone(),
+                };
+                prop_assert_eq!(grid(&removed), (0..64).map(left).collect::<Vec<_>>());
+                prop_assert_eq!(Watermarks::decode(removed.encode()), Some(removed));
                 // A split and the merge of its parts change nothing.
                 for cut in 1..8 {
                     let mut left = marks.clone();

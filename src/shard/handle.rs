@@ -254,6 +254,7 @@ impl Shard {
         let mut write = write;
         if let Some(first) = write.operations.first() {
             self.load.count(&first.key);
+            self.load.count_written(write.operations.len());
         }
         if planted::is(Bug::ConditionBeforeLog) && self.holds_now(&write)? {
             write.conditions.clear();

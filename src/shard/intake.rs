@@ -9,11 +9,12 @@
 //! A [`Mending`] sets rows right that were found to differ from what the sources say. It was computed from the view as it was at
 //! one version, so of each row it changes nothing if that has changed since: then upkeep was there, and whoever verifies looks again.
 //!
-//! A view that has fallen behind what its sources remember begins anew. [`Upkeep::Clear`] removes rows, a bounded number at a time,
-//! and when there are none left the watermark goes with them, in one step: then all sources are taken in from the beginning.
-//! Whatever is taken in before that is removed as well. It says where the view was found to stand, before changes that are gone, and
-//! does nothing where it stands elsewhere: one that was held up on its way, or is sent again, must not remove what has been taken
-//! in since.
+//! A view that has fallen behind what its sources remember begins anew. [`Upkeep::Clear`] removes rows, a bounded number at a time.
+//! With the first of them the range stands nowhere any more but is *being removed*: no read takes what is left for what it was,
+//! nothing is taken in, and whoever finds it so goes on. When there are no rows left, the watermark goes with them, in one step:
+//! then all sources are taken in from the beginning. The first says where the view was found to stand, before changes that are
+//! gone, and nothing is done where it stands elsewhere: one that was held up on its way, or is sent again, must not remove what
+//! has been taken in since.
 //!
 //! Every row that upkeep touches gets a version, deletions of what was not there included: so a row whose version is old is one
 //! that nothing has concerned since.
@@ -82,7 +83,7 @@ pub struct Clearing {
     pub view: (Bytes, Bytes),
     /// The range of the source's encoded keys whose changes are gone.
     pub source: (Bytes, Bytes),
-    /// Where the view must stand in it.
+    /// Where the view must stand in it, if it is not being removed already.
     pub stood: Position,
 }
 
@@ -206,15 +207,17 @@ pub fn decide(
     let version = |value| Version { timestamp, value, expires_ms: None };
     match upkeep {
         Upkeep::Clear(Clearing { view: (start, end), source, stood }) => {
-            if source.0 >= source.1 || !state.watermarks.stands((start, end), (&source.0, &source.1), stood) {
+            let stands = |at| state.watermarks.stands((start, end), (&source.0, &source.1), at);
+            if source.0 >= source.1 || !(stands(stood) || stands(&Position::removing(source.1.clone()))) {
                 return Ok((Ok(outcome(true)), Vec::new()));
             }
             let mut versions = Vec::new();
             for key in scratch.first_keys(start, end, CLEARED_ROWS)? {
                 versions.push((key, version(None)));
             }
-            if versions.is_empty() {
-                state.watermarks.forget(start, end);
+            match versions.is_empty() {
+                true => state.watermarks.forget(start, end),
+                false => state.watermarks.remove(start, end),
             }
             Ok((Ok(outcome(versions.is_empty())), versions))
         }
@@ -352,6 +355,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::keyspace::Watermarks;
     use crate::projection::{Definition, Projector, Recompute, coalesce, hides};
     use crate::raft::{Entry, Machine};
     use crate::runtime::Clock;
@@ -506,10 +510,20 @@ mod tests {
         let first = view.intake((0, 5), &[("a", None, Some(r#"{"u":1,"a":2}"#))]);
         let second = view.intake((5, 8), &[("b", None, Some(r#"{"u":2,"a":3}"#))]);
         assert_eq!(applied(view.apply(vec![first.clone()])), [true]);
-        // Rows go first, and the watermark with the next one; then there is nothing left that stands there.
+        // Rows go first, and the range stands nowhere then: it does not say that it holds what it has taken in, and takes nothing in.
         assert_eq!(applied(view.apply(vec![clear(at(5))])), [false]);
-        assert!(view.rows().is_empty() && !view.state().watermarks.is_empty());
-        assert_eq!(applied(view.apply(vec![clear(at(5))])), [true]);
+        let (start, end) = layout(TableId(7)).table_range();
+        let parts = view.state().watermarks.sections(&start, &end)[0].within(&key(1), &key(9));
+        let position = parts[0].position.clone().expect("it is known");
+        assert!(view.rows().is_empty() && parts.len() == 1 && position.is_removing() && !position.covers(Timestamp(1)));
+        let again = view.intake((0, 5), &[("a", None, Some(r#"{"u":1,"a":2}"#))]);
+        assert_eq!(applied(view.apply(vec![second.clone(), again])), [false, false]);
+        // The watermark goes with the next one, whether it knows of the first or not; then there is nothing left that stands there.
+        let kept = view.state().watermarks.clone();
+        assert_eq!(Watermarks::decode(kept.encode()), Some(kept), "it is stored as well");
+        assert_eq!(applied(view.apply(vec![clear(position)])), [true]);
+        assert!(view.state().watermarks.is_empty());
+        assert_eq!(applied(view.apply(vec![first.clone(), clear(at(5)), clear(at(5))])), [true, false, true]);
         assert!(view.state().watermarks.is_empty());
         // One that was held up until the view has taken everything in again, and has gone on, removes nothing, however often it is sent.
         assert_eq!(applied(view.apply(vec![first, second])), [true, true]);

@@ -18,6 +18,7 @@ const SAMPLE_EVERY: u64 = 16;
 #[derive(Default)]
 pub struct Load {
     requests: AtomicU64,
+    written: AtomicU64,
     /// Bytes stored of the shard, as last looked.
     bytes: AtomicU64,
     sample: Mutex<KeySample>,
@@ -34,6 +35,11 @@ impl Load {
         }
     }
 
+    /// Counts the keys of a write of a client.
+    pub(super) fn count_written(&self, keys: usize) {
+        self.written.fetch_add(keys as u64, Ordering::Relaxed);
+    }
+
     pub(super) fn set_bytes(&self, bytes: u64) {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
@@ -41,6 +47,11 @@ impl Load {
     /// Requests served or refused since the start.
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Keys that clients wrote, or wanted to, since the start.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Bytes stored of the shard, roughly, on the leader only.

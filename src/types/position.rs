@@ -35,6 +35,16 @@ impl Position {
         Position { after, step: None }
     }
 
+    /// What was told of a range that ends at `end` is being removed again. No step of another kind covers the versions up to none.
+    pub fn removing(end: Bytes) -> Position {
+        Position { after: Timestamp::ZERO, step: Some(Step { upto: Timestamp::ZERO, before: end, whole: true }) }
+    }
+
+    /// Whether it is one of [`Position::removing`].
+    pub fn is_removing(&self) -> bool {
+        self.step.as_ref().is_some_and(|step| step.whole && step.upto == Timestamp::ZERO)
+    }
+
     /// Whether everything up to `moment` was told.
     pub fn covers(&self, moment: Timestamp) -> bool {
         self.after >= moment

@@ -499,6 +499,10 @@ async fn another_form_of_a_view_is_built_beside_it_and_takes_its_place_at_once()
     let after = client.admin().view("orders_by_user").await.expect("described");
     assert_eq!((after.definition, after.table.table.history_ms), (definition, before.history_ms));
     cluster.trivet(&["view", "verify", "orders_by_user"]).ok();
+    // And so is one of another definition, where nothing is said of it.
+    let wish = trivet::wire::admin::NewView { replace: true, dry_run: true, ..trivet::wire::admin::NewView::of(&next) };
+    let would = client.admin().create_view(wish).await.expect("possible").table.table;
+    assert_eq!((would.history_ms, would.replication), (before.history_ms, before.replication));
     let said = cluster.trivet(&["view", "rebuild", "orders"]);
     assert!(said.code != 0 && said.said().contains("is a table, not a view"), "{}", said.said());
 

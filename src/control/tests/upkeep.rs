@@ -49,10 +49,8 @@ fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A worker that finds changes gone has the view's shards begin anew. The workers of the other shards of the source are not told;
-/// and when nobody writes there, nothing that they are sent is refused either.
-#[test]
-fn workers_who_hear_of_nothing_fill_a_shard_again_that_has_begun_anew() {
+/// A table with documents and a view of it in one shard that is ready and holds them all: who leads that, and how many rows it has.
+fn house_with_a_view() -> (House, u64, Arc<Shard>, usize) {
     let mut house = House::founded();
     house.create(3, "t", 4);
     for number in 0..DOCUMENTS {
@@ -66,21 +64,53 @@ fn workers_who_hear_of_nothing_fill_a_shard_again_that_has_begun_anew() {
     }
     house.ask(3, async |control| control.create_view(NewView::of(DEFINITION)).await).expect("created");
     let (leader, shard) = eventually("the view is ready", || view_shard(&house));
-    let whole = || rows(&house, leader, &shard).ok().filter(|rows| *rows as u64 >= DOCUMENTS);
-    let before = eventually("it holds everything", whole);
+    let before = eventually("it holds everything", || whole(&house, leader, &shard));
+    (house, leader, shard, before)
+}
 
-    // Workers have heard by then that it is ready, have looked up where its shard stands, and wait for news. None of that shows.
-    std::thread::sleep(SETTLED_AFTER);
+/// How many rows it has if these can be all.
+fn whole(house: &House, leader: u64, shard: &Shard) -> Option<usize> {
+    rows(house, leader, shard).ok().filter(|rows| *rows as u64 >= DOCUMENTS)
+}
+
+/// What has a shard of a view begin anew, as where it stands now.
+fn clear(shard: &Shard) -> Upkeep {
     let state = shard.state();
-    let (start, end) = (state.start.clone(), state.end.clone());
-    let section = state.watermarks.sections(&start, &end).remove(0);
+    let section = state.watermarks.sections(&state.start, &state.end).remove(0);
     let part = section.parts[0].clone();
     let stood = part.position.expect("it has taken everything in");
-    let clear = Upkeep::Clear(Clearing { view: (section.start, section.end), source: (part.start, part.end), stood });
+    Upkeep::Clear(Clearing { view: (section.start, section.end), source: (part.start, part.end), stood })
+}
+
+/// Whether nothing is left to do.
+fn keep_up(house: &House, leader: u64, shard: &Shard, upkeep: &Upkeep) -> bool {
     let deadline = house.node(leader).clock().now() + PATIENCE;
     let runtime = &house.life(leader).expect("it runs").runtime;
+    let kept_up = runtime.block_on(shard.keep_up(shard.state().epoch, upkeep.clone(), deadline));
+    kept_up.expect("it is done").applied
+}
+
+/// A worker that finds changes gone has the view's shards begin anew. The workers of the other shards of the source are not told;
+/// and when nobody writes there, nothing that they are sent is refused either.
+#[test]
+fn workers_who_hear_of_nothing_fill_a_shard_again_that_has_begun_anew() {
+    let (house, leader, shard, before) = house_with_a_view();
+    // Workers have heard by then that it is ready, have looked up where its shard stands, and wait for news. None of that shows.
+    std::thread::sleep(SETTLED_AFTER);
     // Each removes some rows; the last one finds none, and has the shard begin anew.
-    while !runtime.block_on(shard.keep_up(state.epoch, clear.clone(), deadline)).expect("cleared").applied {}
-    let after = eventually("all that the table holds is there again", whole);
+    let clear = clear(&shard);
+    while !keep_up(&house, leader, &shard, &clear) {}
+    let after = eventually("all that the table holds is there again", || whole(&house, leader, &shard));
+    assert_eq!(after, before);
+}
+
+/// Whoever has a shard begin anew may die between two of its commands: the rows are gone then, and nothing else would ever say so
+/// to those who wait for news of sources in which nothing happens.
+#[test]
+fn what_is_half_removed_is_removed_by_whoever_finds_it_and_filled_again() {
+    let (house, leader, shard, before) = house_with_a_view();
+    std::thread::sleep(SETTLED_AFTER);
+    assert!(!keep_up(&house, leader, &shard, &clear(&shard)), "rows were removed, and the watermark is there yet");
+    let after = eventually("all that the table holds is there again", || whole(&house, leader, &shard));
     assert_eq!(after, before);
 }

@@ -2,40 +2,69 @@
 //!
 //! What clients ask of a source comes first. A page is one burst of work for the nodes that hold the view's shards: it is
 //! projected, proposed, written and applied as a whole, and whoever is asked for something at that moment waits. So upkeep that has
-//! fallen behind a source which clients use meanwhile takes smaller pages, and rests after each full one. Upkeep that is nearly
-//! there keeps to large pages, which cost less for each change; it would fall behind otherwise where much is written.
+//! fallen behind a source which clients use meanwhile takes smaller pages, and rests after each full one: the longer, the more is
+//! asked, but only so long that it takes changes in faster than clients make them, or it would never be there. Upkeep that is
+//! nearly there keeps to large pages, which cost less for each change; it would fall behind otherwise where much is written.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::runtime::Instant;
+use crate::shard::Shard;
 use crate::storage::changes::PageLimits;
 use crate::types::Timestamp;
 
 /// The largest page.
 const LARGE: PageLimits = PageLimits { changes_max: 2_000, bytes_max: 512 << 10 };
 /// So much smaller is a page of who is behind a busy source.
-const GENTLY: usize = 4;
+const GENTLY: usize = 16;
 /// What is older than the newest by this much is behind.
 const BEHIND: Duration = Duration::from_millis(500);
 /// A shard of a source that clients ask so often is busy, …
 const BUSY_PER_SECOND: f64 = 50.0;
 /// … counted over at least this long.
 const COUNTED_OVER: Duration = Duration::from_millis(100);
-/// After a full page of a busy source comes a rest, so many times as long as the page took, …
-const REST: u32 = 3;
-/// … but not longer than this.
+/// After a full page of a busy source comes a rest: as long as the page took for every so many requests in a second, …
+const REST_PER_SECOND: f64 = 25.0;
+/// … up to so many times, …
+const REST_TIMES: f64 = 19.0;
+/// … never longer than this, …
 const REST_MAX: Duration = Duration::from_secs(2);
+/// … and so short that changes are taken in at least so many times as fast as keys are written.
+const CATCH_UP: f64 = 2.0;
 
 /// The pace of one worker.
 pub(super) struct Pace(Mutex<Counted>);
 
-/// Requests of clients, as counted last.
+/// What clients have asked of a source since its node started.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Asked {
+    /// Requests.
+    pub requests: u64,
+    /// Keys written.
+    pub written: u64,
+}
+
+impl Asked {
+    /// Of a shard, where it is led.
+    pub fn of(shard: &Shard) -> Asked {
+        Asked { requests: shard.load().requests(), written: shard.load().written() }
+    }
+}
+
+/// What was counted last.
 struct Counted {
     at: Instant,
-    requests: u64,
-    busy: bool,
+    asked: Asked,
+    rates: Rates,
+}
+
+/// What clients ask in a second.
+#[derive(Clone, Copy, Default)]
+struct Rates {
+    requests: f64,
+    written: f64,
 }
 
 /// How a page is to be taken.
@@ -43,26 +72,29 @@ struct Counted {
 pub(super) struct Gait {
     /// What the page may hold.
     pub limits: PageLimits,
-    busy: bool,
+    /// What is asked of the source, if it is busy.
+    busy: Option<Rates>,
 }
 
 impl Pace {
     /// From now on, when so much had been asked of the source.
-    pub fn new(now: Instant, requests: u64) -> Pace {
-        Pace(Mutex::new(Counted { at: now, requests, busy: false }))
+    pub fn new(now: Instant, asked: Asked) -> Pace {
+        Pace(Mutex::new(Counted { at: now, asked, rates: Rates::default() }))
     }
 
     /// For a page from this position on, while the source's newest version is `newest` and so much was asked of it.
-    pub fn gait(&self, now: Instant, requests: u64, position: Timestamp, newest: Timestamp) -> Gait {
+    pub fn gait(&self, now: Instant, asked: Asked, position: Timestamp, newest: Timestamp) -> Gait {
         let mut counted = self.0.lock();
         let over = now.saturating_duration_since(counted.at);
         if over >= COUNTED_OVER {
-            let asked = requests.saturating_sub(counted.requests);
-            *counted = Counted { at: now, requests, busy: asked as f64 > BUSY_PER_SECOND * over.as_secs_f64() };
+            let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / over.as_secs_f64();
+            let requests = rate(asked.requests, counted.asked.requests);
+            let written = rate(asked.written, counted.asked.written);
+            *counted = Counted { at: now, asked, rates: Rates { requests, written } };
         }
-        let busy = counted.busy;
+        let busy = Some(counted.rates).filter(|rates| rates.requests > BUSY_PER_SECOND);
         let late = Duration::from_millis(newest.millis().saturating_sub(position.millis())) >= BEHIND;
-        let limits = match busy && late {
+        let limits = match busy.is_some() && late {
             true => PageLimits { changes_max: LARGE.changes_max / GENTLY, bytes_max: LARGE.bytes_max / GENTLY },
             false => LARGE,
         };
@@ -76,9 +108,14 @@ impl Gait {
         changes >= self.limits.changes_max || bytes >= self.limits.bytes_max / 2
     }
 
-    /// The rest after a full page that took so long.
-    pub fn rest(&self, took: Duration) -> Duration {
-        if self.busy { (took * REST).min(REST_MAX) } else { Duration::ZERO }
+    /// The rest after a full page of so many changes that took so long.
+    pub fn rest(&self, changes: usize, took: Duration) -> Duration {
+        let Some(Rates { requests, written }) = self.busy else { return Duration::ZERO };
+        let took = took.as_secs_f64();
+        let rest = took * (requests / REST_PER_SECOND).min(REST_TIMES);
+        // Where nothing is written, there is time without end.
+        let in_time = changes as f64 / (CATCH_UP * written) - took;
+        Duration::from_secs_f64(rest.min(in_time).clamp(0.0, REST_MAX.as_secs_f64()))
     }
 }
 
@@ -87,47 +124,77 @@ mod tests {
     use super::*;
     use crate::runtime::Clock;
 
-    /// A pace over a second in which so many requests came, and the gait of who is so many milliseconds late.
-    fn gait(requests: u64, late_ms: u64) -> Gait {
+    /// A pace over a second in which so many requests came and keys were written, and the gait of who is so many milliseconds late.
+    fn gait_of(requests: u64, written: u64, late_ms: u64) -> Gait {
         let began = Clock::system().now();
         let newest = Timestamp::from_millis(1_000_000);
         let position = Timestamp::from_millis(1_000_000 - late_ms);
-        Pace::new(began, 7).gait(began + Duration::from_secs(1), 7 + requests, position, newest)
+        let pace = Pace::new(began, Asked { requests: 7, written: 9 });
+        pace.gait(
+            began + Duration::from_secs(1),
+            Asked { requests: 7 + requests, written: 9 + written },
+            position,
+            newest,
+        )
+    }
+
+    /// The same of clients who only read.
+    fn gait(requests: u64, late_ms: u64) -> Gait {
+        gait_of(requests, 0, late_ms)
     }
 
     #[test]
     fn beside_clients_who_is_behind_goes_gently_and_rests() {
-        let gentle = gait(1_000, 10_000);
+        let gentle = gait(100, 10_000);
         assert!(gentle.limits.changes_max < LARGE.changes_max && gentle.limits.bytes_max < LARGE.bytes_max);
-        assert_eq!(gentle.rest(Duration::from_millis(10)), Duration::from_millis(30));
-        assert_eq!(gentle.rest(Duration::from_secs(60)), REST_MAX);
+        assert_eq!(gentle.rest(1_000_000, Duration::from_millis(10)), Duration::from_millis(40));
+        assert_eq!(gentle.rest(1_000_000, Duration::from_secs(60)), REST_MAX);
+        // However much is asked.
+        assert_eq!(gait(100_000, 10_000).rest(10_000_000, Duration::from_millis(10)), Duration::from_millis(190));
         // Full is what the small page allows.
         assert!(gentle.is_full(LARGE.changes_max / GENTLY, 0) && gentle.is_full(1, LARGE.bytes_max / GENTLY));
         assert!(!gentle.is_full(LARGE.changes_max / GENTLY - 1, 0));
     }
 
     #[test]
+    fn who_rests_gets_on_faster_than_clients_do() {
+        for (written, changes, took_ms) in [(60, 20, 5), (1_000, 250, 10), (1_000, 250, 200), (20_000, 250, 10)] {
+            let took = Duration::from_millis(took_ms);
+            let all = took + gait_of(1_000, written, 10_000).rest(changes, took);
+            let meanwhile = all.as_secs_f64() * written as f64;
+            // Pages that take that long by themselves leave no time for a rest.
+            assert!(all == took || changes as f64 >= 1.99 * meanwhile, "{written} {changes} {took_ms}: {all:?}");
+        }
+        assert_eq!(gait_of(1_000, 1_000, 10_000).rest(250, Duration::from_millis(10)), Duration::from_millis(115));
+        assert_eq!(gait_of(1_000, 20_000, 10_000).rest(250, Duration::from_millis(10)), Duration::ZERO);
+        // In batches, too.
+        assert_eq!(gait_of(100, 20_000, 10_000).rest(250, Duration::from_millis(10)), Duration::ZERO);
+    }
+
+    #[test]
     fn who_is_nearly_there_keeps_to_large_pages() {
         let nearly = gait(1_000, 499);
         assert_eq!(nearly.limits.changes_max, LARGE.changes_max);
-        assert!(nearly.rest(Duration::from_millis(10)) > Duration::ZERO);
+        assert!(nearly.rest(2_000, Duration::from_millis(10)) > Duration::ZERO);
     }
 
     #[test]
     fn where_nobody_asks_nothing_is_held_back() {
         let alone = gait(3, 10_000);
         assert_eq!(alone.limits.changes_max, LARGE.changes_max);
-        assert_eq!(alone.rest(Duration::from_secs(1)), Duration::ZERO);
+        assert_eq!(alone.rest(2_000, Duration::from_secs(1)), Duration::ZERO);
     }
 
     #[test]
     fn what_was_counted_last_holds_until_it_is_counted_again() {
         let began = Clock::system().now();
-        let pace = Pace::new(began, 0);
+        let pace = Pace::new(began, Asked::default());
         let (old, new) = (Timestamp::from_millis(1), Timestamp::from_millis(1_000_000));
-        assert!(!pace.gait(began + COUNTED_OVER / 2, 1_000, old, new).busy);
-        assert!(pace.gait(began + COUNTED_OVER, 1_000, old, new).busy);
-        assert!(pace.gait(began + COUNTED_OVER * 3 / 2, 1_000, old, new).busy);
-        assert!(!pace.gait(began + COUNTED_OVER * 2, 1_000, old, new).busy);
+        let asked = Asked { requests: 1_000, written: 0 };
+        let busy = |at| pace.gait(at, asked, old, new).busy.is_some();
+        assert!(!busy(began + COUNTED_OVER / 2));
+        assert!(busy(began + COUNTED_OVER));
+        assert!(busy(began + COUNTED_OVER * 3 / 2));
+        assert!(!busy(began + COUNTED_OVER * 2));
     }
 }

@@ -17,7 +17,8 @@
 //! source's range.
 //!
 //! When changes that are needed have left the history of the source, the view's shards that need them begin anew, after it was
-//! announced in the catalog; reads that promise anything wait until the view was compared with its sources again.
+//! announced in the catalog; reads that promise anything wait until the view was compared with its sources again. What is left of
+//! such a range is removed first, by whoever finds it so.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +31,7 @@ use futures::stream::FuturesUnordered;
 use super::super::host::Node;
 use super::super::metrics;
 use super::lag::Progress;
-use super::pace::Pace;
+use super::pace::{Asked, Pace};
 use super::strand::{Lost, Strand, join};
 use super::{CHANGE_VIEW, ChangeViewAsk, projector_of};
 use crate::catalog::TableEntry;
@@ -90,7 +91,7 @@ pub async fn run(node: Arc<Node>, view: TableId, source: usize, shard: Arc<Shard
             }
         };
         let (node, shard, progress) = (node.clone(), shard.clone(), progress.clone());
-        let pace = Pace::new(node.clock().now(), shard.load().requests());
+        let pace = Pace::new(node.clock().now(), Asked::of(&shard));
         let worker = Worker { node, entry, source, layout, shard: shard.clone(), projector, stops, progress, pace };
         let ended = worker.work().await;
         if !shard.is_leader() {
@@ -234,6 +235,20 @@ impl Worker {
         Ok(())
     }
 
+    /// Removes some more of ranges that begin anew, which whoever began with it may have been kept from. It was announced then.
+    async fn go_on_removing(&self, strand: &Strand) -> Vec<Lost> {
+        let source = strand.source.clone();
+        let cleared = strand.views.iter().map(|view| {
+            let clearing = Clearing { view: view.clone(), source: source.clone(), stood: strand.position.clone() };
+            let clear = Upkeep::Clear(clearing);
+            async move { self.node.upkeep(&self.entry, &view.0, &clear).await }
+        });
+        for (view, cleared) in strand.views.iter().zip(join_all(cleared).await) {
+            tracing::debug!(view = self.entry.descriptor.name, range = ?view, ?cleared, "a range of a view is being removed");
+        }
+        strand.views.iter().map(|view| Lost { view: view.clone(), source: source.clone() }).collect()
+    }
+
     /// Asks where ranges of the view stand, after a pause.
     fn find(&self, lost: Vec<Lost>, pause: Duration) -> BoxFuture<'_, Result<Event>> {
         async move {
@@ -276,11 +291,16 @@ impl Worker {
     /// One page for one strand.
     async fn step(&self, number: u64, strand: Strand, until: Option<Timestamp>) -> Result<Event> {
         let mut event = Event { stepped: Some(number), ..Event::default() };
+        if strand.position.is_removing() {
+            event.lost = self.go_on_removing(&strand).await;
+            return Ok(event);
+        }
         let began = self.node.clock().now();
-        let (requests, newest) = (self.shard.load().requests(), self.shard.state().last_timestamp);
-        let gait = self.pace.gait(began, requests, strand.position.after, newest);
+        let newest = self.shard.state().last_timestamp;
+        let gait = self.pace.gait(began, Asked::of(&self.shard), strand.position.after, newest);
         let (changes, to) = self.page(&strand, gait.limits, until).await?;
-        let is_full = gait.is_full(changes.len(), changes.iter().map(Changed::bytes).sum());
+        let count = changes.len();
+        let is_full = gait.is_full(count, changes.iter().map(Changed::bytes).sum());
         if changes.is_empty() && to == strand.position {
             if until.is_some() {
                 // This replica has yet to apply what others have been sent already, by the leader before.
@@ -332,7 +352,7 @@ impl Worker {
         }
         if is_full {
             // Much is left, and others may want the processor and the disk.
-            sleep(gait.rest(self.node.clock().now() - began)).await;
+            sleep(gait.rest(count, self.node.clock().now() - began)).await;
         }
         Ok(event)
     }

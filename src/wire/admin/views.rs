@@ -15,9 +15,9 @@ pub const DEFINITION_BYTES_MAX: usize = 64 << 10;
 pub struct NewView {
     /// Its definition, TOML or JSON.
     pub definition: String,
-    /// Voters per shard; none: as for a table.
+    /// Voters per shard; none: as the view that it replaces, or as for a table.
     pub replication: Option<u32>,
-    /// How long replaced versions stay readable, in milliseconds; none: as for a table.
+    /// How long replaced versions stay readable, in milliseconds; none: as that, or as for a table.
     pub history_ms: Option<u64>,
     /// Say what would be done and do nothing.
     pub dry_run: bool,
