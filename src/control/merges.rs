@@ -24,7 +24,7 @@ impl Control {
     pub async fn merge_shards(&self, left: ShardId, right: ShardId, dry_run: bool) -> Result<ShardDetails> {
         let wish = MergeAsk { left, right };
         // Who is whose neighbour may have changed a moment ago.
-        self.hear_of(self.node.newest_revision().await?).await?;
+        self.hear_newest().await?;
         let (one, other) = (self.descriptor(left)?, self.descriptor(right)?);
         // A group that was never led is not to be founded by others than those it was meant for.
         self.leader_of(&one).await?;

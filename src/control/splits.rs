@@ -35,7 +35,7 @@ impl Control {
     pub async fn split_shard(&self, shard: ShardId, at: SplitPoint, dry_run: bool) -> Result<SplitReport> {
         let deadline = self.node.clock().now() + VERB_TIMEOUT;
         // Else what was split here and merged since would be taken for still split.
-        self.hear_of(self.node.newest_revision().await?).await?;
+        self.hear_newest().await?;
         let descriptor = self.descriptor(shard)?;
         let directory = self.node.directory();
         let entry = directory

@@ -95,6 +95,18 @@ impl Control {
         Ok(self.node.directory().revision())
     }
 
+    /// Waits until this node knows everything that was acknowledged of the catalog when it was asked. What it knows of a name may
+    /// be of a table that was dropped since, and another may have the name.
+    ///
+    /// Errors: `NO_QUORUM`, `NOT_READY` if nobody can say what is newest, `TOO_STALE` if this node does not hear of it.
+    pub(super) async fn hear_newest(&self) -> Result<()> {
+        let newest = self.node.newest_revision().await?;
+        timeout(VERB_TIMEOUT, self.node.wait_for_revision(newest)).await.ok_or_else(|| {
+            let text = "this node does not hear what the catalog says now; ask another one";
+            Error::new(Reason::TooStale, text)
+        })
+    }
+
     /// Waits until this node has heard of a change that was made.
     pub(super) async fn hear_of(&self, revision: Timestamp) -> Result<()> {
         timeout(VERB_TIMEOUT, self.node.wait_for_revision(revision))

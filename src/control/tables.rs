@@ -249,11 +249,12 @@ impl Control {
         Ok((id, self.node.directory().revision()))
     }
 
-    /// A table with its shards, their leaders included as far as this node knows them. One that this node has not heard of
-    /// yet, since it has just started or the table was just created, it hears of first.
+    /// A table with its shards, their leaders included as far as this node knows them: the one that had the name when it was asked
+    /// for. So the catalog's leader is asked; what a node knows by itself, others may have dropped and created again.
     ///
     /// Errors: `UNKNOWN_TABLE`, and why the catalog could not be read.
     pub async fn describe_table(&self, name: &str) -> Result<TableDetails> {
+        self.hear_newest().await?;
         let entry = self.node.table(name, self.node.clock().now() + VERB_TIMEOUT).await?;
         Ok(self.table_details(&entry))
     }

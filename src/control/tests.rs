@@ -594,6 +594,25 @@ fn a_split_that_makes_no_sense_is_refused_and_changes_nothing() {
     assert_eq!(house.shards(), shards);
 }
 
+/// A node that is cut off may know a table that was dropped since, while another one has the name.
+#[test]
+fn a_table_is_not_described_by_who_cannot_ask_whether_it_still_has_the_name() {
+    let mut house = House::founded();
+    house.create(1, "t", 1);
+    house.settle(1);
+    let describe = |house: &House| house.ask(3, async |control| control.describe_table("t").await);
+    assert!(describe(&house).is_ok());
+    house.crash(1);
+    house.crash(2);
+    let refused = describe(&house).expect_err("nobody says what is newest").reason;
+    assert!(matches!(refused, Reason::NoQuorum | Reason::NotReady | Reason::NotLeader), "{refused:?}");
+    assert_eq!(house.shards().len(), 1, "though it knows one of the name");
+    house.start(1, NO_END);
+    house.start(2, NO_END);
+    house.settle(1);
+    assert!(describe(&house).is_ok());
+}
+
 #[test]
 fn a_newcomers_question_is_passed_on_once() {
     let house = House::founded();

@@ -236,6 +236,7 @@ impl Control {
     }
 
     async fn view_named(&self, name: &str) -> Result<(Arc<TableEntry>, ViewDescriptor)> {
+        self.hear_newest().await?;
         let entry = self.node.table(name, self.node.clock().now() + VERB_TIMEOUT).await.map_err(|error| {
             let text = format!("there is no view '{name}'; `trivet view list` shows them");
             if error.reason == Reason::UnknownTable { Error::new(Reason::UnknownTable, text) } else { error }

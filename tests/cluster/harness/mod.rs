@@ -270,7 +270,9 @@ impl Cluster {
 
     pub async fn shards(&self, table: &str) -> Vec<ShardInfo> {
         let request = DescribeTableRequest { name: table.to_owned() };
-        self.tables(self.some_node()).describe(request).await.expect("the table is there").into_inner().shards
+        // The catalog's leader says which table has the name, and there may be none for a moment.
+        let describe = || async { self.tables(self.some_node()).describe(request.clone()).await };
+        eventually("the table is there", describe).await.into_inner().shards
     }
 
     /// The node that leads the shard of a key, and the shard. Asks until a leader answers.
