@@ -16,7 +16,7 @@ use crate::types::{
     Error, NodeId, Partitioning, Reason, Result, ShardDescriptor, ShardId, TableDescriptor, TableId, Timestamp,
     ViewDescriptor,
 };
-use crate::wire::admin::{NewTable, ShardDetails, TableDetails};
+use crate::wire::admin::{HISTORY_MS_DEFAULT, NewTable, ShardDetails, TableDetails};
 
 /// Voters per shard when nothing is said, if there are nodes enough.
 const REPLICATION_DEFAULT: u32 = 3;
@@ -43,7 +43,7 @@ pub(super) struct CreateAsk {
     read_replicas: u32,
     #[serde(default)]
     read_replica_zone: Option<String>,
-    history_ms: u64,
+    history_ms: Option<u64>,
     dry_run: bool,
     /// A view: its definition in canonical form, and the names of its sources.
     #[serde(default)]
@@ -65,7 +65,7 @@ impl CreateAsk {
             replication: wish.replication,
             read_replicas: wish.read_replicas,
             read_replica_zone: wish.read_replica_zone,
-            history_ms: wish.history_ms,
+            history_ms: Some(wish.history_ms),
             dry_run: wish.dry_run,
             definition: None,
             sources: Vec::new(),
@@ -73,13 +73,28 @@ impl CreateAsk {
         }
     }
 
-    /// The same for a view of this definition over these tables, in the place of the view of this name if that is wanted.
-    pub(super) fn deriving(self, definition: String, sources: Vec<String>, replaces: bool) -> CreateAsk {
-        CreateAsk { definition: Some(definition), sources, replaces, ..self }
+    /// The same for a view of this definition over these tables, in the place of the view of this name if that is wanted: then it
+    /// is held as that one is, where nothing else is said.
+    pub(super) fn deriving(
+        self,
+        definition: String,
+        sources: Vec<String>,
+        history_ms: Option<u64>,
+        replaces: bool,
+    ) -> CreateAsk {
+        CreateAsk { definition: Some(definition), sources, history_ms, replaces, ..self }
+    }
+
+    /// The view whose place it is to take.
+    fn former<'a>(&self, directory: &'a Directory) -> Result<Option<&'a TableDescriptor>> {
+        Ok(match self.replaces {
+            true => Some(&change::view_named(directory, &self.name)?.descriptor),
+            false => None,
+        })
     }
 
     /// What makes it a view, by the ids that its sources have now.
-    fn view(&self, directory: &Directory) -> Result<Option<ViewDescriptor>> {
+    fn view(&self, directory: &Directory, replaces: Option<TableId>) -> Result<Option<ViewDescriptor>> {
         let Some(definition) = self.definition.clone() else { return Ok(None) };
         let mut sources = Vec::with_capacity(self.sources.len());
         for name in &self.sources {
@@ -89,10 +104,6 @@ impl CreateAsk {
             })?;
             sources.push(source.descriptor.id);
         }
-        let replaces = match self.replaces {
-            true => Some(change::view_named(directory, &self.name)?.descriptor.id),
-            false => None,
-        };
         Ok(Some(ViewDescriptor { definition, sources, replaces, ..ViewDescriptor::default() }))
     }
 }
@@ -142,7 +153,10 @@ impl Control {
             let draining: Vec<NodeId> = draining.filter(|&node| self.node.hears(node)).collect();
             let serving = (living.len() + silent.len()).max(1) as u32;
             let members = serving + draining.len() as u32;
-            let replication = wish.replication.unwrap_or(REPLICATION_DEFAULT.min(members));
+            let former = wish.former(directory)?;
+            let replication = wish.replication.or(former.map(|former| former.replication));
+            let replication = replication.unwrap_or(REPLICATION_DEFAULT.min(members));
+            let history_ms = wish.history_ms.or(former.map(|former| former.history_ms));
             let hosts = Hosts::choose(living, draining, silent, replication, wish.read_replicas)?;
             let new = change::NewTable {
                 name: if wish.replaces { change::name_of_next(&wish.name) } else { wish.name.clone() },
@@ -152,8 +166,8 @@ impl Control {
                 replication,
                 read_replicas: wish.read_replicas,
                 read_replica_zone: wish.read_replica_zone.clone(),
-                history_ms: wish.history_ms,
-                view: wish.view(directory)?,
+                history_ms: history_ms.unwrap_or(HISTORY_MS_DEFAULT),
+                view: wish.view(directory, former.map(|former| former.id))?,
             };
             change::create_table(directory, &new, |shards| place(directory, &hosts, shards, &new))
         };

@@ -36,19 +36,13 @@ impl Control {
         let definition = Definition::parse(&wish.definition)?;
         check_table_name(&definition.name)?;
         Projector::new(&definition)?;
-        let directory = self.node.directory();
-        // Another form of a view that is there is held as that is, where nothing else is said.
-        let former =
-            directory.table_by_name(&definition.name).filter(|_| wish.replace).map(|former| &former.descriptor);
         let table = NewTable {
-            replication: wish.replication.or(former.map(|former| former.replication)),
+            replication: wish.replication,
             dry_run: wish.dry_run,
             ..NewTable::hash(definition.name.clone(), definition.shards)
         };
-        let history_ms = wish.history_ms.or(former.map(|former| former.history_ms)).unwrap_or(table.history_ms);
-        let table = NewTable { history_ms, ..table };
         let sources = definition.source_tables().into_iter().map(str::to_owned).collect();
-        let question = CreateAsk::of(table).deriving(definition.to_json(), sources, wish.replace);
+        let question = CreateAsk::of(table).deriving(definition.to_json(), sources, wish.history_ms, wish.replace);
         let table = self.create_asked(question).await?;
         Ok(self.view_details(table, ViewState::Building))
     }

@@ -77,7 +77,9 @@ mod tests {
         for number in 0..rounds {
             load.count(&Bytes::from(format!("{number:08}")));
         }
-        assert_eq!(load.requests(), rounds);
+        assert_eq!((load.requests(), load.written()), (rounds, 0));
+        load.count_written(3);
+        assert_eq!((load.requests(), load.written()), (rounds, 3));
         let sample = load.take_sample();
         assert_eq!(sample.iter().map(|(_, count)| count).sum::<u64>(), SAMPLE_MAX as u64);
         assert!(sample.is_sorted());

@@ -12,6 +12,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use trivet::client::{Client, Options};
+use trivet::types::Reason;
 
 use super::{Misbehaved, Nemesis, Stage, Struck, up, wipe};
 use crate::cluster::{Held, tail};
@@ -178,7 +179,11 @@ impl Damage {
         let mut refused = Vec::new();
         for table in client.admin().tables().await? {
             for shard in table.shards {
-                let report = client.admin().checksum(shard.id).await?;
+                let report = match client.admin().checksum(shard.id).await {
+                    // Its table was dropped meanwhile.
+                    Err(error) if error.reason == Reason::UnknownShard => continue,
+                    report => report?,
+                };
                 for replica in report.replicas.iter().filter(|replica| replica.node.0 == id) {
                     if let Err(error) = &replica.content {
                         refused.push(format!("{}: {error}", shard.id));

@@ -7,12 +7,15 @@ use anyhow::{Context, Result, bail, ensure};
 use futures::future::BoxFuture;
 use rand::RngExt;
 use rand::rngs::SmallRng;
+use tokio::time::Instant;
 
 use super::{Misbehaved, Nemesis, Stage, Struck, up};
 use crate::cluster::{Held, Wants};
 
 /// Within this a node whose sync has failed must have ended. The next sync comes with the next write.
 const END_WITHIN: Duration = Duration::from_secs(10);
+/// Between looks whether a node has met its fault.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What RocksDB answers to whoever writes in the moment between the failure and the end of the process.
 const BROKEN_OFF: &str = "Seen error. Skip writing buffer";
@@ -44,9 +47,15 @@ pub(super) fn all() -> Vec<Arc<dyn Nemesis>> {
     [Sync, Write, Full, Slow, Stall, Hung, ReadOnly].map(|kind| Arc::new(Disk(kind)) as Arc<dyn Nemesis>).to_vec()
 }
 
-/// Lets a fault last; whether the node ended over it.
-async fn last(stage: &Stage, node: &mut Held, random: &mut SmallRng) -> Result<bool> {
-    Ok(node.ended(stage.some_time(1.0..20.0, random)).await?.is_some())
+/// Lets a fault last; whether the node ended over it. One that has just started may not write at once, so it lasts until the node
+/// has met it, if that is not for too long.
+async fn last(stage: &Stage, node: &mut Held, random: &mut SmallRng, met: impl Fn() -> Result<bool>) -> Result<bool> {
+    let mut ended = node.ended(stage.some_time(1.0..20.0, random)).await?.is_some();
+    let patience = Instant::now() + END_WITHIN;
+    while !ended && !met()? && Instant::now() < patience {
+        ended = node.ended(LOOK_EVERY).await?.is_some();
+    }
+    Ok(ended)
 }
 
 impl Disk {
@@ -74,7 +83,7 @@ impl Disk {
             Kind::Write => {
                 let before = shim()?.done()?.writes_failed;
                 shim()?.fail_writes(EIO)?;
-                ended |= last(stage, node, random).await?;
+                ended |= last(stage, node, random, || Ok(shim()?.done()?.writes_failed > before)).await?;
                 shim()?.rest()?;
                 let failed = shim()?.done()?.writes_failed - before;
                 ensure!(failed > 0, "n{} wrote nothing", fixed.id);
@@ -84,7 +93,7 @@ impl Disk {
                 let before = shim()?.done()?.syncs_delayed;
                 let delay = random.random_range(if let Kind::Stall = self.0 { 1_500..8_000 } else { 50..400 });
                 shim()?.delay_syncs(delay)?;
-                ended |= last(stage, node, random).await?;
+                ended |= last(stage, node, random, || Ok(shim()?.done()?.syncs_delayed > before)).await?;
                 shim()?.rest()?;
                 let delayed = shim()?.done()?.syncs_delayed - before;
                 ensure!(delayed > 0, "n{} synced nothing", fixed.id);
@@ -92,7 +101,7 @@ impl Disk {
             }
             Kind::Full => {
                 image()?.fill()?;
-                ended |= last(stage, node, random).await?;
+                ended |= last(stage, node, random, || Ok(true)).await?;
                 image()?.free()?;
                 "the harness could not write either".to_owned()
             }
@@ -105,7 +114,7 @@ impl Disk {
             }
             Kind::ReadOnly => {
                 image()?.turn_read_only()?;
-                ended |= last(stage, node, random).await?;
+                ended |= last(stage, node, random, || Ok(true)).await?;
                 node.kill()?;
                 image()?.repair()?;
                 let proof = "the harness could not write either".to_owned();

@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
+use tokio::time::Instant;
 
 use super::{Nemesis, Stage, Struck, names};
 use crate::cluster::Wants;
@@ -16,6 +17,8 @@ use crate::net::{CLIENTS, one_way};
 
 /// Probes that are sent to see what becomes of them: with 5 % loss, all pass once in 170 times.
 const PROBES: u32 = 100;
+/// How long they may show nothing.
+const SHOWN_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -96,12 +99,17 @@ impl Nemesis for Packets {
             for &id in &ids {
                 treated.push(net.treat(&stage.cluster.ground.record, id, treatment)?);
             }
-            // The program that treats the packets is a process that has to start.
-            tokio::time::sleep(Duration::from_millis(100)).await;
             let from_ns = stage.clock.now_ns();
             let mut proof = Ok(String::new());
             for &id in &ids {
-                proof = self.prove(stage, id, treatment).await;
+                // The program that treats the packets is a process that has to start, which takes its time beside others.
+                let patience = Instant::now() + SHOWN_WITHIN;
+                loop {
+                    proof = self.prove(stage, id, treatment).await;
+                    if proof.is_ok() || Instant::now() > patience {
+                        break;
+                    }
+                }
                 if proof.is_err() {
                     break;
                 }

@@ -15,9 +15,15 @@ const OPERATION_MAX: Duration = Duration::from_secs(9);
 /// Lines of one kind shown of each log.
 const SHOWN: usize = 3;
 /// Verbs that go through many calls, each with a deadline of its own, in any history or in one: a set is read page by
-/// page, a view that comes after likewise, and compared shard by shard.
-const MANY_CALLS: [(Option<&str>, &str); 5] =
-    [(None, "scan"), (None, "final"), (Some("set"), "read"), (Some("views"), "settle"), (Some("views"), "verify")];
+/// page, a view that comes after likewise, and compared shard by shard; the rows of a scan are put one by one, each until it is there.
+const MANY_CALLS: [(Option<&str>, &str); 6] = [
+    (None, "scan"),
+    (None, "final"),
+    (Some("scan"), "load"),
+    (Some("set"), "read"),
+    (Some("views"), "settle"),
+    (Some("views"), "verify"),
+];
 
 /// I1: no panic and no ERROR in any log that the faults do not explain.
 pub(super) fn logs(cluster: &Cluster, nemeses: &[std::sync::Arc<dyn Nemesis>]) -> Vec<String> {
