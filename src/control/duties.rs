@@ -1,11 +1,12 @@
 //! What the leader of shard 0 does unasked.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Control, STEP_TIMEOUT, recovery};
 use crate::catalog::change;
-use crate::runtime::{sleep, timeout};
+use crate::runtime::{Instant, Task, sleep, spawn, timeout};
 use crate::types::{NodeId, Result, TableId};
 
 /// Between looks.
@@ -15,6 +16,8 @@ const LOOK_WAIT: Duration = Duration::from_millis(100);
 const VIEWS_WAIT: Duration = Duration::from_millis(200);
 /// After one that came to nothing: it may have been long work.
 const VIEWS_FAILED_WAIT: Duration = Duration::from_secs(1);
+/// So many views are looked after at once: each comparison holds rows in memory.
+const VIEWS_AT_ONCE: usize = 4;
 
 /// Looks after the catalog until the node hands over.
 pub async fn run(control: Arc<Control>) {
@@ -30,24 +33,36 @@ pub async fn run(control: Arc<Control>) {
     }
 }
 
-/// Looks after views until the node hands over: a comparison may take long, so it has a task of its own.
+/// Looks after views until the node hands over. Each has a task of its own: a comparison may take long, and of a view whose sources
+/// cannot be asked nothing comes at all, which is to hold up no other.
 pub async fn look_after_views(control: Arc<Control>) {
     let mut stopping = control.node.stopping();
-    let looking = async {
-        loop {
-            sleep(VIEWS_WAIT).await;
-            if control.node.leads_system()
-                && let Err(error) = control.look_after_views().await
-            {
-                tracing::debug!(%error, "a view could not be looked after yet");
-                sleep(VIEWS_FAILED_WAIT).await;
-            }
+    let mut looking: HashMap<TableId, Task<()>> = HashMap::new();
+    let mut looked: HashMap<TableId, Instant> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = sleep(VIEWS_WAIT) => {}
+            _ = stopping.wait_for(|&stopping| stopping) => break,
         }
-    };
-    tokio::select! {
-        () = looking => {}
-        _ = stopping.wait_for(|&stopping| stopping) => {}
+        looking.retain(|_, task| !task.is_finished());
+        let mut unready = if control.node.leads_system() { control.unready_views() } else { Vec::new() };
+        looked.retain(|view, _| unready.contains(view));
+        unready.retain(|view| !looking.contains_key(view));
+        // Each has its turn: none before who was looked at longer ago.
+        unready.sort_by_key(|view| looked.get(view).copied());
+        for view in unready.into_iter().take(VIEWS_AT_ONCE - looking.len()) {
+            looked.insert(view, control.node.clock().now());
+            let control = control.clone();
+            let look = async move {
+                if let Err(error) = control.look_after_view(view).await {
+                    tracing::debug!(%view, %error, "a view could not be looked after yet");
+                    sleep(VIEWS_FAILED_WAIT).await;
+                }
+            };
+            looking.insert(view, spawn(look));
+        }
     }
+    looking.into_values().for_each(|task| task.abort());
 }
 
 async fn look(control: &Control) -> Result<()> {

@@ -110,7 +110,7 @@ impl Control {
             let text = format!("{name} has no such shard; `trivet view describe {name}` shows them");
             return Err(Error::new(Reason::UnknownShard, text));
         }
-        let all = self.verify_shards(entry.descriptor.id, &shards, repair).await?;
+        let all = self.verify_shards(entry.descriptor.id, &shards, (repair, false)).await?;
         let samples = all.samples.into_iter().map(|(key, difference)| {
             let difference = match difference {
                 Difference::Missing => RowDifference::Missing,
@@ -129,8 +129,14 @@ impl Control {
         })
     }
 
-    /// Has the leaders of shards compare them, each all of its own together: then it reads the sources once for them.
-    async fn verify_shards(&self, view: TableId, shards: &[&Arc<ShardDescriptor>], repair: bool) -> Result<ViewCheck> {
+    /// Has the leaders of shards compare them, each all of its own together: then it reads the sources once for them. Whether what
+    /// differs is set right, and whether clients come first.
+    async fn verify_shards(
+        &self,
+        view: TableId,
+        shards: &[&Arc<ShardDescriptor>],
+        (repair, gently): (bool, bool),
+    ) -> Result<ViewCheck> {
         let mut by_leader: BTreeMap<Option<NodeId>, Vec<&Arc<ShardDescriptor>>> = BTreeMap::new();
         for shard in shards {
             let leader = self.node.replicas().get(shard.id).and_then(|replica| replica.leader());
@@ -140,7 +146,7 @@ impl Control {
         for (leader, shards) in by_leader {
             if let Some(node) = leader.filter(|_| shards.len() > 1) {
                 let ids = shards.iter().map(|shard| shard.id).collect();
-                let question = VerifyAsk { view, shards: ids, repair };
+                let question = VerifyAsk { view, shards: ids, repair, gently };
                 match self.node.ask_for(node, VERIFY, &question, VERIFY_TIMEOUT).await {
                     Ok(check) => {
                         all.add(check);
@@ -152,15 +158,20 @@ impl Control {
                 }
             }
             for shard in shards {
-                all.add(self.verify_shard(view, shard, repair).await?);
+                all.add(self.verify_shard(view, shard, (repair, gently)).await?);
             }
         }
         Ok(all)
     }
 
     /// Has the leader of one shard compare it.
-    async fn verify_shard(&self, view: TableId, shard: &ShardDescriptor, repair: bool) -> Result<ViewCheck> {
-        let question = VerifyAsk { view, shards: vec![shard.id], repair };
+    async fn verify_shard(
+        &self,
+        view: TableId,
+        shard: &ShardDescriptor,
+        (repair, gently): (bool, bool),
+    ) -> Result<ViewCheck> {
+        let question = VerifyAsk { view, shards: vec![shard.id], repair, gently };
         let mut left: Vec<NodeId> = shard.replicas.iter().map(|replica| replica.node).collect();
         let known = self.node.replicas().get(shard.id).and_then(|replica| replica.leader());
         let mut next = known.map(|(_, node)| node).or_else(|| left.pop());
@@ -179,43 +190,42 @@ impl Control {
         Err(last)
     }
 
-    /// Looks after new views: says of those that have come as far as their sources, and hold what those say, that they are
-    /// ready.
-    pub(super) async fn look_after_views(&self) -> Result<()> {
+    /// Views that are being built, or made anew.
+    pub(super) fn unready_views(&self) -> Vec<TableId> {
         let directory = self.node.directory();
-        let unready = directory
-            .tables()
-            .filter(|entry| entry.descriptor.view.as_ref().is_some_and(|view| !view.ready && !view.paused));
-        for entry in unready {
-            let shards = self.sections_of(entry).await?;
-            let sections: Vec<Watermark> = shards.into_iter().flat_map(|(_, sections)| sections).collect();
-            let lags = self.node.view_is_behind(entry, &sections).await?;
-            if lags.iter().any(|lag| lag.building) {
-                continue;
-            }
-            let check = self.verify_view(&entry.descriptor.name, None, true).await?;
-            if check.missing + check.invented + check.other > 0 {
-                let ViewVerification { missing, invented, other, .. } = check;
-                let name = &entry.descriptor.name;
-                tracing::error!(view = name, missing, invented, other, "a new view was not as its sources");
-                return Err(Error::new(Reason::ViewBehind, format!("{name} was not as its sources")));
-            }
-            if entry.descriptor.view.as_ref().is_some_and(|view| view.replaces.is_some()) {
-                let id = entry.descriptor.id;
-                let swapped = self.change(|directory| change::take_place(directory, id).map(Some)).await?;
-                if let Some(name) = swapped {
-                    tracing::info!(view = name, table = %id, "a view has taken the place of its former form");
-                }
-                continue;
-            }
-            let ready = ChangeViewAsk {
-                ready: Some(true),
-                rebuilding: Some(false),
-                ..ChangeViewAsk::of(&entry.descriptor.name)
-            };
-            self.change_view_here(ready).await?;
+        let unready =
+            |entry: &&Arc<TableEntry>| entry.descriptor.view.as_ref().is_some_and(|view| !view.ready && !view.paused);
+        directory.tables().filter(unready).map(|entry| entry.descriptor.id).collect()
+    }
+
+    /// Looks after such a view: says that it is ready if it has come as far as its sources and holds what those say. Clients come first:
+    /// the comparison takes its time where they ask for much.
+    pub(super) async fn look_after_view(&self, id: TableId) -> Result<()> {
+        let directory = self.node.directory();
+        let Some(entry) = directory.table(id) else { return Ok(()) };
+        let name = &entry.descriptor.name;
+        let shards = self.sections_of(entry).await?;
+        let sections: Vec<Watermark> = shards.into_iter().flat_map(|(_, sections)| sections).collect();
+        let lags = self.node.view_is_behind(entry, &sections).await?;
+        if lags.iter().any(|lag| lag.building) {
+            return Ok(());
         }
-        Ok(())
+        let shards: Vec<_> = entry.shards.iter().collect();
+        let check = self.verify_shards(id, &shards, (true, true)).await?;
+        if check.differing() > 0 {
+            let ViewCheck { missing, invented, other, .. } = check;
+            tracing::error!(view = name, missing, invented, other, "a new view was not as its sources");
+            return Err(Error::new(Reason::ViewBehind, format!("{name} was not as its sources")));
+        }
+        if entry.descriptor.view.as_ref().is_some_and(|view| view.replaces.is_some()) {
+            let swapped = self.change(|directory| change::take_place(directory, id).map(Some)).await?;
+            if let Some(name) = swapped {
+                tracing::info!(view = name, table = %id, "a view has taken the place of its former form");
+            }
+            return Ok(());
+        }
+        let ready = ChangeViewAsk { ready: Some(true), rebuilding: Some(false), ..ChangeViewAsk::of(name) };
+        self.change_view_here(ready).await.map(drop)
     }
 
     /// Where each shard of a view stands.

@@ -11,8 +11,8 @@ use super::effect::{Effect, coalesce};
 use super::projector::Projector;
 use crate::types::Result;
 
-/// Effects gathered before they are carried out.
-const GATHERED_MAX: usize = 4_096;
+/// Effects gathered before they are carried out: few enough that who serves others as well is not held for long.
+const GATHERED_MAX: usize = 512;
 
 /// Rows of a view in memory, made from what it is given of its sources.
 pub struct Recompute {

@@ -14,7 +14,8 @@ use super::super::door::{Context, mismatched};
 use super::super::host::Node;
 use super::super::routing::Routed;
 use super::projector_of;
-use super::verify::{Moment, PAGE_TIMEOUT, Pace, Pass, page_request};
+use super::share::Share;
+use super::verify::{Moment, PAGE_TIMEOUT, Pass, page_request};
 use super::worker::document;
 use crate::catalog::TableEntry;
 use crate::keyspace::{Layout, ScanCursor};
@@ -46,7 +47,7 @@ impl Node {
         entry: &TableEntry,
         moments: &[Moment],
         pass: Pass,
-        pace: &mut Pace,
+        share: &mut Share,
     ) -> Result<Vec<BTreeMap<Bytes, (Bytes, Bytes)>>> {
         let (definition, projector) = projector_of(entry)?;
         let directory = self.directory();
@@ -87,7 +88,7 @@ impl Node {
         for ((number, start, end, at), readers) in readings {
             let mut from = Some(start);
             while let Some(start) = from {
-                let page = self.source_page(&sources[number], start, end.clone(), at, pace.page_rows).await?;
+                let page = self.source_page(&sources[number], start, end.clone(), at, share.page_rows()).await?;
                 from = page.1;
                 for (key, version) in page.0 {
                     let Some(value) = document(Some(&version)) else { continue };
@@ -104,13 +105,17 @@ impl Node {
                         }
                     }
                 }
-                pace.rest().await?;
+                share.rest(self.replicas()).await?;
             }
         }
         let mut all = vec![BTreeMap::new(); moments.len()];
         for section in sections {
-            let rows = section.computed.rows()?.into_iter();
-            all[section.moment].extend(rows.map(|(key, value)| (entry.layout.encode(&key), (key, value))));
+            let mut rows = section.computed.rows()?.into_iter().peekable();
+            while rows.peek().is_some() {
+                let some = rows.by_ref().take(share.page_rows());
+                all[section.moment].extend(some.map(|(key, value)| (entry.layout.encode(&key), (key, value))));
+                share.rest(self.replicas()).await?;
+            }
         }
         Ok(all)
     }

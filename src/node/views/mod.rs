@@ -9,7 +9,7 @@
 //! A new view begins with the state of each source at one moment and goes on with what has changed since ([`worker`]).
 //!
 //! Parts: [`worker`] moves one view on over one shard of a source, [`strand`] by [`strand`], [`freshness`] tells how old a copy of a view is and waits
-//! until it is young enough, [`verify`] compares and mends ([`expected`]: with what), [`scrub`] does so unasked, [`lag`] measures how far
+//! until it is young enough, [`verify`] compares and mends ([`expected`]: with what), [`scrub`] does so unasked, [`share`] says how much time that takes, [`lag`] measures how far
 //! workers are behind, [`pace`] says how hard they go about it, and here is who starts workers and what one node answers another.
 
 mod expected;
@@ -17,6 +17,7 @@ mod freshness;
 mod lag;
 mod pace;
 pub(super) mod scrub;
+mod share;
 mod strand;
 mod verify;
 mod worker;

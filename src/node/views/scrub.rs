@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use super::super::host::Node;
 use super::super::metrics;
-use super::verify::{Pace, ViewCheck};
+use super::share::Share;
+use super::verify::ViewCheck;
 use crate::catalog::TableEntry;
 use crate::runtime::{Instant, random_u64, sleep};
 use crate::shard::Shard;
@@ -75,13 +76,13 @@ async fn go_round(node: &Arc<Node>, options: ScrubOptions) {
             if !shards.iter().map(&mut first).any(|due| due <= now) {
                 continue;
             }
-            let share = shares.get(&entry.descriptor.id).copied().unwrap_or(options.percent);
-            let pace = Pace::unasked(node.clock(), share);
-            let compared = node.verify_shards(&entry, &shards, true, pace).await;
+            let percent = shares.get(&entry.descriptor.id).copied().unwrap_or(options.percent);
+            let share = Share::unasked(node.clock(), percent);
+            let compared = node.verify_shards(&entry, &shards, true, share).await;
             let now = node.clock().now();
             let next = now + after(&entry, &compared, options.every);
             if matches!(&compared, Err(error) if error.reason == Reason::HistoryTrimmed) {
-                shares.insert(entry.descriptor.id, (share * 2).clamp(1, SHARE_MAX.max(options.percent)));
+                shares.insert(entry.descriptor.id, (percent * 2).clamp(1, SHARE_MAX.max(options.percent)));
             }
             due.extend(shards.iter().map(|shard| (shard.id(), next)));
         }

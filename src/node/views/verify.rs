@@ -26,9 +26,10 @@ use futures::future::try_join_all;
 use super::super::ask;
 use super::super::host::Node;
 use super::super::metrics;
+use super::share::Share;
 use crate::catalog::TableEntry;
 use crate::keyspace::{Watermark, tag};
-use crate::runtime::{Clock, Instant, sleep, timeout, yield_now};
+use crate::runtime::{spawn_blocking, timeout};
 use crate::shard::{Mending, PageRequest, Shard, Upkeep};
 use crate::types::{Error, ReadLevel, Reason, Result, ShardId, TableId, Timestamp};
 
@@ -38,14 +39,8 @@ pub const VERIFY: &str = "verify_view";
 pub const VERIFY_TIMEOUT: Duration = Duration::from_secs(600);
 /// Bytes of rows held in one pass, about.
 const PASS_BYTES: u64 = 64 << 20;
-/// Rows read at once.
-const PAGE_ROWS: usize = 1_000;
 /// Bytes read at once.
 const PAGE_BYTES: usize = 1 << 20;
-/// Rows read at once when nobody waits: a thread that serves others as well is not held for long.
-const UNASKED_PAGE_ROWS: usize = 200;
-/// The longest rest between two pages.
-const REST_MAX: Duration = Duration::from_secs(5);
 /// How long a page may take.
 pub(super) const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Differences told of one shard.
@@ -62,6 +57,9 @@ pub struct VerifyAsk {
     pub shards: Vec<ShardId>,
     /// Set right what differs.
     pub repair: bool,
+    /// Clients of the node are not to notice it ([`Share::beside_clients`]).
+    #[serde(default)]
+    pub gently: bool,
 }
 
 /// One row that differs.
@@ -139,49 +137,6 @@ impl Pass {
     }
 }
 
-/// How much time a comparison takes for itself.
-pub(super) struct Pace {
-    clock: Clock,
-    page_began: Instant,
-    /// In percent of the time; the rest it rests.
-    share: u32,
-    deadline: Option<Instant>,
-    /// Rows read at once.
-    pub page_rows: usize,
-}
-
-impl Pace {
-    /// All of it, for somebody who waits.
-    pub fn asked(clock: &Clock) -> Pace {
-        let now = clock.now();
-        let deadline = Some(now + VERIFY_TIMEOUT);
-        Pace { clock: clock.clone(), page_began: now, share: 100, deadline, page_rows: PAGE_ROWS }
-    }
-
-    /// So many percent of it; a busy machine makes it slower by itself, since it rests in proportion to what a page takes.
-    pub fn unasked(clock: &Clock, share: u32) -> Pace {
-        let share = share.clamp(1, 100);
-        Pace { clock: clock.clone(), page_began: clock.now(), share, deadline: None, page_rows: UNASKED_PAGE_ROWS }
-    }
-
-    /// A page is done. Errors: `DEADLINE_EXCEEDED`.
-    pub async fn rest(&mut self) -> Result<()> {
-        let now = self.clock.now();
-        if self.deadline.is_some_and(|deadline| now > deadline) {
-            return Err(Error::new(Reason::DeadlineExceeded, "the comparison of a view took too long"));
-        }
-        if self.share < 100 {
-            let took = now - self.page_began;
-            sleep((took * (100 - self.share) / self.share).min(REST_MAX)).await;
-        } else {
-            // Pages may come one after the other without ever waiting, and others are to have their turn.
-            yield_now().await;
-        }
-        self.page_began = self.clock.now();
-        Ok(())
-    }
-}
-
 impl Node {
     /// Compares shards of a view that this node leads.
     ///
@@ -200,17 +155,25 @@ impl Node {
                 known().ok_or_else(|| Error::new(Reason::UnknownTable, "the view was dropped"))?
             }
         };
-        let shards: Result<Vec<_>> = question.shards.into_iter().map(|shard| self.hosted(shard)).collect();
-        self.verify_shards(&entry, &shards?, question.repair, Pace::asked(self.clock())).await
+        let shards = question.shards.into_iter().map(|shard| self.hosted(shard)).collect::<Result<Vec<_>>>()?;
+        if question.gently {
+            let share = Share::beside_clients(self.clock(), self.replicas());
+            match self.verify_shards(&entry, &shards, question.repair, share).await {
+                // It took longer than the sources remember.
+                Err(error) if error.reason == Reason::HistoryTrimmed => {}
+                compared => return compared,
+            }
+        }
+        self.verify_shards(&entry, &shards, question.repair, Share::asked(self.clock())).await
     }
 
-    /// Compares shards of a view that this node leads, as [`Self::verify_here`] does, at a pace.
+    /// Compares shards of a view that this node leads, as [`Self::verify_here`] does, in a share of the time.
     pub(super) async fn verify_shards(
         &self,
         entry: &TableEntry,
         shards: &[Arc<Shard>],
         repair: bool,
-        mut pace: Pace,
+        mut share: Share,
     ) -> Result<ViewCheck> {
         let mut bytes = 0;
         for shard in shards {
@@ -220,7 +183,7 @@ impl Node {
         let of = u32::try_from(1 + bytes / PASS_BYTES).unwrap_or(u32::MAX);
         let mut all = ViewCheck::default();
         for number in 0..of {
-            all.add(self.compare(entry, shards, Pass { number, of }, repair, &mut pace).await?);
+            all.add(self.compare(entry, shards, Pass { number, of }, repair, &mut share).await?);
         }
         Ok(all)
     }
@@ -232,7 +195,7 @@ impl Node {
         shards: &[Arc<Shard>],
         pass: Pass,
         repair: bool,
-        pace: &mut Pace,
+        share: &mut Share,
     ) -> Result<ViewCheck> {
         let deadline = self.clock().now() + ask::ASK_TIMEOUT;
         try_join_all(shards.iter().map(|shard| shard.confirm(deadline))).await?;
@@ -248,16 +211,18 @@ impl Node {
             }
         });
         let moments: Vec<Moment> = moments.collect();
-        let expected = self.expected(entry, &moments, pass, pace).await?;
+        let expected = self.expected(entry, &moments, pass, share).await?;
         let mut all = ViewCheck::default();
         for (moment, expected) in moments.iter().zip(&expected) {
-            let (mut check, wrong) = self.differences(entry, moment, expected, pass, pace).await?;
+            let (mut check, wrong) = self.differences(entry, moment, expected, pass, share).await?;
             if repair {
                 check.repaired = self.mend(entry, moment, wrong).await?;
             }
             note(entry, moment, &check);
             all.add(check);
         }
+        // Many small pieces, which to let go takes longer than a thread may be held that serves others as well.
+        let _ = spawn_blocking(move || drop(expected)).await;
         Ok(all)
     }
 
@@ -268,7 +233,7 @@ impl Node {
         moment: &Moment,
         expected: &BTreeMap<Bytes, (Bytes, Bytes)>,
         pass: Pass,
-        pace: &mut Pace,
+        share: &mut Share,
     ) -> Result<(ViewCheck, Vec<(Bytes, Option<Bytes>)>)> {
         let mut check = ViewCheck { rows: expected.len() as u64, at: moment.at, ..ViewCheck::default() };
         let mut wrong: Vec<(Bytes, Option<Bytes>)> = Vec::new();
@@ -287,7 +252,7 @@ impl Node {
         let mut ahead: Bound<Bytes> = Bound::Unbounded;
         let mut from = Some(moment.start.clone());
         while let Some(start) = from {
-            let request = page_request(start, moment.end.clone(), moment.at, pace.page_rows);
+            let request = page_request(start, moment.end.clone(), moment.at, share.page_rows());
             let began = self.clock().now();
             let epoch = moment.shard.state().epoch;
             let page = moment.shard.scan(epoch, request, began + PAGE_TIMEOUT).await?.body;
@@ -306,7 +271,7 @@ impl Node {
                 }
                 ahead = Bound::Excluded(encoded);
             }
-            pace.rest().await?;
+            share.rest(self.replicas()).await?;
         }
         let missing = expected.range::<Bytes, _>((ahead.as_ref(), Bound::Unbounded));
         missing.for_each(|(_, (key, value))| note(key, Difference::Missing, Some(value.clone())));
