@@ -47,10 +47,10 @@ pub(super) fn all() -> Vec<Arc<dyn Nemesis>> {
     [Sync, Write, Full, Slow, Stall, Hung, ReadOnly].map(|kind| Arc::new(Disk(kind)) as Arc<dyn Nemesis>).to_vec()
 }
 
-/// Lets a fault last; whether the node ended over it. One that has just started may not write at once, so it lasts until the node
-/// has met it, if that is not for too long.
-async fn last(stage: &Stage, node: &mut Held, random: &mut SmallRng, met: impl Fn() -> Result<bool>) -> Result<bool> {
-    let mut ended = node.ended(stage.some_time(1.0..20.0, random)).await?.is_some();
+/// Lets a fault last for a time; whether the node ended over it. One that has just started may not write at once, so it lasts until
+/// the node has met it, if that is not for too long.
+async fn last(time: Duration, node: &mut Held, met: impl Fn() -> Result<bool>) -> Result<bool> {
+    let mut ended = node.ended(time).await?.is_some();
     let patience = Instant::now() + END_WITHIN;
     while !ended && !met()? && Instant::now() < patience {
         ended = node.ended(LOOK_EVERY).await?.is_some();
@@ -62,6 +62,9 @@ impl Disk {
     /// Strikes a node that is held; what shows it, and the time when the fault was over.
     async fn at(&self, stage: &Stage, node: &mut Held, random: &mut SmallRng) -> Result<(String, u64)> {
         let fixed = node.fixed.clone();
+        // While syncs stall for seconds nothing else goes on, so that is not for as long: it is to come about often.
+        let seconds = if let Kind::Stall = self.0 { 1.0..12.0 } else { 1.0..20.0 };
+        let time = stage.some_time(seconds, random);
         let shim = || fixed.shim.as_ref().map(|(_, shim)| shim).context("the node has no shim");
         let image = || fixed.image.as_ref().context("the node has no disk of its own");
         let mut ended = false;
@@ -83,7 +86,7 @@ impl Disk {
             Kind::Write => {
                 let before = shim()?.done()?.writes_failed;
                 shim()?.fail_writes(EIO)?;
-                ended |= last(stage, node, random, || Ok(shim()?.done()?.writes_failed > before)).await?;
+                ended |= last(time, node, || Ok(shim()?.done()?.writes_failed > before)).await?;
                 shim()?.rest()?;
                 let failed = shim()?.done()?.writes_failed - before;
                 ensure!(failed > 0, "n{} wrote nothing", fixed.id);
@@ -93,7 +96,7 @@ impl Disk {
                 let before = shim()?.done()?.syncs_delayed;
                 let delay = random.random_range(if let Kind::Stall = self.0 { 1_500..8_000 } else { 50..400 });
                 shim()?.delay_syncs(delay)?;
-                ended |= last(stage, node, random, || Ok(shim()?.done()?.syncs_delayed > before)).await?;
+                ended |= last(time, node, || Ok(shim()?.done()?.syncs_delayed > before)).await?;
                 shim()?.rest()?;
                 let delayed = shim()?.done()?.syncs_delayed - before;
                 ensure!(delayed > 0, "n{} synced nothing", fixed.id);
@@ -101,20 +104,20 @@ impl Disk {
             }
             Kind::Full => {
                 image()?.fill()?;
-                ended |= last(stage, node, random, || Ok(true)).await?;
+                ended |= last(time, node, || Ok(true)).await?;
                 image()?.free()?;
                 "the harness could not write either".to_owned()
             }
             Kind::Hung => {
                 let writing = image()?.freeze()?;
                 // Looking at a process that hangs in the kernel is safe, ending it is not.
-                tokio::time::sleep(stage.some_time(1.0..20.0, random)).await;
+                tokio::time::sleep(time).await;
                 image()?.thaw(writing)?;
                 "a write of the harness hung too".to_owned()
             }
             Kind::ReadOnly => {
                 image()?.turn_read_only()?;
-                ended |= last(stage, node, random, || Ok(true)).await?;
+                ended |= last(time, node, || Ok(true)).await?;
                 node.kill()?;
                 image()?.repair()?;
                 let proof = "the harness could not write either".to_owned();

@@ -30,7 +30,7 @@ const TABLES: [&str; 2] = ["scan", "scan_ordered"];
 const FIXED: usize = 2_000;
 /// Churn keys of each client in each table.
 const CHURN: usize = 12;
-const CLIENTS: usize = 6;
+const CLIENTS: usize = 9;
 /// Fixed keys put at a time while loading.
 const LOADING: usize = 64;
 /// Longest time for one scan; each page has its own.

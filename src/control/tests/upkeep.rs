@@ -114,3 +114,29 @@ fn what_is_half_removed_is_removed_by_whoever_finds_it_and_filled_again() {
     let after = eventually("all that the table holds is there again", || whole(&house, leader, &shard));
     assert_eq!(after, before);
 }
+
+/// A view whose source nobody can ask comes to nothing; that is its own affair.
+#[test]
+fn a_view_whose_source_is_gone_keeps_no_other_from_being_ready() {
+    let mut house = House::founded();
+    house.create(3, "t", 1);
+    // A table with one replica, on a node that may go.
+    let (table, lost) = (0..)
+        .find_map(|number| {
+            let name = format!("lone{number}");
+            let new = NewTable { replication: Some(1), ..NewTable::hash(name.clone(), 1) };
+            let created = house.ask(3, async |control| control.create_table(new).await).expect("created");
+            let node = created.shards[0].replicas[0].node.0;
+            (node != 3).then_some((name, node))
+        })
+        .expect("some node other than 3");
+    house.crash(lost);
+    let definition = DEFINITION.replace("\"v\"", "\"first\"").replace("\"t\"", &format!("\"{table}\""));
+    let create = |definition: &str| house.ask(3, async |control| control.create_view(NewView::of(definition)).await);
+    eventually("the first is created", || create(&definition).ok());
+    eventually("the second is created", || create(DEFINITION).ok());
+    eventually("the second is ready", || view_shard(&house));
+    let directory = house.node(3).directory();
+    let first = directory.table_by_name("first").expect("it was created").descriptor.view.clone();
+    assert!(first.is_some_and(|view| !view.ready), "nobody knows what it should hold");
+}
