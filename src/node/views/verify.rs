@@ -57,7 +57,7 @@ pub struct VerifyAsk {
     pub shards: Vec<ShardId>,
     /// Set right what differs.
     pub repair: bool,
-    /// Clients of the node are not to notice it ([`Share::beside_clients`]).
+    /// Clients of the node are not to notice it: it takes a small share of the time while they ask for much.
     #[serde(default)]
     pub gently: bool,
 }
