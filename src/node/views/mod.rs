@@ -8,9 +8,10 @@
 //!
 //! A new view begins with the state of each source at one moment and goes on with what has changed since ([`worker`]).
 //!
-//! Parts: [`worker`] moves one view on over one shard of a source, [`strand`] by [`strand`], [`freshness`] tells how old a copy of a view is and waits
-//! until it is young enough, [`verify`] compares and mends ([`expected`]: with what), [`scrub`] does so unasked, [`share`] says how much time that takes, [`lag`] measures how far
-//! workers are behind, [`pace`] says how hard they go about it, and here is who starts workers and what one node answers another.
+//! Parts: [`worker`] moves one view on over one shard of a source, [`strand`] by [`strand`], at a [`pace`]; [`freshness`] tells how old a
+//! copy of a view is and waits until it is young enough, [`lag`] measures how far workers are behind; [`verify`] compares and mends
+//! ([`expected`]: with what; [`share`]: in how much of the time), [`scrub`] does so unasked; and here is who starts workers and what one
+//! node answers another.
 
 mod expected;
 mod freshness;
