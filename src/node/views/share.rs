@@ -2,8 +2,9 @@
 //!
 //! Somebody who waits for a comparison has all of it. Unasked it takes a small share, always. In between is the comparison that a view
 //! awaits which has just been built: nobody is to wait for that longer than need be, and no client of this node is to notice it.
-//! So it takes a small share while clients ask for much, and all of the time otherwise, and once half of the time that it may take is
-//! gone: it is to come to an end.
+//! So it takes a small share while clients ask for much, and all of the time otherwise; and also at first, since a view of a few rows is
+//! done then, as one over tables that are about to be filled, and once half of the time that it may take is gone: it is to come to
+//! an end.
 //!
 //! A busy machine makes a share slower by itself, since the rests are in proportion to what a page takes.
 
@@ -24,8 +25,10 @@ const REST_MAX: Duration = Duration::from_secs(5);
 const BUSY_PER_SECOND: f64 = 200.0;
 /// Counted over at least this long.
 const COUNTED_OVER: Duration = Duration::from_millis(100);
-/// In percent of a thread's time, beside them.
+/// In percent of a thread's time, beside them, …
 const BESIDE_CLIENTS: u32 = 10;
+/// … after so much of it, which nobody notices.
+const AT_FIRST: Duration = Duration::from_millis(250);
 
 /// How much time a comparison takes for itself.
 pub(in crate::node) struct Share {
@@ -41,6 +44,8 @@ pub(in crate::node) struct Share {
 struct Beside {
     asked: u64,
     at: Instant,
+    /// What is left of the time that it takes at first.
+    at_first: Duration,
     /// All of the time is taken from then on.
     hurry_from: Instant,
 }
@@ -61,9 +66,9 @@ impl Share {
     /// All of it for somebody who waits, while clients ask these replicas for little.
     pub fn beside_clients(clock: &Clock, replicas: &Registry) -> Share {
         let now = clock.now();
-        let beside = Beside { asked: asked(replicas), at: now, hurry_from: now + VERIFY_TIMEOUT / 2 };
-        // Until it is known what they ask.
-        Share { percent: BESIDE_CLIENTS, beside: Some(beside), ..Share::asked(clock) }
+        let hurry_from = now + VERIFY_TIMEOUT / 2;
+        let beside = Beside { asked: asked(replicas), at: now, at_first: AT_FIRST, hurry_from };
+        Share { beside: Some(beside), ..Share::asked(clock) }
     }
 
     /// So many percent of it.
@@ -82,10 +87,11 @@ impl Share {
         if self.deadline.is_some_and(|deadline| now > deadline) {
             return Err(Error::new(Reason::DeadlineExceeded, "the comparison of a view took too long"));
         }
+        let took = now - self.page_began;
         if let Some(beside) = &mut self.beside {
-            self.percent = beside.percent(now, self.percent, || asked(replicas));
+            self.percent = beside.percent(now, took, self.percent, || asked(replicas));
         }
-        let rest = rest_after(now - self.page_began, self.percent);
+        let rest = rest_after(took, self.percent);
         if rest.is_zero() {
             // Pages may come one after the other without ever waiting, and others are to have their turn.
             yield_now().await;
@@ -98,9 +104,10 @@ impl Share {
 }
 
 impl Beside {
-    /// The share from now on, which was `percent`.
-    fn percent(&mut self, now: Instant, percent: u32, asked: impl Fn() -> u64) -> u32 {
-        if now >= self.hurry_from {
+    /// The share from now on, which was `percent`, after a page that took so long.
+    fn percent(&mut self, now: Instant, took: Duration, percent: u32, asked: impl Fn() -> u64) -> u32 {
+        if self.at_first > Duration::ZERO || now >= self.hurry_from {
+            self.at_first = self.at_first.saturating_sub(took);
             return 100;
         }
         let over = now.saturating_duration_since(self.at);
@@ -141,15 +148,19 @@ mod tests {
     fn who_compares_beside_clients_takes_a_small_share_until_half_of_its_time_is_gone() {
         let began = Clock::system().now();
         let second = Duration::from_secs(1);
-        let mut beside = Beside { asked: 7, at: began, hurry_from: began + 10 * second };
+        let mut beside = Beside { asked: 7, at: began, at_first: AT_FIRST, hurry_from: began + 10 * second };
+        // A little is for nothing.
+        assert_eq!(beside.percent(began, AT_FIRST / 2, 100, || unreachable!()), 100);
+        assert_eq!(beside.percent(began, AT_FIRST / 2, 100, || unreachable!()), 100);
+        let page = Duration::from_millis(10);
         // Too early to say.
-        assert_eq!(beside.percent(began + COUNTED_OVER / 2, 33, || unreachable!()), 33);
+        assert_eq!(beside.percent(began + COUNTED_OVER / 2, page, 33, || unreachable!()), 33);
         // 300 in a second, then 100, then 300 again.
-        assert_eq!(beside.percent(began + second, 100, || 307), BESIDE_CLIENTS);
-        assert_eq!(beside.percent(began + 2 * second, BESIDE_CLIENTS, || 407), 100);
-        assert_eq!(beside.percent(began + 3 * second, 100, || 707), BESIDE_CLIENTS);
+        assert_eq!(beside.percent(began + second, page, 100, || 307), BESIDE_CLIENTS);
+        assert_eq!(beside.percent(began + 2 * second, page, BESIDE_CLIENTS, || 407), 100);
+        assert_eq!(beside.percent(began + 3 * second, page, 100, || 707), BESIDE_CLIENTS);
         // A replica has gone, and what was asked of it.
-        assert_eq!(beside.percent(began + 4 * second, BESIDE_CLIENTS, || 0), 100);
-        assert_eq!(beside.percent(began + 10 * second, BESIDE_CLIENTS, || 1_000_000), 100);
+        assert_eq!(beside.percent(began + 4 * second, page, BESIDE_CLIENTS, || 0), 100);
+        assert_eq!(beside.percent(began + 10 * second, page, BESIDE_CLIENTS, || 1_000_000), 100);
     }
 }
