@@ -99,12 +99,16 @@ pub fn check(history: &History) -> Verdict {
     if !findings.is_empty() {
         return Verdict::Invalid { findings };
     }
-    let again = lives.values().map(|lives| lives.iter().filter(|life| life.there.is_some()).count());
-    let (names, again) = (lives.len(), again.sum::<usize>());
-    if again <= names || seen == 0 {
-        return Verdict::Unknown { why: format!("{again} tables under {names} names and {seen} scans") };
+    // A name says something if it is known to have been that of one table and then of another.
+    let there: Vec<usize> =
+        lives.values().map(|lives| lives.iter().filter(|life| life.there.is_some()).count()).collect();
+    let (names, known, again) =
+        (lives.len(), there.iter().sum::<usize>(), there.iter().filter(|&&known| known > 1).count());
+    if again == 0 || seen == 0 {
+        let why = format!("{known} tables under {names} names, of which {again} were used again, and {seen} scans");
+        return Verdict::Unknown { why };
     }
-    let summary = format!("{again} lives under {names} names, {seen} scans, {refused} drops under a view refused");
+    let summary = format!("{known} lives under {names} names, {seen} scans, {refused} drops under a view refused");
     Verdict::Valid { summary }
 }
 
