@@ -1,12 +1,15 @@
 //! What the leader of shard 0 does unasked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+
 use super::{Control, STEP_TIMEOUT, recovery};
 use crate::catalog::change;
-use crate::runtime::{Instant, Task, sleep, spawn, timeout};
+use crate::runtime::{Instant, sleep, timeout};
 use crate::types::{NodeId, Result, TableId};
 
 /// Between looks.
@@ -33,36 +36,41 @@ pub async fn run(control: Arc<Control>) {
     }
 }
 
-/// Looks after views until the node hands over. Each has a task of its own: a comparison may take long, and of a view whose sources
-/// cannot be asked nothing comes at all, which is to hold up no other.
+/// Looks after views until the node hands over: a comparison may take long, so this is a task of its own. Several at once and in turns,
+/// since of a view whose sources cannot be asked nothing comes at all, which is to hold up no other.
 pub async fn look_after_views(control: Arc<Control>) {
     let mut stopping = control.node.stopping();
-    let mut looking: HashMap<TableId, Task<()>> = HashMap::new();
+    let mut looking = FuturesUnordered::new();
+    let mut busy: HashSet<TableId> = HashSet::new();
     let mut looked: HashMap<TableId, Instant> = HashMap::new();
     loop {
         tokio::select! {
+            Some(view) = looking.next() => { busy.remove(&view); }
             () = sleep(VIEWS_WAIT) => {}
-            _ = stopping.wait_for(|&stopping| stopping) => break,
+            _ = stopping.wait_for(|&stopping| stopping) => return,
         }
-        looking.retain(|_, task| !task.is_finished());
         let mut unready = if control.node.leads_system() { control.unready_views() } else { Vec::new() };
         looked.retain(|view, _| unready.contains(view));
-        unready.retain(|view| !looking.contains_key(view));
+        unready.retain(|view| !busy.contains(view));
         // Each has its turn: none before who was looked at longer ago.
         unready.sort_by_key(|view| looked.get(view).copied());
-        for view in unready.into_iter().take(VIEWS_AT_ONCE - looking.len()) {
+        for view in unready.into_iter().take(VIEWS_AT_ONCE - busy.len()) {
+            busy.insert(view);
             looked.insert(view, control.node.clock().now());
-            let control = control.clone();
-            let look = async move {
-                if let Err(error) = control.look_after_view(view).await {
-                    tracing::debug!(%view, %error, "a view could not be looked after yet");
-                    sleep(VIEWS_FAILED_WAIT).await;
-                }
-            };
-            looking.insert(view, spawn(look));
+            let control = &control;
+            looking.push(async move {
+                let wait = match control.look_after_view(view).await {
+                    Ok(()) => VIEWS_WAIT,
+                    Err(error) => {
+                        tracing::debug!(%view, %error, "a view could not be looked after yet");
+                        VIEWS_FAILED_WAIT
+                    }
+                };
+                sleep(wait).await;
+                view
+            });
         }
     }
-    looking.into_values().for_each(|task| task.abort());
 }
 
 async fn look(control: &Control) -> Result<()> {

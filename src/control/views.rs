@@ -204,10 +204,7 @@ impl Control {
         let directory = self.node.directory();
         let Some(entry) = directory.table(id) else { return Ok(()) };
         let name = &entry.descriptor.name;
-        let shards = self.sections_of(entry).await?;
-        let sections: Vec<Watermark> = shards.into_iter().flat_map(|(_, sections)| sections).collect();
-        let lags = self.node.view_is_behind(entry, &sections).await?;
-        if lags.iter().any(|lag| lag.building) {
+        if self.is_being_filled(entry).await? {
             return Ok(());
         }
         let shards: Vec<_> = entry.shards.iter().collect();
@@ -217,15 +214,22 @@ impl Control {
             tracing::error!(view = name, missing, invented, other, "a new view was not as its sources");
             return Err(Error::new(Reason::ViewBehind, format!("{name} was not as its sources")));
         }
-        if entry.descriptor.view.as_ref().is_some_and(|view| view.replaces.is_some()) {
-            let swapped = self.change(|directory| change::take_place(directory, id).map(Some)).await?;
-            if let Some(name) = swapped {
-                tracing::info!(view = name, table = %id, "a view has taken the place of its former form");
-            }
+        // A comparison takes its time; a range that was made anew already may have begun once more.
+        if self.is_being_filled(entry).await? {
             return Ok(());
         }
-        let ready = ChangeViewAsk { ready: Some(true), rebuilding: Some(false), ..ChangeViewAsk::of(name) };
-        self.change_view_here(ready).await.map(drop)
+        let ready = self.change(|directory| change::say_ready(directory, &entry.descriptor)).await?;
+        if let Some(name) = ready {
+            tracing::info!(view = name, table = %id, "a view is ready");
+        }
+        Ok(())
+    }
+
+    /// Whether some range of a view has yet to come as far as its sources.
+    async fn is_being_filled(&self, entry: &TableEntry) -> Result<bool> {
+        let shards = self.sections_of(entry).await?;
+        let sections: Vec<Watermark> = shards.into_iter().flat_map(|(_, sections)| sections).collect();
+        Ok(self.node.view_is_behind(entry, &sections).await?.iter().any(|lag| lag.building))
     }
 
     /// Where each shard of a view stands.

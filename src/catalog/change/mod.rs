@@ -30,7 +30,7 @@ pub use replicas::{REPLACEMENTS_MAX, add_system_replica, mend_node, move_replica
 pub use splits::{begin_split, finish_split};
 pub use tables::{
     Creation, NewTable, REMOVALS_MAX, REPLICATION_MAX, SHARDS_MAX, change_view, create_table, drop_table, finish_drop,
-    name_of_next, take_place, view_named,
+    name_of_next, say_ready, take_place, view_named,
 };
 
 use super::directory::Directory;

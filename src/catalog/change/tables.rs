@@ -203,6 +203,18 @@ pub fn take_place(directory: &Directory, next: TableId) -> Result<(String, Write
     Ok((descriptor.name, draft.finish()?))
 }
 
+/// A view holds what its sources say, as was found while its row was `seen`: it is ready, or takes the place of its former form. Its
+/// name. `None` if it is another by now: dropped, paused, ready, or said to begin anew. Then what was found means nothing.
+pub fn say_ready(directory: &Directory, seen: &TableDescriptor) -> Result<Option<(String, Write)>> {
+    let now = directory.descriptor(seen.id).filter(|now| now.state == TableState::Ready && now.view == seen.view);
+    let Some(now) = now else { return Ok(None) };
+    if now.view.as_ref().is_some_and(|view| view.replaces.is_some()) {
+        return take_place(directory, now.id).map(Some);
+    }
+    let (table, write) = change_view(directory, &now.name, |view| (view.ready, view.rebuilding) = (true, false))?;
+    Ok(write.map(|write| (table.name, write)))
+}
+
 /// Changes what is said of a view: `change` gets what stands there. `None` if nothing is to be changed.
 pub fn change_view(
     directory: &Directory,

@@ -374,6 +374,65 @@ fn another_form_of_a_view_takes_its_place() {
     assert_eq!(reason(take_place(&end, former)), Reason::UnknownTable);
 }
 
+/// A comparison takes its time, and what it has found is said of the view that was looked at, as it was.
+#[test]
+fn a_view_is_said_to_be_ready_only_if_it_is_what_was_looked_at() {
+    let mut model = founded(1);
+    let create = |model: &mut Model, name: &str, view| {
+        let wish = NewTable { view, ..table(name, 1, 1) };
+        let new = create_table(&model.directory(), &wish, |_| Ok(vec![vec![NodeId(1)]])).expect("it can");
+        model.write(&new.write).expect("written");
+        new.table.id
+    };
+    let orders = create(&mut model, "orders", None);
+    let of = |definition: &str, replaces| ViewDescriptor {
+        definition: definition.into(),
+        sources: vec![orders],
+        paused: false,
+        ready: false,
+        rebuilding: false,
+        replaces,
+    };
+    let view = create(&mut model, "v", Some(of("1", None)));
+    let seen = |model: &Model| model.directory().table_by_name("v").expect("there").descriptor.clone();
+    let change = |model: &mut Model, change: &dyn Fn(&mut ViewDescriptor)| {
+        let (_, write) = change_view(&model.directory(), "v", change).expect("it can");
+        model.write(&write.expect("something else")).expect("written");
+    };
+    let new = seen(&model);
+    let (name, write) = say_ready(&model.directory(), &new).expect("it can").expect("nothing has changed");
+    assert_eq!(name, "v");
+    // It began anew, or was paused, while it was compared: before that was read, and after.
+    change(&mut model, &|view| view.rebuilding = true);
+    assert!(model.write(&write).is_none());
+    assert!(say_ready(&model.directory(), &new).expect("looked").is_none());
+    let begun = seen(&model);
+    change(&mut model, &|view| view.paused = true);
+    assert!(say_ready(&model.directory(), &begun).expect("looked").is_none());
+    change(&mut model, &|view| view.paused = false);
+    let (_, write) = say_ready(&model.directory(), &begun).expect("it can").expect("as it was");
+    model.write(&write).expect("written");
+    let ready = seen(&model).view.expect("a view");
+    assert!(ready.ready && !ready.rebuilding);
+    assert!(say_ready(&model.directory(), &begun).expect("looked").is_none(), "the same once more");
+    // Another has the name.
+    let (_, write) = drop_table(&model.directory(), "v").expect("dropped");
+    model.write(&write).expect("written");
+    assert_ne!(create(&mut model, "v", Some(of("1", None))), view);
+    assert!(say_ready(&model.directory(), &new).expect("looked").is_none());
+    // Another form of it which begins anew takes no place.
+    let former = seen(&model).id;
+    let next = create(&mut model, "v.next", Some(of("2", Some(former))));
+    let form = model.directory().descriptor(next).expect("there").clone();
+    let (_, write) = change_view(&model.directory(), "v.next", |view| view.rebuilding = true).expect("it can");
+    model.write(&write.expect("something else")).expect("written");
+    assert!(say_ready(&model.directory(), &form).expect("looked").is_none());
+    let form = model.directory().descriptor(next).expect("there").clone();
+    let (name, write) = say_ready(&model.directory(), &form).expect("it can").expect("as it was");
+    model.write(&write).expect("written");
+    assert_eq!((name.as_str(), seen(&model).id), ("v", next));
+}
+
 #[test]
 fn a_placement_that_makes_no_sense_is_refused() {
     let directory = founded(3).directory();
