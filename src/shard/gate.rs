@@ -17,13 +17,14 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 
 use super::age::{Proof, Proofs};
+use super::awaited::Awaited;
 use super::machine::Shared;
 use super::metrics;
 use crate::raft::{Group, Kind, Outgoing, ReadError, Transport};
 use crate::runtime::planted::{self, Bug};
 use crate::runtime::{Clock, timeout_at};
 use crate::types::{Error, Reason};
-use crate::wire::proto::internal::ConfirmedIndex;
+use crate::wire::proto::internal::{ConfirmQuestion, ConfirmedIndex};
 
 /// Readers and replicas waiting for a confirmation, per shard; beyond that they are told to back off.
 pub const QUEUE_READS_MAX: usize = 16_384;
@@ -38,21 +39,39 @@ const NO_QUORUM_RETRY: Duration = Duration::from_millis(100);
 /// Somebody who waits for a confirmation.
 pub enum Waiting {
     /// A reader of this replica: told the proof, once this replica has applied what was confirmed.
-    Reader(oneshot::Sender<Result<Proof, Error>>),
+    Reader {
+        /// Is told.
+        proven: oneshot::Sender<Result<Proof, Error>>,
+        /// Somebody waits until views have taken in what is proven ([`Awaited`]).
+        awaited: bool,
+    },
     /// Another replica of the group: told the index.
-    Replica(oneshot::Sender<Result<Bytes, String>>),
+    Replica {
+        /// Is told.
+        answer: oneshot::Sender<Result<Bytes, String>>,
+        /// Of those who wait there, one does for views.
+        awaited: bool,
+    },
     /// Nobody yet: the proof is for those who come later.
     Later,
 }
 
 impl Waiting {
+    /// Whether somebody waits until views have taken in what is confirmed.
+    fn is_awaited(&self) -> bool {
+        match self {
+            Waiting::Reader { awaited, .. } | Waiting::Replica { awaited, .. } => *awaited,
+            Waiting::Later => false,
+        }
+    }
+
     /// Answers if it is another replica that waits; whether it was.
     fn answer_replica(&mut self, index: &Result<u64, Error>) -> bool {
-        if !matches!(self, Waiting::Replica(_)) {
+        if !matches!(self, Waiting::Replica { .. }) {
             return false;
         }
-        if let Waiting::Replica(replica) = std::mem::replace(self, Waiting::Later) {
-            let _ = replica.send(match index {
+        if let Waiting::Replica { answer, .. } = std::mem::replace(self, Waiting::Later) {
+            let _ = answer.send(match index {
                 Ok(index) => Ok(ConfirmedIndex { index: *index }.encode_to_vec().into()),
                 Err(error) => Err(error.message.clone()),
             });
@@ -73,6 +92,8 @@ pub struct Gate {
     pub shared: Arc<Shared>,
     /// Where proofs go.
     pub proofs: Arc<Proofs>,
+    /// Where it is said that views are waited for.
+    pub awaited: Arc<Awaited>,
 }
 
 impl Gate {
@@ -84,17 +105,26 @@ impl Gate {
             let asked = self.clock.now();
             self.proofs.begin(asked);
             let leads = self.group.watch().borrow().is_leader();
+            let awaited = waiting.iter().any(Waiting::is_awaited);
             let index = if leads {
-                self.group.read_index().await.map_err(|error| refusal(&error))
+                if awaited {
+                    self.awaited.note();
+                }
+                let index = self.group.read_index().await.map_err(|error| refusal(&error));
+                if awaited {
+                    // What was written meanwhile is in the proof, too.
+                    self.awaited.note();
+                }
+                index
             } else {
                 // Two replicas may take each other for the leader while an election settles: none waits for the other.
                 let refused = Err(Error::new(Reason::NotLeader, "this replica does not lead the shard"));
                 waiting.retain_mut(|one| !one.answer_replica(&refused));
-                self.ask_the_leader().await
+                self.ask_the_leader(awaited).await
             };
             for mut one in waiting.drain(..) {
                 if !one.answer_replica(&index)
-                    && let Waiting::Reader(reader) = one
+                    && let Waiting::Reader { proven: reader, .. } = one
                 {
                     readers.push(reader);
                 }
@@ -116,7 +146,7 @@ impl Gate {
     }
 
     /// Asks the leader for a confirmed index.
-    async fn ask_the_leader(&self) -> Result<u64, Error> {
+    async fn ask_the_leader(&self, awaited: bool) -> Result<u64, Error> {
         let mut status = self.group.watch();
         let leader = status.borrow_and_update().leader;
         let Some((replica, node)) = leader.filter(|(replica, _)| *replica != self.group.replica()) else {
@@ -128,7 +158,7 @@ impl Gate {
             from: self.group.replica(),
             to: replica,
             kind: Kind::ReadIndex,
-            payload: Bytes::new(),
+            payload: ConfirmQuestion { awaited }.encode_to_vec().into(),
         };
         let answered = self.transport.send(node, question);
         let deadline = self.clock.now() + PATIENCE;

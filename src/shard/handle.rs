@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::age::Proofs;
+use super::awaited::Awaited;
 use super::checksum::{self, Checksum};
 use super::command::{Abandon, Absorb, Command, Seal, Split};
 use super::division::Home;
@@ -27,6 +29,7 @@ use crate::storage::{Engine, LogWriter};
 use crate::types::{
     Action, Epoch, Error, NodeId, Outcome, Reason, ReplicaId, Result, Role, ShardId, Test, Timestamp, Write,
 };
+use crate::wire::proto::internal::ConfirmQuestion;
 
 /// How long writers are told to wait when a shard's queue is full.
 pub(super) const OVERLOADED_RETRY: Duration = Duration::from_millis(50);
@@ -75,6 +78,7 @@ pub struct Shard {
     pub(super) load: Load,
     pub(super) gate: mpsc::Sender<Waiting>,
     pub(super) proofs: Arc<Proofs>,
+    awaited: Arc<Awaited>,
     /// Set before its data may go.
     ended: AtomicBool,
 }
@@ -127,12 +131,14 @@ impl Shard {
         let history_ms = Arc::new(AtomicU64::new(options.history_ms));
         spawn(proposer::run(group.clone(), writer.clone(), clock.clone(), history_ms.clone(), queued));
         let proofs = Arc::new(Proofs::default());
+        let awaited = Arc::new(Awaited::new(clock.clone()));
         let gated = Gate {
             group: group.clone(),
             clock: clock.clone(),
             transport,
             shared: shared.clone(),
             proofs: proofs.clone(),
+            awaited: awaited.clone(),
         };
         spawn(gated.run(waiting));
         Ok(Arc::new(Shard {
@@ -150,6 +156,7 @@ impl Shard {
             load: Load::default(),
             gate,
             proofs,
+            awaited,
             ended: AtomicBool::new(false),
         }))
     }
@@ -187,16 +194,19 @@ impl Shard {
         if kind != Kind::ReadIndex {
             return self.group.receive(from, to, kind, payload, answer);
         }
+        let question = ConfirmQuestion::decode(payload);
         let refusal = if to != self.replica {
             format!("a question from {from} for {to} reached {}", self.replica)
         } else if !self.is_leader() {
             format!("{to} does not lead {}", self.id)
-        } else {
-            let Err(error) = self.gate.try_send(Waiting::Replica(answer)) else { return };
-            if let Waiting::Replica(answer) = error.into_inner() {
+        } else if let Ok(ConfirmQuestion { awaited }) = question {
+            let Err(error) = self.gate.try_send(Waiting::Replica { answer, awaited }) else { return };
+            if let Waiting::Replica { answer, .. } = error.into_inner() {
                 let _ = answer.send(Err("too many reads wait for this shard".to_owned()));
             }
             return;
+        } else {
+            "the question cannot be understood; do the versions match?".to_owned()
         };
         let _ = answer.send(Err(refusal));
     }
@@ -214,6 +224,11 @@ impl Shard {
     /// Tells when new versions were applied.
     pub fn applied(&self) -> watch::Receiver<Timestamp> {
         self.shared.applied.subscribe()
+    }
+
+    /// Whether somebody waits until views have taken in what was written here.
+    pub fn awaited(&self) -> &Awaited {
+        &self.awaited
     }
 
     /// Tells the replica its table's history window.
@@ -419,7 +434,7 @@ impl Shard {
         self.ended.load(Ordering::SeqCst)
     }
 
-    pub(super) fn not_leader(&self) -> Error {
+    pub(crate) fn not_leader(&self) -> Error {
         Error::new(Reason::NotLeader, format!("this replica does not lead {}", self.id))
             .with_leader(self.leader().map(|(_, node)| node))
     }

@@ -14,7 +14,8 @@
 //! began, and which leaves a proof of the replica's `age`. Then it reads the versions at one position from the block cache,
 //! or from the disk on the blocking pool.
 //!
-//! Whoever follows what changes (`changes`) is told from the `tail` of the last commands, or from the versions.
+//! Whoever follows what changes (`changes`) is told from the `tail` of the last commands, or from the versions. Upkeep of a view
+//! need not hurry unless somebody waits for it (`awaited`).
 //!
 //! How much is asked of it, and of which keys, is counted on the way (`load`).
 //!
@@ -33,6 +34,7 @@
 //! are replicated (raft).
 
 mod age;
+mod awaited;
 mod changes;
 mod checksum;
 mod command;

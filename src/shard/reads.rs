@@ -203,7 +203,7 @@ impl Shard {
         if !needs_proof {
             return Ok(known);
         }
-        let proof = self.prove(deadline).await?;
+        let proof = self.prove(deadline, false).await?;
         // The range that it speaks of is not the one that was asked for.
         if proof.epoch == epoch { Ok(Some(proof)) } else { Err(self.wrong_epoch()) }
     }
@@ -234,24 +234,26 @@ impl Shard {
         if !self.is_leader() {
             return Err(self.not_leader());
         }
-        self.prove(deadline).await.map(|_| ())
+        self.catch_up(deadline, false).await
     }
 
     /// Makes sure that the state of this replica, whatever its part, holds every write acknowledged before the call.
     ///
+    /// If it is awaited, upkeep of views hears that somebody waits until they have taken it in.
+    ///
     /// Errors: `TOO_STALE`, naming the leader, when this replica cannot prove that.
-    pub async fn catch_up(&self, deadline: Instant) -> Result<()> {
-        self.prove(deadline).await.map(|_| ())
+    pub async fn catch_up(&self, deadline: Instant, awaited: bool) -> Result<()> {
+        self.prove(deadline, awaited).await.map(|_| ())
     }
 
     /// Waits at the gate: afterwards the state of this replica, whatever its part, holds every write acknowledged before
     /// the call.
-    async fn prove(&self, deadline: Instant) -> Result<Proof> {
+    async fn prove(&self, deadline: Instant, awaited: bool) -> Result<Proof> {
         if planted::is(Bug::UnconfirmedRead) && self.is_leader() {
             return Ok(Proof { asked: self.clock.now(), epoch: self.state().epoch });
         }
         let (reader, proven) = oneshot::channel();
-        self.gate.try_send(Waiting::Reader(reader)).map_err(|_| {
+        self.gate.try_send(Waiting::Reader { proven: reader, awaited }).map_err(|_| {
             Error::new(Reason::Overloaded, "too many reads wait for this shard; slow down")
                 .with_retry_after(OVERLOADED_RETRY)
         })?;

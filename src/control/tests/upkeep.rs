@@ -10,6 +10,10 @@ const DEFINITION: &str =
     r#"{"name": "v", "kind": "rekeyed", "shards": 1, "sources": [{"table": "t", "partition_by": "user"}]}"#;
 const DOCUMENTS: u64 = 40;
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
+/// How long news gather beside clients.
+const GATHER: Duration = Duration::from_millis(100);
+/// Entries of a view's log that are not upkeep, and pages before it is noticed that there are clients.
+const OTHER_ENTRIES: u64 = 60;
 
 /// The leader of the view's only shard and the node that it is on.
 fn view_shard(house: &House) -> Option<(u64, Arc<Shard>)> {
@@ -139,4 +143,69 @@ fn a_view_whose_source_is_gone_keeps_no_other_from_being_ready() {
     let directory = house.node(3).directory();
     let first = directory.table_by_name("first").expect("it was created").descriptor.view.clone();
     assert!(first.is_some_and(|view| !view.ready), "nobody knows what it should hold");
+}
+
+/// The leaders of all shards of the source.
+fn sources(house: &House) -> Vec<Arc<Shard>> {
+    let leader = |shard: &Arc<ShardDescriptor>| house.node(house.leader_of(shard.id)).replicas().get(shard.id);
+    house.shards().iter().map(|shard| leader(shard).expect("it leads")).collect()
+}
+
+/// A page of one change makes the nodes of a view as much work as one of many.
+#[test]
+fn beside_clients_news_gather() {
+    let (house, _, shard, _) = house_with_a_view();
+    let sources = sources(&house);
+    let before = shard.group().applied();
+    let began = Instant::now();
+    for number in 0..800 {
+        // As if there were many, however slow this machine is.
+        sources.iter().for_each(|source| (0..100).for_each(|_| source.load().count(&source.state().start)));
+        house.put("k0", format!(r#"{{"user": "u{}"}}"#, number % 7), None);
+    }
+    let newest = house.put("k0", r#"{"user": "last"}"#.to_owned(), None).body.timestamp;
+    let entries = shard.group().applied() - before;
+    let gathered = u64::try_from(began.elapsed().as_millis() / GATHER.as_millis()).expect("not that long");
+    assert!(entries <= gathered + OTHER_ENTRIES, "{entries} entries in {:?}", began.elapsed());
+    eventually("all of them are there", || {
+        let state = shard.state();
+        let sections = state.watermarks.sections(&state.start, &state.end);
+        let last = sections.iter().flat_map(|section| &section.parts).filter_map(|part| part.position.clone());
+        last.into_iter().any(|position| position.covers(newest)).then_some(())
+    });
+}
+
+/// Whoever waits for a view is not to wait while news gather, whichever node is asked and wherever the sources are led.
+#[test]
+fn upkeep_hears_of_who_waits_for_a_view() {
+    let (house, ..) = house_with_a_view();
+    let read = |id: u64, level| {
+        let node = house.node(id);
+        let context = Context { deadline: node.clock().now() + PATIENCE, forwarded: true, table: None };
+        let read = Read { keys: vec!["{u1}k1".into()], level, any_replica: true };
+        let runtime = &house.life(id).expect("it runs").runtime;
+        runtime.block_on(node.execute("v", Request::Read(read), context)).ok()
+    };
+    let heard = |since| {
+        let heard = |source: &Arc<Shard>| {
+            let runtime = &house.life(1).expect("it runs").runtime;
+            runtime.block_on(source.awaited().since(since, since))
+        };
+        sources(&house).iter().map(heard).collect::<Vec<_>>()
+    };
+    let now = || house.node(1).clock().now();
+    for id in 1..=3 {
+        let began = now();
+        eventually("it answers", || read(id, ReadLevel::Linearizable));
+        assert_eq!(heard(began), [true; 4], "node {id}");
+    }
+    // Who takes what is there waits for nobody.
+    std::thread::sleep(LOOK_EVERY * 3);
+    let began = now();
+    for id in 1..=3 {
+        eventually("it answers", || read(id, ReadLevel::Any));
+    }
+    // A proof of its age is asked for in the background.
+    std::thread::sleep(SETTLED_AFTER / 4);
+    assert_eq!(heard(began), [false; 4]);
 }

@@ -16,9 +16,8 @@ use bytes::Bytes;
 use futures::future::{join, join_all};
 use parking_lot::Mutex;
 
-use super::super::ask::ShardAsk;
 use super::super::host::Node;
-use super::{NEWEST, NEWEST_OF_SEVERAL, NewestAnswer};
+use super::{NEWEST, NEWEST_OF_SEVERAL, NewestAnswer, NewestAsk};
 use crate::catalog::TableEntry;
 use crate::keyspace::Watermark;
 use crate::runtime::planted::{self, Bug};
@@ -140,7 +139,7 @@ impl Node {
             let text = format!("this copy of {} has not come as far in time", entry.descriptor.name);
             Error::new(Reason::TooStale, text).with_leader(shard.leader().map(|(_, node)| node))
         };
-        let Some(proof) = timeout_at(deadline, self.sources_since(entry, &known, since)).await else {
+        let Some(proof) = timeout_at(deadline, self.sources_since(entry, &known, since, true)).await else {
             return Err(behind(None));
         };
         let proof = proof?;
@@ -169,8 +168,14 @@ impl Node {
         view.sources.iter().map(|source| Some(directory.table(*source)?.layout.table_range())).collect()
     }
 
-    /// A proof asked for at or after `since`.
-    async fn sources_since(&self, entry: &TableEntry, known: &Known, since: Instant) -> Result<Arc<Proof>> {
+    /// A proof asked for at or after `since`; whether somebody waits until this view has come so far.
+    async fn sources_since(
+        &self,
+        entry: &TableEntry,
+        known: &Known,
+        since: Instant,
+        awaited: bool,
+    ) -> Result<Arc<Proof>> {
         let newest = || known.proofs.lock().back().filter(|proof| proof.asked >= since).cloned();
         loop {
             let _asking = known.asking.lock().await;
@@ -178,7 +183,7 @@ impl Node {
                 return Ok(proof);
             }
             let asked = self.clock().now();
-            match self.newest_of_sources(entry).await {
+            match self.newest_of_sources(entry, awaited).await {
                 Ok(newest) => {
                     let proof = Arc::new(Proof { asked, newest });
                     known.keep(proof.clone());
@@ -204,20 +209,20 @@ impl Node {
             let known = known.clone();
             crate::runtime::spawn(async move {
                 let deadline = now + super::super::ask::ASK_TIMEOUT;
-                let _ = timeout_at(deadline, node.sources_since(&entry, &known, now)).await;
+                let _ = timeout_at(deadline, node.sources_since(&entry, &known, now, false)).await;
             });
         }
     }
 
     /// The newest versions of all shards of all sources, confirmed.
-    async fn newest_of_sources(&self, entry: &TableEntry) -> Result<Vec<(Bytes, Bytes, Timestamp)>> {
+    async fn newest_of_sources(&self, entry: &TableEntry, awaited: bool) -> Result<Vec<(Bytes, Bytes, Timestamp)>> {
         let directory = self.directory();
         let mut all = Vec::new();
         for source in entry.descriptor.view.iter().flat_map(|view| &view.sources) {
             let source = directory.table(*source).ok_or_else(|| {
                 Error::new(Reason::UnknownTable, format!("a source of {} was dropped", entry.descriptor.name))
             })?;
-            let answers = self.newest_of_shards(source.shards.iter()).await?;
+            let answers = self.newest_of_shards(source.shards.iter(), awaited).await?;
             let range = |NewestAnswer { start, end, at }| (Bytes::from(start), Bytes::from(end), at);
             let mut ranges: Vec<_> = answers.into_iter().map(range).collect();
             ranges.sort();
@@ -240,7 +245,11 @@ impl Node {
     /// The newest versions of these shards. A replica that is here proves itself, by a small frame on a link that is there anyway;
     /// for all others each node is asked once that leads them if it is as the catalog prefers; and what is not answered that way is
     /// asked for by itself, wherever its leader has gone.
-    async fn newest_of_shards(&self, shards: impl Iterator<Item = &Arc<ShardDescriptor>>) -> Result<Vec<NewestAnswer>> {
+    async fn newest_of_shards(
+        &self,
+        shards: impl Iterator<Item = &Arc<ShardDescriptor>>,
+        awaited: bool,
+    ) -> Result<Vec<NewestAnswer>> {
         let mut here = Vec::new();
         let mut of_nodes: BTreeMap<NodeId, Vec<&Arc<ShardDescriptor>>> = BTreeMap::new();
         let mut alone = Vec::new();
@@ -255,11 +264,11 @@ impl Node {
         }
         let deadline = self.clock().now() + HERE_WAIT;
         let proven = here.into_iter().map(|(replica, shard)| async move {
-            let caught_up = replica.catch_up(deadline).await;
+            let caught_up = replica.catch_up(deadline, awaited).await;
             (caught_up.and_then(|()| NewestAnswer::of(&replica)).ok(), shard)
         });
         let asked = of_nodes.into_iter().map(|(leader, shards)| async move {
-            let question = shards.iter().map(|shard| shard.id).collect::<Vec<_>>();
+            let question = NewestAsk { shards: shards.iter().map(|shard| shard.id).collect(), awaited };
             let answer = self.ask::<_, Vec<Option<NewestAnswer>>>(leader, NEWEST_OF_SEVERAL, &question).await;
             let answers = answer.ok().filter(|answers| answers.len() == shards.len());
             answers.unwrap_or_else(|| vec![None; shards.len()]).into_iter().zip(shards)
@@ -273,7 +282,7 @@ impl Node {
             }
         }
         let asked = alone.into_iter().map(|shard| async move {
-            let question = ShardAsk { shard: shard.id, argument: 0 };
+            let question = NewestAsk { shards: vec![shard.id], awaited };
             self.ask_shard_leader::<_, NewestAnswer>(shard, NEWEST, &question).await
         });
         for answer in join_all(asked).await {
@@ -319,7 +328,7 @@ impl Node {
     /// How long ago everything was acknowledged that all shards of a view have taken in, as far as `standing` and the sources say:
     /// asks them.
     pub async fn view_is_behind(&self, entry: &TableEntry, sections: &[Watermark]) -> Result<Vec<SourceLag>> {
-        let newest = self.newest_of_sources(entry).await?;
+        let newest = self.newest_of_sources(entry, false).await?;
         let directory = self.directory();
         let mut lags: Vec<SourceLag> = Vec::new();
         for (start, end, at) in &newest {

@@ -53,9 +53,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub const UPKEEP: &str = "upkeep";
 /// How far a shard of a view has come: [`ShardAsk`] to its leader, [`StandingAnswer`] back.
 pub const STANDING: &str = "view_standing";
-/// The newest version of a shard of a source, confirmed: [`ShardAsk`] to its leader, [`NewestAnswer`] back.
+/// The newest version of a shard of a source, confirmed: [`NewestAsk`] of it to its leader, [`NewestAnswer`] back.
 pub const NEWEST: &str = "newest";
-/// The same of several shards: `Vec<ShardId>` to a node, `Vec<Option<NewestAnswer>>` back, none where it does not lead or cannot say.
+/// The same of several shards: [`NewestAsk`] to a node, `Vec<Option<NewestAnswer>>` back, none where it does not lead or cannot say.
 pub const NEWEST_OF_SEVERAL: &str = "newest_of_several";
 
 /// Something else is said of a view: [`ChangeViewAsk`] to shard 0's leader, the revision of the catalog back.
@@ -101,6 +101,15 @@ impl StandingAnswer {
         let marks = marks.ok_or_else(|| Error::internal("the watermarks of another node cannot be read"))?;
         Ok(marks.sections(start, end))
     }
+}
+
+/// Asks how new shards of a source are.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NewestAsk {
+    /// The shards.
+    pub shards: Vec<ShardId>,
+    /// Somebody waits until a view has taken in what they hold.
+    pub awaited: bool,
 }
 
 /// How new a shard of a source is.
@@ -229,21 +238,26 @@ impl Node {
                 }))
             }
             NEWEST_OF_SEVERAL => {
-                let shards: Vec<ShardId> = ask::decode(&body)?;
-                let answers = join_all(shards.into_iter().map(|shard| self.newest_here(shard, deadline))).await;
+                let ask: NewestAsk = ask::decode(&body)?;
+                let asked = ask.shards.iter().map(|&shard| self.newest_here(shard, ask.awaited, deadline));
+                let answers = join_all(asked).await;
                 Ok(ask::encode(&answers.into_iter().map(Result::ok).collect::<Vec<_>>()))
             }
             _ => {
-                let ask: ShardAsk = ask::decode(&body)?;
-                Ok(ask::encode(&self.newest_here(ask.shard, deadline).await?))
+                let ask: NewestAsk = ask::decode(&body)?;
+                let [shard] = ask.shards[..] else { return Err(Error::invalid("of one shard it is asked how new it is")) };
+                Ok(ask::encode(&self.newest_here(shard, ask.awaited, deadline).await?))
             }
         }
     }
 
     /// How new a shard is that this node leads.
-    async fn newest_here(&self, shard: ShardId, deadline: Instant) -> Result<NewestAnswer> {
+    async fn newest_here(&self, shard: ShardId, awaited: bool, deadline: Instant) -> Result<NewestAnswer> {
         let replica = self.hosted(shard)?;
-        replica.confirm(deadline).await?;
+        if !replica.is_leader() {
+            return Err(replica.not_leader());
+        }
+        replica.catch_up(deadline, awaited).await?;
         NewestAnswer::of(&replica)
     }
 

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 
+use crate::runtime::Instant;
 use crate::types::Position;
 
 /// Ranges of the view that stand at the same position in the same part of the source.
@@ -14,6 +15,8 @@ pub(super) struct Strand {
     pub views: Vec<(Bytes, Bytes)>,
     /// It has much to catch up with, and rests in between: nobody waits for it.
     pub far: bool,
+    /// When its last page was read.
+    pub read: Option<Instant>,
 }
 
 impl Strand {
@@ -45,6 +48,7 @@ pub(super) fn join(strands: &mut Vec<Strand>) {
             Some(known) => {
                 known.views.extend(strand.views);
                 known.far &= strand.far;
+                known.read = known.read.max(strand.read);
             }
             None => joined.push(strand),
         }
@@ -77,6 +81,7 @@ mod tests {
             position: Position::after(Timestamp(after)),
             views: views.iter().map(|&(start, end)| (start.into(), end.into())).collect(),
             far: false,
+            read: None,
         }
     }
 

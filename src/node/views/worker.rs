@@ -11,7 +11,8 @@
 //! A range that stands at the beginning is given the state of the source at one moment first, page by page from the last key to
 //! the first, and what has changed since that moment afterwards.
 //!
-//! Upkeep that has much to catch up with goes gently while clients ask the source for something: they come first ([`Pace`]).
+//! Upkeep that has much to catch up with goes gently while clients ask the source for something: they come first ([`Pace`]). And beside
+//! them news gather for a moment between two pages, unless somebody waits for the view to have them ([`Shard::awaited`]).
 //!
 //! Bounds: a strand holds one page, and there are never more strands than shards of the view times parts of the
 //! source's range.
@@ -272,6 +273,7 @@ impl Worker {
                                     position: part.position.unwrap_or_default(),
                                     views: vec![(section.start.clone(), section.end.clone())],
                                     far: false,
+                                    read: None,
                                 });
                             }
                         }
@@ -295,9 +297,14 @@ impl Worker {
             event.lost = self.go_on_removing(&strand).await;
             return Ok(event);
         }
-        let began = self.node.clock().now();
         let newest = self.shard.state().last_timestamp;
-        let gait = self.pace.gait(began, Asked::of(&self.shard), strand.position.after, newest);
+        let now = self.node.clock().now();
+        let gait = self.pace.gait(now, Asked::of(&self.shard), &strand.position, newest);
+        if let (Some(last), None, false) = (strand.read, until, strand.far) {
+            // One with nothing left to catch up with.
+            self.shard.awaited().since(last, gait.gathers_until(last)).await;
+        }
+        let began = self.node.clock().now();
         let (changes, to) = self.page(&strand, gait.limits, until).await?;
         let count = changes.len();
         let is_full = gait.is_full(count, changes.iter().map(Changed::bytes).sum());
@@ -348,7 +355,7 @@ impl Worker {
         ::metrics::counter!(metrics::VIEW_INTAKES).increment(moved.len() as u64);
         ::metrics::counter!(metrics::VIEW_INTAKES_REFUSED).increment(event.lost.len() as u64);
         if !moved.is_empty() {
-            event.ready.push(Strand { position: to, views: moved, far: is_full, ..strand });
+            event.ready.push(Strand { position: to, views: moved, far: is_full, read: Some(began), ..strand });
         }
         if is_full {
             // Much is left, and others may want the processor and the disk.
