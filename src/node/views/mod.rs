@@ -245,7 +245,9 @@ impl Node {
             }
             _ => {
                 let ask: NewestAsk = ask::decode(&body)?;
-                let [shard] = ask.shards[..] else { return Err(Error::invalid("of one shard it is asked how new it is")) };
+                let [shard] = ask.shards[..] else {
+                    return Err(Error::invalid("of one shard it is asked how new it is"));
+                };
                 Ok(ask::encode(&self.newest_here(shard, ask.awaited, deadline).await?))
             }
         }

@@ -5,7 +5,8 @@
 //! fallen behind a source which clients use meanwhile takes smaller pages, and rests after each full one: the longer, the more is
 //! asked, but only so long that it takes changes in faster than clients make them, or it would never be there. The state that a view
 //! begins with becomes no more meanwhile: there the rests may be longer, and are on a machine that has too much to do. Upkeep that
-//! is nearly there keeps to large pages, which cost less for each change; it would fall behind otherwise where much is written.
+//! is nearly there keeps to large pages, which cost less for each change; it would fall behind otherwise where much is written. So would
+//! upkeep whose small pages get on too slowly: on a busy machine a page takes its time however small it is. Its pages grow until they do.
 //!
 //! And it lets news gather for a moment between two pages, unless somebody waits for them: a page of one change makes its nodes as
 //! much work as one of twenty.
@@ -21,8 +22,10 @@ use crate::types::{Position, Timestamp};
 
 /// The largest page.
 const LARGE: PageLimits = PageLimits { changes_max: 2_000, bytes_max: 512 << 10 };
-/// So much smaller is a page of who is behind a busy source.
+/// So much smaller is a page of who is behind a busy source, if such pages get on fast enough.
 const GENTLY: usize = 8;
+/// They get on faster than need be if they take less than this part of the time that there is.
+const EASILY: f64 = 0.25;
 /// What is older than the newest by this much is behind.
 const BEHIND: Duration = Duration::from_millis(500);
 /// A shard of a source that clients ask so often is busy, …
@@ -66,6 +69,8 @@ struct Counted {
     at: Instant,
     asked: Asked,
     rates: Rates,
+    /// By how much pages are smaller now of who is behind: 1 to [`GENTLY`].
+    smaller: usize,
 }
 
 /// What clients ask in a second.
@@ -89,7 +94,7 @@ pub(super) struct Gait {
 impl Pace {
     /// From now on, when so much had been asked of the source.
     pub fn new(now: Instant, asked: Asked) -> Pace {
-        Pace(Mutex::new(Counted { at: now, asked, rates: Rates::default() }))
+        Pace(Mutex::new(Counted { at: now, asked, rates: Rates::default(), smaller: GENTLY }))
     }
 
     /// For a page from this position on, while the source's newest version is `newest` and so much was asked of it.
@@ -100,16 +105,42 @@ impl Pace {
             let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / over.as_secs_f64();
             let requests = rate(asked.requests, counted.asked.requests);
             let written = rate(asked.written, counted.asked.written);
-            *counted = Counted { at: now, asked, rates: Rates { requests, written } };
+            *counted = Counted { at: now, asked, rates: Rates { requests, written }, ..*counted };
         }
         let busy = Some(counted.rates).filter(|rates| rates.requests > BUSY_PER_SECOND);
         let late = Duration::from_millis(newest.millis().saturating_sub(position.after.millis())) >= BEHIND;
-        let limits = match busy.is_some() && late {
-            true => PageLimits { changes_max: LARGE.changes_max / GENTLY, bytes_max: LARGE.bytes_max / GENTLY },
-            false => LARGE,
+        let limits = match (busy.is_some() && late, position.after) {
+            (false, _) => LARGE,
+            (true, Timestamp::ZERO) => smaller(GENTLY),
+            (true, _) => smaller(counted.smaller),
         };
         Gait { limits, busy, whole: position.after == Timestamp::ZERO }
     }
+
+    /// The rest after a full page of so many changes that took so long. The next one may be larger, or smaller, if need be.
+    pub fn rest(&self, gait: &Gait, changes: usize, took: Duration) -> Duration {
+        let Some(Rates { requests, written }) = gait.busy else { return Duration::ZERO };
+        let took = took.as_secs_f64();
+        let rest = took * (requests / REST_PER_SECOND).min(REST_TIMES);
+        // Where nothing is written, there is time without end.
+        let times = if gait.whole { TAKE_IN } else { CATCH_UP };
+        let in_time = changes as f64 / (times * written);
+        if !gait.whole {
+            let smaller = &mut self.0.lock().smaller;
+            *smaller = match took {
+                took if took > in_time => (*smaller / 2).max(1),
+                took if took < in_time * EASILY => (*smaller * 2).min(GENTLY),
+                _ => *smaller,
+            };
+        }
+        let least = if gait.whole { took } else { 0.0 };
+        Duration::from_secs_f64(rest.min((in_time - took).max(least)).min(REST_MAX.as_secs_f64()))
+    }
+}
+
+/// The limits of a page so many times smaller than a large one. Of rows with what they were before, as many bytes are half as many.
+fn smaller(times: usize) -> PageLimits {
+    PageLimits { changes_max: LARGE.changes_max / times, bytes_max: LARGE.bytes_max / times.div_ceil(2) }
 }
 
 impl Gait {
@@ -122,19 +153,6 @@ impl Gait {
     pub fn is_full(&self, changes: usize, bytes: usize) -> bool {
         changes >= self.limits.changes_max || bytes >= self.limits.bytes_max / 2
     }
-
-    /// The rest after a full page of so many changes that took so long.
-    pub fn rest(&self, changes: usize, took: Duration) -> Duration {
-        let Some(Rates { requests, written }) = self.busy else { return Duration::ZERO };
-        let took = took.as_secs_f64();
-        let rest = took * (requests / REST_PER_SECOND).min(REST_TIMES);
-        // Where nothing is written, there is time without end.
-        let in_time = match self.whole {
-            true => (changes as f64 / (TAKE_IN * written) - took).max(took),
-            false => changes as f64 / (CATCH_UP * written) - took,
-        };
-        Duration::from_secs_f64(rest.min(in_time).clamp(0.0, REST_MAX.as_secs_f64()))
-    }
 }
 
 #[cfg(test)]
@@ -142,67 +160,95 @@ mod tests {
     use super::*;
     use crate::runtime::Clock;
 
+    const NEWEST: Timestamp = Timestamp(1 << 40);
+
     /// A pace over a second in which so many requests came and keys were written, and the gait of who is so many milliseconds late,
     /// or has yet to take in the state that it begins with.
-    fn gait_of(requests: u64, written: u64, late_ms: Option<u64>) -> Gait {
+    fn pace_of(requests: u64, written: u64, late_ms: Option<u64>) -> (Pace, Gait) {
         let began = Clock::system().now();
-        let newest = Timestamp::from_millis(1_000_000);
-        let position = late_ms.map(|late_ms| Position::after(Timestamp::from_millis(1_000_000 - late_ms)));
         let pace = Pace::new(began, Asked { requests: 7, written: 9 });
-        pace.gait(
-            began + Duration::from_secs(1),
-            Asked { requests: 7 + requests, written: 9 + written },
-            &position.unwrap_or(Position::BEGINNING),
-            newest,
-        )
+        let asked = Asked { requests: 7 + requests, written: 9 + written };
+        let gait = pace.gait(began + Duration::from_secs(1), asked, &position(late_ms), NEWEST);
+        (pace, gait)
     }
 
-    /// The same of clients who only read.
+    fn position(late_ms: Option<u64>) -> Position {
+        let late = |late_ms| Position::after(Timestamp::from_millis(NEWEST.millis() - late_ms));
+        late_ms.map_or(Position::BEGINNING, late)
+    }
+
+    /// The gait of who is so late beside clients who only read.
     fn gait(requests: u64, late_ms: u64) -> Gait {
-        gait_of(requests, 0, Some(late_ms))
+        pace_of(requests, 0, Some(late_ms)).1
+    }
+
+    /// The rest after a page.
+    fn rest((pace, gait): &(Pace, Gait), changes: usize, took_ms: u64) -> u128 {
+        pace.rest(gait, changes, Duration::from_millis(took_ms)).as_millis()
     }
 
     #[test]
     fn beside_clients_who_is_behind_goes_gently_and_rests() {
-        for gentle in [gait(80, 10_000), gait_of(80, 0, None)] {
-            assert!(gentle.limits.changes_max < LARGE.changes_max && gentle.limits.bytes_max < LARGE.bytes_max);
-            assert_eq!(gentle.rest(1_000_000, Duration::from_millis(10)), Duration::from_millis(100));
-            assert_eq!(gentle.rest(1_000_000, Duration::from_secs(60)), REST_MAX);
+        for late_ms in [Some(10_000), None] {
+            let gentle = pace_of(80, 0, late_ms);
+            assert_eq!(gentle.1.limits, smaller(GENTLY));
+            assert_eq!(rest(&gentle, 1_000_000, 10), 100);
+            assert_eq!(rest(&gentle, 1_000_000, 60_000), REST_MAX.as_millis());
         }
         // However much is asked.
-        assert_eq!(gait(100_000, 10_000).rest(10_000_000, Duration::from_millis(10)), Duration::from_millis(600));
+        assert_eq!(rest(&pace_of(100_000, 0, Some(10_000)), 10_000_000, 10), 600);
         // Full is what the small page allows.
         let gentle = gait(80, 10_000);
-        assert!(gentle.is_full(LARGE.changes_max / GENTLY, 0) && gentle.is_full(1, LARGE.bytes_max / GENTLY));
-        assert!(!gentle.is_full(LARGE.changes_max / GENTLY - 1, 0));
+        let PageLimits { changes_max, bytes_max } = smaller(GENTLY);
+        assert!(changes_max < LARGE.changes_max && bytes_max < LARGE.bytes_max);
+        assert!(gentle.is_full(changes_max, 0) && gentle.is_full(1, bytes_max));
+        assert!(!gentle.is_full(changes_max - 1, 0));
     }
 
     #[test]
     fn who_rests_gets_on_faster_than_clients_do() {
         for (written, changes, took_ms) in [(60, 20, 5), (1_000, 250, 10), (1_000, 250, 200), (20_000, 250, 10)] {
-            let took = Duration::from_millis(took_ms);
-            let all = took + gait_of(1_000, written, Some(10_000)).rest(changes, took);
-            let meanwhile = all.as_secs_f64() * written as f64;
+            let all = took_ms as u128 + rest(&pace_of(1_000, written, Some(10_000)), changes, took_ms);
+            let meanwhile = all as f64 * written as f64 / 1_000.0;
             // Pages that take that long by themselves leave no time for a rest.
-            assert!(all == took || changes as f64 >= 1.49 * meanwhile, "{written} {changes} {took_ms}: {all:?}");
+            assert!(
+                all == took_ms as u128 || changes as f64 >= 1.49 * meanwhile,
+                "{written} {changes} {took_ms}: {all}"
+            );
         }
-        let rest = |requests, written, took_ms| {
-            gait_of(requests, written, Some(10_000)).rest(240, Duration::from_millis(took_ms))
-        };
-        assert_eq!(rest(1_000, 1_000, 10), Duration::from_millis(150));
-        assert_eq!(rest(1_000, 20_000, 10), Duration::ZERO);
+        assert_eq!(rest(&pace_of(1_000, 1_000, Some(10_000)), 240, 10), 150);
+        assert_eq!(rest(&pace_of(1_000, 20_000, Some(10_000)), 240, 10), 0);
         // In batches, too.
-        assert_eq!(rest(100, 20_000, 10), Duration::ZERO);
+        assert_eq!(rest(&pace_of(100, 20_000, Some(10_000)), 240, 10), 0);
+    }
+
+    #[test]
+    fn pages_that_get_on_too_slowly_grow_until_they_do_not() {
+        let began = Clock::system().now();
+        let (pace, mut gait) = pace_of(1_000, 1_000, Some(10_000));
+        let mut sizes = Vec::new();
+        // Each takes 300 ms however large it is: what is written 1.5 times as fast meanwhile are 450.
+        for _ in 0..4 {
+            sizes.push(gait.limits.changes_max);
+            pace.rest(&gait, gait.limits.changes_max, Duration::from_millis(300));
+            gait = pace.gait(began, Asked::default(), &position(Some(10_000)), NEWEST);
+        }
+        assert_eq!(sizes, [8, 4, 4, 4].map(|smaller| LARGE.changes_max / smaller));
+        // The machine has got faster.
+        pace.rest(&gait, gait.limits.changes_max, Duration::from_millis(20));
+        gait = pace.gait(began, Asked::default(), &position(Some(10_000)), NEWEST);
+        assert_eq!(gait.limits, smaller(GENTLY));
     }
 
     #[test]
     fn who_has_yet_to_take_in_a_state_is_in_no_such_hurry() {
-        let rest = |written, took_ms| gait_of(1_000, written, None).rest(240, Duration::from_millis(took_ms));
         // Three rows for four that are written, …
-        assert_eq!(rest(1_000, 20), Duration::from_millis(300));
-        // … and half of the time at the most, however slow it all is.
-        assert_eq!(rest(1_000, 200), Duration::from_millis(200));
-        assert_eq!(rest(20_000, 10), Duration::from_millis(10));
+        assert_eq!(rest(&pace_of(1_000, 1_000, None), 240, 20), 300);
+        // … and half of the time at the most, however slow it all is; in small pages still.
+        let slow = pace_of(1_000, 1_000, None);
+        assert_eq!(rest(&slow, 240, 200), 200);
+        assert_eq!(slow.0.0.lock().smaller, GENTLY);
+        assert_eq!(rest(&pace_of(1_000, 20_000, None), 240, 10), 10);
     }
 
     #[test]
@@ -214,16 +260,16 @@ mod tests {
 
     #[test]
     fn who_is_nearly_there_keeps_to_large_pages() {
-        let nearly = gait(1_000, 499);
-        assert_eq!(nearly.limits.changes_max, LARGE.changes_max);
-        assert!(nearly.rest(2_000, Duration::from_millis(10)) > Duration::ZERO);
+        let nearly = pace_of(1_000, 0, Some(499));
+        assert_eq!(nearly.1.limits, LARGE);
+        assert!(rest(&nearly, 2_000, 10) > 0);
     }
 
     #[test]
     fn where_nobody_asks_nothing_is_held_back() {
-        let alone = gait(3, 10_000);
-        assert_eq!(alone.limits.changes_max, LARGE.changes_max);
-        assert_eq!(alone.rest(2_000, Duration::from_secs(1)), Duration::ZERO);
+        let alone = pace_of(3, 0, Some(10_000));
+        assert_eq!(alone.1.limits, LARGE);
+        assert_eq!(rest(&alone, 2_000, 1_000), 0);
     }
 
     #[test]

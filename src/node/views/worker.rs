@@ -359,7 +359,7 @@ impl Worker {
         }
         if is_full {
             // Much is left, and others may want the processor and the disk.
-            sleep(gait.rest(count, self.node.clock().now() - began)).await;
+            sleep(self.pace.rest(&gait, count, self.node.clock().now() - began)).await;
         }
         Ok(event)
     }
