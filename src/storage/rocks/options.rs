@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompactionStyle, DBCompressionType, DBRecoveryMode, LogLevel,
-    SliceTransform,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompactionStyle, DBCompressionType,
+    DBRecoveryMode, LogLevel, SliceTransform,
 };
 
 use super::super::filter::Factory;
@@ -140,7 +140,10 @@ fn tables(cache: &Cache, compression: DBCompressionType, filter: bool) -> rocksd
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_block_size(BLOCK_BYTES);
-    // Indexes and filters in the cache too, so that the cache bounds them; those of the newest files stay.
+    // Indexes and filters in the cache too, so that the cache bounds them; those of the newest files stay. In parts: a whole
+    // index is half a megabyte, of which a shard of the cache holds two, and reads would unpack it again and again.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(filter);
     table.set_cache_index_and_filter_blocks(true);
     table.set_cache_index_and_filter_blocks_with_high_priority(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
