@@ -11,7 +11,7 @@ const DEFINITION: &str =
 const DOCUMENTS: u64 = 40;
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// How long news gather beside clients.
-const GATHER: Duration = Duration::from_millis(100);
+const GATHER: Duration = Duration::from_millis(50);
 /// Entries of a view's log that are not upkeep, and pages before it is noticed that there are clients.
 const OTHER_ENTRIES: u64 = 60;
 

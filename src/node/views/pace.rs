@@ -43,7 +43,7 @@ const CATCH_UP: f64 = 1.5;
 /// … and rows of the state that a view begins with so many times as fast, where a rest takes half of the time in any case.
 const TAKE_IN: f64 = 0.75;
 /// From one page to the next of who has nothing left to catch up with, so that news gather meanwhile.
-const GATHER: Duration = Duration::from_millis(100);
+const GATHER: Duration = Duration::from_millis(50);
 
 /// The pace of one worker.
 pub(super) struct Pace(Mutex<Counted>);
