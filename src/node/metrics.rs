@@ -88,7 +88,7 @@ pub fn describe() {
     metrics::describe_counter!(VIEW_SCRUBS, "Unasked comparisons of views with their sources");
     metrics::describe_gauge!(
         VIEW_LAG,
-        "For how long a view has not been as new as the shards of its sources led here, in seconds"
+        "How long ago the shards of its sources led here had something that a view has not taken in, in seconds"
     );
     metrics::describe_counter!(SNAPSHOTS_RECEIVED, "Snapshots received and installed");
     metrics::describe_counter!(SNAPSHOT_BYTES_SENT, "Bytes of snapshots sent to other nodes");

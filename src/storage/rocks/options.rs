@@ -141,7 +141,7 @@ fn tables(cache: &Cache, compression: DBCompressionType, filter: bool) -> rocksd
     table.set_block_cache(cache);
     table.set_block_size(BLOCK_BYTES);
     // Indexes and filters in the cache too, so that the cache bounds them; those of the newest files stay. In parts: a whole
-    // index is half a megabyte, of which a shard of the cache holds two, and reads would unpack it again and again.
+    // index is some hundred kilobytes, of which a shard of the cache holds few, and reads would unpack it again and again.
     table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
     table.set_partition_filters(filter);
     table.set_cache_index_and_filter_blocks(true);

@@ -198,3 +198,62 @@ impl Reader for RocksSnapshot {
         cursor(&self.database.db, self.database.family(family), Some(&self.snapshot), start, end)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rocksdb::perf::{PerfContext, PerfMetric, PerfStatsLevel, set_perf_stats};
+
+    use crate::keyspace::{Layout, version};
+    use crate::storage::mvcc::{self, Version};
+    use crate::storage::{Batch, Engine, Family, Lookup, Options, Rocks, Tier};
+    use crate::types::{Partitioning, TableId, Timestamp};
+
+    const KEYS: u64 = 12_000;
+    /// As large as a block, so that there are as many blocks and entries of the index as keys.
+    const VALUE_BYTES: usize = 8 << 10;
+    const LOOKUPS: u64 = 200;
+    /// A block, and the parts of index and filter that say where it is.
+    const READ_MAX: u64 = 32 << 10;
+
+    fn encoded(number: u64) -> bytes::Bytes {
+        let layout = Layout { table: TableId(1), partitioning: Partitioning::Range { group_delimiter: None } };
+        // The two of a pair have much in common, so that the index, which says what lies between them, needs long keys.
+        let parts = (1..=10).map(|part| (number / 2 + part * KEYS).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let pair: String = parts.map(|part| format!("{part:016x}")).collect();
+        layout.encode(format!("{pair}{}", number % 2).as_bytes())
+    }
+
+    /// What is not in memory costs a lookup a few blocks, not the whole index of a table file, again and again where the cache does not
+    /// hold that.
+    #[test]
+    fn a_lookup_reads_little_however_large_the_table_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options { block_cache_bytes: 8 << 20, ..Options::new(directory.path()) };
+        let store: Arc<dyn Engine> = Rocks::open(&options).unwrap();
+        for first in (0..KEYS).step_by(1_000) {
+            let mut batch = Batch::new();
+            for number in first..first + 1_000 {
+                let value = Some(bytes::Bytes::from(vec![number as u8; VALUE_BYTES]));
+                let written = Version { timestamp: Timestamp(7), value, expires_ms: None };
+                batch.put(Family::Data, version::key(&encoded(number), written.timestamp), written.encode());
+            }
+            store.write(batch).unwrap();
+        }
+        store.compact(b"", &[0xFF; 16]).unwrap();
+        let lookup = |number: u64| {
+            let key = encoded(number * 59 % KEYS);
+            assert!(matches!(mvcc::newest(&*store, &key, Timestamp::MAX, Tier::Disk), Ok(Lookup::Found(_))));
+        };
+        (0..LOOKUPS).for_each(lookup);
+        set_perf_stats(PerfStatsLevel::EnableCount);
+        let mut perf = PerfContext::default();
+        perf.reset();
+        (LOOKUPS..2 * LOOKUPS).for_each(lookup);
+        let read = perf.metric(PerfMetric::BlockReadByte) / LOOKUPS;
+        set_perf_stats(PerfStatsLevel::Disable);
+        assert!(read > 0, "something is read");
+        assert!(read <= READ_MAX, "{read} bytes for each lookup");
+    }
+}
