@@ -85,6 +85,8 @@ struct Rates {
 pub(super) struct Gait {
     /// What the page may hold.
     pub limits: PageLimits,
+    /// Who takes it is behind: a rest after it is not cut short by who waits for the view, whom a page or two would not help.
+    pub late: bool,
     /// What is asked of the source, if it is busy.
     busy: Option<Rates>,
     /// The page is of the state that the view begins with.
@@ -109,12 +111,13 @@ impl Pace {
         }
         let busy = Some(counted.rates).filter(|rates| rates.requests > BUSY_PER_SECOND);
         let late = Duration::from_millis(newest.millis().saturating_sub(position.after.millis())) >= BEHIND;
-        let limits = match (busy.is_some() && late, position.after) {
+        let whole = position.after == Timestamp::ZERO;
+        let limits = match (busy.is_some() && late, whole) {
             (false, _) => LARGE,
-            (true, Timestamp::ZERO) => smaller(GENTLY),
-            (true, _) => smaller(counted.smaller),
+            (true, true) => smaller(GENTLY),
+            (true, false) => smaller(counted.smaller),
         };
-        Gait { limits, busy, whole: position.after == Timestamp::ZERO }
+        Gait { limits, late, busy, whole }
     }
 
     /// The rest after a full page of so many changes that took so long. The next one may be larger, or smaller, if need be.
@@ -262,6 +265,7 @@ mod tests {
     fn who_is_nearly_there_keeps_to_large_pages() {
         let nearly = pace_of(1_000, 0, Some(499));
         assert_eq!(nearly.1.limits, LARGE);
+        assert!(!nearly.1.late && gait(1_000, 500).late);
         assert!(rest(&nearly, 2_000, 10) > 0);
     }
 

@@ -39,7 +39,7 @@ use crate::catalog::TableEntry;
 use crate::keyspace::{Layout, Part};
 use crate::projection::{BadDocuments, Projector, coalesce};
 use crate::runtime::planted::{self, Bug};
-use crate::runtime::{random_u64, sleep, spawn_blocking, timeout_at, yield_now};
+use crate::runtime::{random_u64, sleep, sleep_until, spawn_blocking, timeout_at, yield_now};
 use crate::shard::{Clearing, FollowRequest, Intake, PageRequest, Shard, Upkeep};
 use crate::storage::changes::PageLimits;
 use crate::storage::mvcc::Version;
@@ -359,7 +359,13 @@ impl Worker {
         }
         if is_full {
             // Much is left, and others may want the processor and the disk.
-            sleep(self.pace.rest(&gait, count, self.node.clock().now() - began)).await;
+            let now = self.node.clock().now();
+            let rested = now + self.pace.rest(&gait, count, now - began);
+            if gait.late {
+                sleep_until(rested).await;
+            } else {
+                self.shard.awaited().since(began, rested).await;
+            }
         }
         Ok(event)
     }
