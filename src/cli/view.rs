@@ -81,7 +81,7 @@ pub struct Create {
 #[command(after_help = "Example:\n  trivet view list")]
 pub struct List {}
 
-/// Shows a view: its state, what it lags behind, its definition and its shards.
+/// Shows a view: its state, what it lags behind, at which documents it has stopped, its definition and its shards.
 ///
 /// The definition is shown as a file for `view create` that makes the same view.
 #[derive(Clone, Debug, clap::Args)]
@@ -97,7 +97,8 @@ pub struct Describe {
 /// with 0 if nothing differs then, and with 6 otherwise. The cluster does the same by itself before a new view is READY.
 ///
 /// Missing rows are those that the view lacks, invented ones no source says, other ones hold something else than the sources
-/// say. Rows are counted with those by which the view keeps its books, which reads do not show.
+/// say. Rows are counted with those by which the view keeps its books, which reads do not show. Documents that do not fit the
+/// view are counted and shown, too: that it is without them is no difference.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  trivet view verify orders_by_user\n  trivet view verify orders_by_user --repair")]
 pub struct Verify {

@@ -16,14 +16,14 @@ use crate::catalog::TableEntry;
 use crate::catalog::change;
 use crate::keyspace::Watermark;
 use crate::node::{
-    CHANGE_VIEW, ChangeViewAsk, Difference, StandingAnswer, VERIFY, VERIFY_TIMEOUT, VerifyAsk, ViewCheck,
+    CHANGE_VIEW, ChangeViewAsk, Difference, StandingAnswer, Unfit, VERIFY, VERIFY_TIMEOUT, VerifyAsk, ViewCheck,
 };
 use crate::projection::{Definition, Projector};
 use crate::types::{
     Error, NodeId, Reason, Result, ShardDescriptor, ShardId, TableId, Timestamp, ViewDescriptor, check_table_name,
 };
 use crate::wire::admin::{
-    NewTable, NewView, RowDifference, TableDetails, ViewDetails, ViewLag, ViewState, ViewVerification,
+    NewTable, NewView, RowDifference, TableDetails, UnfitDocument, ViewDetails, ViewLag, ViewState, ViewVerification,
 };
 
 impl Control {
@@ -53,12 +53,14 @@ impl Control {
         let mut details = self.view_details(self.table_details(&entry), state_of(&view));
         let sections =
             self.sections_of(&entry).await?.into_iter().flat_map(|(_, sections)| sections).collect::<Vec<_>>();
-        let directory = self.node.directory();
-        let lags = self.node.view_is_behind(&entry, &sections).await?.into_iter().filter_map(|lag| {
-            let table = directory.table(lag.table)?.descriptor.name.clone();
-            Some(ViewLag { table, building: lag.building })
-        });
-        details.lags = Some(lags.collect());
+        let mut lags = Vec::new();
+        for lag in self.node.view_is_behind(&entry, &sections).await? {
+            let Some(table) = self.name_of(lag.table) else { continue };
+            let stops = self.node.where_view_stops(&entry, lag.table).await?;
+            let stopped_at = stops.into_iter().filter_map(|unfit| self.unfit_document(unfit)).collect();
+            lags.push(ViewLag { table, building: lag.building, stopped_at });
+        }
+        details.lags = Some(lags);
         Ok(details)
     }
 
@@ -119,7 +121,10 @@ impl Control {
             };
             (Bytes::from(key), difference)
         });
+        let unfit_samples = all.unfit_samples.into_iter().filter_map(|unfit| self.unfit_document(unfit));
         Ok(ViewVerification {
+            unfit: all.unfit,
+            unfit_samples: unfit_samples.collect(),
             rows: all.rows,
             missing: all.missing,
             invented: all.invented,
@@ -254,12 +259,19 @@ impl Control {
         Ok((entry, view))
     }
 
+    fn name_of(&self, table: TableId) -> Option<String> {
+        Some(self.node.directory().descriptor(table)?.name.clone())
+    }
+
+    /// A document that does not fit, by the name of its source; none if that was dropped meanwhile.
+    fn unfit_document(&self, unfit: Unfit) -> Option<UnfitDocument> {
+        let Unfit { source, key, why } = unfit;
+        Some(UnfitDocument { table: self.name_of(source)?, key: key.into(), why })
+    }
+
     fn view_details(&self, table: TableDetails, state: ViewState) -> ViewDetails {
-        let directory = self.node.directory();
         let view = table.table.view.clone();
-        let sources = view.iter().flat_map(|view| &view.sources);
-        let named = sources.filter_map(|source| Some(directory.descriptor(*source)?.name.clone()));
-        let sources = named.collect();
+        let sources = view.iter().flat_map(|view| &view.sources).filter_map(|source| self.name_of(*source)).collect();
         let definition = view.map(|view| view.definition).unwrap_or_default();
         ViewDetails { table, definition, sources, state, lags: None }
     }

@@ -190,7 +190,7 @@ impl Node {
                 self.transfer(ask.shard, NodeId(ask.argument)).await?;
                 Ok(encode(&()))
             }
-            views::UPKEEP | views::STANDING | views::NEWEST | views::NEWEST_OF_SEVERAL => {
+            views::UPKEEP | views::STANDING | views::VIEW_STOPS | views::NEWEST | views::NEWEST_OF_SEVERAL => {
                 self.answer_of_views(kind, body, deadline).await
             }
             views::VERIFY => Ok(encode(&self.verify_here(decode(&body)?).await?)),

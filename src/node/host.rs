@@ -22,7 +22,7 @@ use super::room::{self, Rooms};
 use super::stall::{self, Stalled};
 use super::takeover::{self, Sign};
 use super::transport::{LinkTransport, Links};
-use super::views::{self, Freshness};
+use super::views::{self, Freshness, Stops};
 use super::{follower, merges, splits, sweeper};
 use crate::catalog::{Directory, NodeRow, RecoveryRow, Standing};
 use crate::client::Connection;
@@ -79,6 +79,8 @@ pub struct Node {
     myself: OnceLock<Weak<Node>>,
     /// How old copies of views are.
     pub(super) freshness: Freshness,
+    /// Where upkeep of views stands still.
+    pub(super) stops: Stops,
     /// When each table was last looked up in vain; see the door.
     pub(super) unknown_tables: Mutex<HashMap<String, crate::runtime::Instant>>,
 }
@@ -123,6 +125,7 @@ impl Node {
             admitting: Mutex::default(),
             myself: OnceLock::new(),
             freshness: Freshness::default(),
+            stops: Stops::default(),
             unknown_tables: Mutex::default(),
             options,
         });

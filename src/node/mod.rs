@@ -67,6 +67,6 @@ pub use transport::PeerService;
 #[cfg(test)]
 pub(crate) use transport::testing;
 pub use views::{
-    CHANGE_VIEW, ChangeViewAsk, Difference, ScrubOptions, SourceLag, StandingAnswer, VERIFY, VERIFY_TIMEOUT, VerifyAsk,
-    ViewCheck,
+    CHANGE_VIEW, ChangeViewAsk, Difference, ScrubOptions, SourceLag, StandingAnswer, Unfit, VERIFY, VERIFY_TIMEOUT,
+    VerifyAsk, ViewCheck,
 };

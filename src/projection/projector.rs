@@ -127,9 +127,9 @@ impl Projector {
         projected
     }
 
-    /// The tag of the rows that a document is part of, if it is part of any.
-    pub fn tag_of(&self, source: usize, key: &[u8], value: &[u8]) -> Option<Bytes> {
-        self.part(source, key, value).ok().flatten().map(|part| part.tag)
+    /// The tag of the rows that a document is part of, if it is part of any; or why it does not fit, without its values.
+    pub fn tag_of(&self, source: usize, key: &[u8], value: &[u8]) -> std::result::Result<Option<Bytes>, String> {
+        Ok(self.part(source, key, value)?.map(|part| part.tag))
     }
 
     /// What a document is to the view: nothing if it does not belong to it, an error if that cannot be told.

@@ -207,7 +207,7 @@ proptest! {
             let mut computed = Recompute::new(&definition).expect("it is one");
             for ((source, key), value) in &base {
                 computed.add(*source, key.as_bytes(), value.as_bytes()).expect("memory can be read");
-                if let Some(tag) = projector.tag_of(*source, key.as_bytes(), value.as_bytes()) {
+                if let Ok(Some(tag)) = projector.tag_of(*source, key.as_bytes(), value.as_bytes()) {
                     let prefix = [&b"{"[..], &tag[..], &b"}"[..]].concat();
                     let known = view.0.keys().any(|key| key.starts_with(&prefix));
                     prop_assert!(known, "a document's tag is that of its rows");

@@ -30,4 +30,5 @@ mod scans;
 mod scripts;
 mod splits;
 mod tables;
+mod unfit;
 mod views;

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use trivet::types::ShardId;
-use trivet::wire::admin::{ViewDetails, ViewState, ViewVerification};
+use trivet::wire::admin::{UnfitDocument, ViewDetails, ViewLag, ViewState, ViewVerification};
 
 use super::Table;
 use super::cluster::{shards, table_json};
@@ -83,11 +83,25 @@ fn lags(view: &ViewDetails) -> String {
     if lags.is_empty() {
         return "  it has taken in everything that its sources held when it was asked\n".to_owned();
     }
-    let line = |lag: &trivet::wire::admin::ViewLag| match lag.building {
-        true => format!("  still to take in: what {} held when the view was created\n", lag.table),
-        false => format!("  still to take in: the newest changes of {}\n", lag.table),
-    };
-    lags.iter().map(line).collect()
+    let mut said = String::new();
+    for lag in lags {
+        said.push_str(&match lag.building {
+            true => format!("  still to take in: what {} held when the view was created\n", lag.table),
+            false => format!("  still to take in: the newest changes of {}\n", lag.table),
+        });
+        for document in &lag.stopped_at {
+            said.push_str(&format!("  STOPPED at {}\n", unfit(document)));
+        }
+    }
+    if lags.iter().any(|lag| !lag.stopped_at.is_empty()) {
+        said.push_str("  it goes on by itself once such a document is corrected or deleted\n");
+    }
+    said
+}
+
+/// A document that does not fit, in one line.
+fn unfit(document: &UnfitDocument) -> String {
+    format!("{} of {}: {}", text::show(&document.key), document.table, document.why)
 }
 
 /// Where a view is that is waited for, in one line.
@@ -97,19 +111,24 @@ pub fn view_progress(view: &ViewDetails) -> String {
         let lags = view.lags.iter().flatten().filter(|lag| lag.building == building);
         lags.map(|lag| lag.table.as_str()).collect::<Vec<_>>().join(", ")
     };
-    let does = match (view.state, &view.lags) {
-        (ViewState::Paused, _) => format!("rests; `trivet view resume {name}` has it go on"),
-        (_, None) => "begins".to_owned(),
-        (_, Some(lags)) if lags.iter().any(|lag| lag.building) => format!("takes in {}", named(true)),
-        (_, Some(lags)) if lags.is_empty() => "is compared with its sources".to_owned(),
-        (_, Some(_)) => format!("catches up with {}", named(false)),
+    let stops = view.lags.iter().flatten().find_map(|lag| lag.stopped_at.first());
+    let does = match (view.state, &view.lags, stops) {
+        (ViewState::Paused, ..) => format!("rests; `trivet view resume {name}` has it go on"),
+        (_, None, _) => "begins".to_owned(),
+        (_, Some(_), Some(document)) => format!("has STOPPED at {}", unfit(document)),
+        (_, Some(lags), None) if lags.iter().any(|lag| lag.building) => format!("takes in {}", named(true)),
+        (_, Some(lags), None) if lags.is_empty() => "is compared with its sources".to_owned(),
+        (_, Some(_), None) => format!("catches up with {}", named(false)),
     };
     format!("{name} is {}: it {does}", view.state.as_str())
 }
 
 /// A view as JSON.
 pub fn view_json(view: &ViewDetails) -> Value {
-    let lag = |lag: &trivet::wire::admin::ViewLag| json!({"table": lag.table, "building": lag.building});
+    let lag = |lag: &ViewLag| {
+        let stopped_at = lag.stopped_at.iter().map(unfit_json).collect::<Vec<_>>();
+        json!({"table": lag.table, "building": lag.building, "stopped_at": stopped_at})
+    };
     let definition = parsed(view).unwrap_or_else(|| Value::from(view.definition.clone()));
     json!({
         "name": view.table.table.name,
@@ -119,6 +138,14 @@ pub fn view_json(view: &ViewDetails) -> Value {
         "definition": definition,
         "table": table_json(&view.table),
     })
+}
+
+fn unfit_json(document: &UnfitDocument) -> Value {
+    let mut said = Map::new();
+    said.insert("table".to_owned(), document.table.clone().into());
+    text::insert(&mut said, "key", &document.key);
+    said.insert("why".to_owned(), document.why.clone().into());
+    Value::from(said)
 }
 
 /// What is said of a view whose upkeep was paused or resumed; with `dry_run`, of what that would do to it as it is.
@@ -173,6 +200,29 @@ pub fn verification(name: &str, findings: &[Finding], left: Option<&[Finding]>) 
             said.push_str(&format!("and {more} more\n"));
         }
     }
+    said.push_str(&unfit_documents(findings));
+    said
+}
+
+/// What is said of documents that are not in a view because they do not fit.
+fn unfit_documents(findings: &[Finding]) -> String {
+    let unfit = sum(findings, |check| check.unfit);
+    if unfit == 0 {
+        return String::new();
+    }
+    let (documents, do_not) = (text::count(unfit, "document"), if unfit == 1 { "does not" } else { "do not" });
+    let mut table = Table::new(&["document", "of", "does not fit because"]);
+    let samples: Vec<_> =
+        findings.iter().flat_map(|finding| &finding.check.unfit_samples).take(SAMPLES_SHOWN).collect();
+    for document in &samples {
+        table.row(vec![text::show(&document.key), document.table.clone(), document.why.clone()]);
+    }
+    let mut said =
+        format!("\n{documents} of its sources {do_not} fit, and so the view is without:\n\n{}", table.render());
+    let more = unfit.saturating_sub(samples.len() as u64);
+    if more > 0 {
+        said.push_str(&format!("and {more} more\n"));
+    }
     said
 }
 
@@ -189,6 +239,7 @@ pub fn verification_json(name: &str, findings: &[Finding], left: Option<&[Findin
         "other": sum(findings, |check| check.other),
         "repaired": sum(findings, |check| check.repaired),
         "differ_after_repair": still,
+        "unfit": sum(findings, |check| check.unfit),
         "shards": findings.iter().map(finding_json).collect::<Vec<_>>(),
         "again": left.map(|left| left.iter().map(finding_json).collect::<Vec<_>>()),
     })
@@ -204,6 +255,7 @@ fn finding_json(Finding { shard, check }: &Finding) -> Value {
     json!({
         "shard": shard.0, "rows": check.rows, "missing": check.missing, "invented": check.invented,
         "other": check.other, "repaired": check.repaired, "samples": samples.collect::<Vec<_>>(),
+        "unfit": check.unfit, "unfit_samples": check.unfit_samples.iter().map(unfit_json).collect::<Vec<_>>(),
     })
 }
 
@@ -212,7 +264,7 @@ mod tests {
     use bytes::Bytes;
     use trivet::keyspace::Layout;
     use trivet::types::{Epoch, NodeId, Partitioning, ReplicaId, TableDescriptor, TableId, TableState, ViewDescriptor};
-    use trivet::wire::admin::{ReplicaDetails, RowDifference, ShardDetails, TableDetails, ViewLag};
+    use trivet::wire::admin::{ReplicaDetails, RowDifference, ShardDetails, TableDetails};
 
     use super::*;
     use crate::cli::golden;
@@ -256,13 +308,21 @@ mod tests {
         }
     }
 
+    fn unfit_at(key: &str) -> UnfitDocument {
+        let why = "the field user_id is missing or empty".to_owned();
+        UnfitDocument { table: "orders".to_owned(), key: Bytes::copy_from_slice(key.as_bytes()), why }
+    }
+
     fn pretty(value: &Value) -> String {
         serde_json::to_string_pretty(value).expect("JSON") + "\n"
     }
 
     #[test]
     fn views_are_shown() {
-        let lag = |table: &str, building| ViewLag { table: table.to_owned(), building };
+        let lag = |table: &str, building| ViewLag { table: table.to_owned(), building, stopped_at: vec![] };
+        let stops = [unfit_at("ord-17"), unfit_at("ord-18")];
+        let stopped = ViewLag { stopped_at: stops.to_vec(), ..lag("orders", false) };
+        let stopped = view_in(ViewState::Ready, Some(vec![stopped]));
         let building = view_in(ViewState::Building, Some(vec![lag("orders", true), lag("archive", false)]));
         let late = view_in(ViewState::Ready, Some(vec![lag("orders", false)]));
         let ready = view_in(ViewState::Ready, Some(vec![]));
@@ -274,11 +334,13 @@ mod tests {
             view(&building),
             view(&ready),
             view(&odd),
+            view(&stopped),
+            pretty(&view_json(&stopped)["lags"]),
             pretty(&view_json(&late)),
             pretty(&view_json(&odd)["definition"]),
         ];
         let compared = view_in(ViewState::Building, Some(vec![]));
-        let seen = [&view_in(ViewState::Building, None), &building, &late, &compared, &resting];
+        let seen = [&view_in(ViewState::Building, None), &building, &late, &compared, &resting, &stopped];
         text.push(seen.map(|view| view_progress(view) + "\n").concat());
         let mut said = String::new();
         for view in [&ready, &resting] {
@@ -310,6 +372,8 @@ mod tests {
                 other: count(RowDifference::Other),
                 repaired,
                 samples,
+                unfit: 0,
+                unfit_samples: vec![],
             };
             Finding { shard: ShardId(shard), check }
         };
@@ -327,7 +391,16 @@ mod tests {
         let still = [finding(40, 3_461, samples().split_off(2), 0)];
         let mut many = finding(40, 3_461, (0..12).flat_map(|_| samples()).collect(), 0);
         many.check.missing += 1_000;
+        let mut odd = [finding(40, 3_461, vec![], 0), finding(41, 1, vec![], 0)];
+        odd[1].check.unfit = 1;
+        odd[1].check.unfit_samples = vec![unfit_at("ord-17")];
+        let mut odder = [finding(40, 3_461, samples(), 0)];
+        odder[0].check.unfit = 1_200;
+        odder[0].check.unfit_samples = vec![unfit_at("ord-17"), unfit_at("ord-18")];
         let text = [
+            verification("v", &odd, None),
+            verification("v", &odder, None),
+            pretty(&verification_json("v", &odd, None)),
             verification("v", &clean, None),
             verification("v", &clean, Some(&[])),
             verification("v", &wrong, None),

@@ -13,10 +13,11 @@ use bytes::Bytes;
 use super::super::door::{Context, mismatched};
 use super::super::host::Node;
 use super::super::routing::Routed;
+use super::page::document;
 use super::projector_of;
 use super::share::Share;
-use super::verify::{Moment, PAGE_TIMEOUT, Pass, page_request};
-use super::worker::document;
+use super::unfit::Unfit;
+use super::verify::{Moment, PAGE_TIMEOUT, Pass, SAMPLES_MAX, page_request};
 use crate::catalog::TableEntry;
 use crate::keyspace::{Layout, ScanCursor};
 use crate::projection::Recompute;
@@ -35,11 +36,32 @@ struct Section {
     computed: Recompute,
 }
 
+/// What a shard of a view should hold in a pass.
+#[derive(Default)]
+pub(super) struct Expected {
+    /// By encoded key, the key and the value.
+    pub rows: BTreeMap<Bytes, (Bytes, Bytes)>,
+    /// Documents that do not fit: how many, and the first of them. Each counts for the one shard that would hold rows of its key, were
+    /// that their tag, and so once for the view.
+    pub unfit: u64,
+    /// These.
+    pub unfit_samples: Vec<Unfit>,
+}
+
 /// Something to be read: a part of a source, by the source's place in the definition, at a version.
 type Reading = (usize, Bytes, Bytes, Timestamp);
 
+impl Expected {
+    fn add_unfit(&mut self, unfit: Unfit) {
+        self.unfit += 1;
+        if self.unfit_samples.len() < SAMPLES_MAX {
+            self.unfit_samples.push(unfit);
+        }
+    }
+}
+
 impl Node {
-    /// What the sources say that shards should hold, for each moment: by encoded key, the key and the value.
+    /// What the sources say that shards should hold, for each moment.
     ///
     /// Errors: `VIEW_BEHIND` if a part is in the middle of something, `HISTORY_TRIMMED`.
     pub(super) async fn expected(
@@ -48,7 +70,7 @@ impl Node {
         moments: &[Moment],
         pass: Pass,
         share: &mut Share,
-    ) -> Result<Vec<BTreeMap<Bytes, (Bytes, Bytes)>>> {
+    ) -> Result<Vec<Expected>> {
         let (definition, projector) = projector_of(entry)?;
         let directory = self.directory();
         let mut sources = Vec::new();
@@ -85,6 +107,7 @@ impl Node {
                 });
             }
         }
+        let mut all: Vec<Expected> = moments.iter().map(|_| Expected::default()).collect();
         for ((number, start, end, at), readers) in readings {
             let mut from = Some(start);
             while let Some(start) = from {
@@ -92,28 +115,35 @@ impl Node {
                 from = page.1;
                 for (key, version) in page.0 {
                     let Some(value) = document(Some(&version)) else { continue };
-                    let Some(tag) = projector.tag_of(number, &key, value) else { continue };
+                    let (tag, why) = match projector.tag_of(number, &key, value) {
+                        Ok(Some(tag)) => (tag, None),
+                        Ok(None) => continue,
+                        Err(why) => (key.clone(), Some(why)),
+                    };
                     let anchor = [b"{", &tag[..], b"}"].concat();
                     if !pass.has(&anchor) {
                         continue;
                     }
                     let encoded = entry.layout.encode(&anchor);
-                    for &reader in &readers {
-                        let section = &mut sections[reader];
-                        if section.start <= encoded && encoded < section.end {
-                            section.computed.add(number, &key, value)?;
+                    let owns = |section: &Section| section.start <= encoded && encoded < section.end;
+                    let Some(&reader) = readers.iter().find(|&&reader| owns(&sections[reader])) else { continue };
+                    let section = &mut sections[reader];
+                    match why {
+                        None => section.computed.add(number, &key, value)?,
+                        Some(why) => {
+                            let source = sources[number].descriptor.id;
+                            all[section.moment].add_unfit(Unfit { source, key: key.to_vec(), why });
                         }
                     }
                 }
                 share.rest(self.replicas()).await?;
             }
         }
-        let mut all = vec![BTreeMap::new(); moments.len()];
         for section in sections {
             let mut rows = section.computed.rows()?.into_iter().peekable();
             while rows.peek().is_some() {
                 let some = rows.by_ref().take(share.page_rows());
-                all[section.moment].extend(some.map(|(key, value)| (entry.layout.encode(&key), (key, value))));
+                all[section.moment].rows.extend(some.map(|(key, value)| (entry.layout.encode(&key), (key, value))));
                 share.rest(self.replicas()).await?;
             }
         }

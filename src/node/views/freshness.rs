@@ -17,6 +17,7 @@ use futures::future::{join, join_all};
 use parking_lot::Mutex;
 
 use super::super::host::Node;
+use super::unfit::stops_at_some;
 use super::{NEWEST, NEWEST_OF_SEVERAL, NewestAnswer, NewestAsk};
 use crate::catalog::TableEntry;
 use crate::keyspace::Watermark;
@@ -321,6 +322,11 @@ impl Node {
         let mut text = format!("{name} has not come as far as was asked; it lags behind {}", lagging.join(", "));
         if more > 0 {
             text.push_str(&format!(" and {more} more"));
+        }
+        if stops_at_some(entry) {
+            text.push_str(&format!(
+                "; `trivet view describe {name}` says whether it has stopped at a document that does not fit"
+            ));
         }
         Error::new(Reason::ViewBehind, text).with_retry_after(ASK_AGAIN)
     }

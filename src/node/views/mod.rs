@@ -8,18 +8,20 @@
 //!
 //! A new view begins with the state of each source at one moment and goes on with what has changed since ([`worker`]).
 //!
-//! Parts: [`worker`] moves one view on over one shard of a source, [`strand`] by [`strand`], at a [`pace`]; [`freshness`] tells how old a
+//! Parts: [`worker`] moves one view on over one shard of a source, [`strand`] by [`strand`], [`page`] by [`page`], at a [`pace`]; [`freshness`] tells how old a
 //! copy of a view is and waits until it is young enough, [`lag`] measures how far workers are behind; [`verify`] compares and mends
-//! ([`expected`]: with what; [`share`]: in how much of the time), [`scrub`] does so unasked; and here is who starts workers and what one
-//! node answers another.
+//! ([`expected`]: with what; [`share`]: in how much of the time), [`scrub`] does so unasked; [`unfit`] tells of documents that it cannot use;
+//! and here is who starts workers and what one node answers another.
 
 mod expected;
 mod freshness;
 mod lag;
 mod pace;
+mod page;
 pub(super) mod scrub;
 mod share;
 mod strand;
+mod unfit;
 mod verify;
 mod worker;
 
@@ -33,6 +35,8 @@ use futures::future::join_all;
 pub use freshness::SourceLag;
 pub(super) use freshness::{Freshness, Reached};
 pub use scrub::ScrubOptions;
+pub use unfit::Unfit;
+pub(super) use unfit::{Stops, VIEW_STOPS};
 pub use verify::{Difference, VERIFY, VERIFY_TIMEOUT, VerifyAsk, ViewCheck};
 
 use self::lag::{Lags, Progress};
@@ -237,6 +241,7 @@ impl Node {
                     watermarks: state.watermarks.encode().to_vec(),
                 }))
             }
+            VIEW_STOPS => Ok(ask::encode(&self.stops_here(ask::decode(&body)?)?)),
             NEWEST_OF_SEVERAL => {
                 let ask: NewestAsk = ask::decode(&body)?;
                 let asked = ask.shards.iter().map(|&shard| self.newest_here(shard, ask.awaited, deadline));

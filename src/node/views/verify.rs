@@ -27,6 +27,7 @@ use super::super::ask;
 use super::super::host::Node;
 use super::super::metrics;
 use super::share::Share;
+use super::unfit::Unfit;
 use crate::catalog::TableEntry;
 use crate::keyspace::{Watermark, tag};
 use crate::runtime::{spawn_blocking, timeout};
@@ -43,8 +44,8 @@ const PASS_BYTES: u64 = 64 << 20;
 const PAGE_BYTES: usize = 1 << 20;
 /// How long a page may take.
 pub(super) const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Differences told of one shard.
-const DIFFERENCES_MAX: usize = 20;
+/// Differences told of one shard, and documents that do not fit.
+pub(super) const SAMPLES_MAX: usize = 20;
 /// Rows set right by one command.
 const MEND_ROWS: usize = 200;
 
@@ -89,6 +90,12 @@ pub struct ViewCheck {
     pub repaired: u64,
     /// The first of them: keys and what is wrong.
     pub samples: Vec<(Vec<u8>, Difference)>,
+    /// Documents that do not fit the view, and so are not in it.
+    #[serde(default)]
+    pub unfit: u64,
+    /// The first of them.
+    #[serde(default)]
+    pub unfit_samples: Vec<Unfit>,
     /// The version of the shard that was looked at.
     pub at: Timestamp,
 }
@@ -107,7 +114,10 @@ impl ViewCheck {
         self.other += other.other;
         self.repaired += other.repaired;
         self.samples.extend(other.samples);
-        self.samples.truncate(DIFFERENCES_MAX);
+        self.samples.truncate(SAMPLES_MAX);
+        self.unfit += other.unfit;
+        self.unfit_samples.extend(other.unfit_samples);
+        self.unfit_samples.truncate(SAMPLES_MAX);
         self.at = self.at.max(other.at);
     }
 }
@@ -214,7 +224,9 @@ impl Node {
         let expected = self.expected(entry, &moments, pass, share).await?;
         let mut all = ViewCheck::default();
         for (moment, expected) in moments.iter().zip(&expected) {
-            let (mut check, wrong) = self.differences(entry, moment, expected, pass, share).await?;
+            let (mut check, wrong) = self.differences(entry, moment, &expected.rows, pass, share).await?;
+            check.unfit = expected.unfit;
+            check.unfit_samples.clone_from(&expected.unfit_samples);
             if repair {
                 check.repaired = self.mend(entry, moment, wrong).await?;
             }
@@ -243,7 +255,7 @@ impl Node {
                 Difference::Invented => check.invented += 1,
                 Difference::Other => check.other += 1,
             }
-            if check.samples.len() < DIFFERENCES_MAX {
+            if check.samples.len() < SAMPLES_MAX {
                 check.samples.push((key.to_vec(), difference));
             }
             wrong.push((entry.layout.encode(key), value));

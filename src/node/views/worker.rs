@@ -33,17 +33,17 @@ use super::super::host::Node;
 use super::super::metrics;
 use super::lag::Progress;
 use super::pace::{Asked, Pace};
+use super::page::{Changed, Page};
 use super::strand::{Lost, Strand, join};
+use super::unfit::STOPPED_WAIT;
 use super::{CHANGE_VIEW, ChangeViewAsk, projector_of};
 use crate::catalog::TableEntry;
 use crate::keyspace::{Layout, Part};
-use crate::projection::{BadDocuments, Projector, coalesce};
+use crate::projection::{BadDocuments, Projector};
 use crate::runtime::planted::{self, Bug};
-use crate::runtime::{random_u64, sleep, sleep_until, spawn_blocking, timeout_at, yield_now};
-use crate::shard::{Clearing, FollowRequest, Intake, PageRequest, Shard, Upkeep};
-use crate::storage::changes::PageLimits;
-use crate::storage::mvcc::Version;
-use crate::types::{Error, Position, ReadLevel, Reason, Result, Step, TableId, Timestamp};
+use crate::runtime::{random_u64, sleep, sleep_until, yield_now};
+use crate::shard::{Clearing, Intake, Shard, Upkeep};
+use crate::types::{Error, Position, Reason, Result, Step, TableId, Timestamp};
 
 /// How long a step waits for news at the most. News wake it. What has become of shards meanwhile is looked at then, and where the
 /// view's stand is asked again: a worker of another shard may have had one begin anew, which no news tell.
@@ -63,16 +63,17 @@ const RANGE_WAIT: Duration = Duration::from_millis(20);
 /// After it was found that changes are gone.
 const GONE_WAIT: Duration = Duration::from_secs(5);
 
-struct Worker {
-    node: Arc<Node>,
-    entry: Arc<TableEntry>,
+pub(super) struct Worker {
+    pub(super) node: Arc<Node>,
+    pub(super) entry: Arc<TableEntry>,
     /// Which source, by its place in the definition, and how its keys are encoded.
-    source: usize,
-    layout: Layout,
-    shard: Arc<Shard>,
-    projector: Arc<Projector>,
-    /// At a document that it cannot use.
-    stops: bool,
+    pub(super) source: usize,
+    pub(super) table: TableId,
+    pub(super) layout: Layout,
+    pub(super) shard: Arc<Shard>,
+    pub(super) projector: Arc<Projector>,
+    /// At a document that does not fit.
+    pub(super) stops: bool,
     /// Where the last of its strands stands.
     progress: Progress,
     pace: Pace,
@@ -83,7 +84,8 @@ pub async fn run(node: Arc<Node>, view: TableId, source: usize, shard: Arc<Shard
     loop {
         let Some(entry) = node.directory().table(view).cloned() else { return };
         let Some(table) = entry.descriptor.view.as_ref().and_then(|view| view.sources.get(source)) else { return };
-        let Some(layout) = node.directory().table(*table).map(|table| table.layout.clone()) else { return };
+        let table = *table;
+        let Some(layout) = node.directory().table(table).map(|table| table.layout.clone()) else { return };
         let (projector, stops) = match projector_of(&entry) {
             Ok((definition, projector)) => (Arc::new(projector), definition.on_bad_document == BadDocuments::Stop),
             Err(error) => {
@@ -93,7 +95,8 @@ pub async fn run(node: Arc<Node>, view: TableId, source: usize, shard: Arc<Shard
         };
         let (node, shard, progress) = (node.clone(), shard.clone(), progress.clone());
         let pace = Pace::new(node.clock().now(), Asked::of(&shard));
-        let worker = Worker { node, entry, source, layout, shard: shard.clone(), projector, stops, progress, pace };
+        let worker =
+            Worker { node, entry, source, table, layout, shard: shard.clone(), projector, stops, progress, pace };
         let ended = worker.work().await;
         if !shard.is_leader() {
             // Whoever arranges the workers starts another one where it is needed.
@@ -115,7 +118,12 @@ pub async fn run(node: Arc<Node>, view: TableId, source: usize, shard: Arc<Shard
             }
         }
         let stopped = error.reason == Reason::ViewBehind;
-        sleep(if gone || stopped { GONE_WAIT } else { RETRY_WAIT }).await;
+        sleep(match (gone, stopped) {
+            (true, _) => GONE_WAIT,
+            (false, true) => STOPPED_WAIT,
+            (false, false) => RETRY_WAIT,
+        })
+        .await;
     }
 }
 
@@ -188,7 +196,7 @@ impl Worker {
     }
 
     /// How long a step waits for news.
-    fn news_wait(&self) -> Duration {
+    pub(super) fn news_wait(&self) -> Duration {
         if self.is_building() { BUILDING_WAIT } else { NEWS_WAIT }
     }
 
@@ -322,7 +330,8 @@ impl Worker {
             event.ready.extend(rest);
             return Ok(event);
         }
-        let effects = self.project(changes, strand.views.clone()).await?;
+        let Page { effects, unfit } = self.project(changes, strand.views.clone()).await?;
+        self.stop_at(unfit).await?;
         let sent = strand.views.iter().zip(effects).map(|(view, effects)| {
             let mut intake = Intake {
                 view: view.clone(),
@@ -369,128 +378,4 @@ impl Worker {
         }
         Ok(event)
     }
-
-    /// What is to be taken in next, and where the strand stands afterwards: rows with what they were and what they are.
-    async fn page(
-        &self,
-        strand: &Strand,
-        limits: PageLimits,
-        until: Option<Timestamp>,
-    ) -> Result<(Vec<Changed>, Position)> {
-        let (start, end) = strand.source.clone();
-        let epoch = self.shard.state().epoch;
-        let now = self.node.clock().now();
-        let step = match &strand.position {
-            Position { step: Some(step), .. } if step.whole => Some(step.clone()),
-            position if *position == Position::BEGINNING => {
-                // As it is now, for those who were never told anything; when there is something.
-                let mut applied = self.shard.applied();
-                if self.shard.state().last_timestamp == Timestamp::ZERO {
-                    let _ = timeout_at(now + self.news_wait(), applied.changed()).await;
-                    return Ok((Vec::new(), strand.position.clone()));
-                }
-                let upto = self.shard.state().last_timestamp;
-                Some(Step { upto, before: end.clone(), whole: true })
-            }
-            _ => None,
-        };
-        if let Some(Step { upto, before, .. }) = step {
-            let request = PageRequest {
-                start,
-                end: before,
-                reverse: true,
-                count_only: false,
-                rows_max: limits.changes_max,
-                bytes_max: limits.bytes_max,
-                level: ReadLevel::AsOf(upto),
-            };
-            let page = self.shard.scan(epoch, request, now + super::super::ask::ASK_TIMEOUT).await?.body;
-            let to = match page.next {
-                Some(before) => Position { step: Some(Step { upto, before, whole: true }), ..Position::BEGINNING },
-                None => Position::after(upto),
-            };
-            let rows = page.rows.into_iter().map(|(key, version)| Changed { key, before: None, after: Some(version) });
-            return Ok((rows.collect(), to));
-        }
-        let request =
-            FollowRequest { start, end, position: strand.position.clone(), with_replaced: true, limits, until };
-        let wait = match until {
-            Some(_) => Duration::ZERO,
-            None => self.news_wait(),
-        };
-        let page = self.shard.changes(epoch, request, now + wait).await?.body;
-        let changes = page.changes.into_iter().map(|change| Changed {
-            key: change.key,
-            before: change.replaced,
-            after: Some(change.version),
-        });
-        Ok((changes.collect(), page.position))
-    }
-
-    /// What changes do to each of these ranges of the view.
-    async fn project(&self, changes: Vec<Changed>, views: Vec<(Bytes, Bytes)>) -> Result<Vec<Vec<Bytes>>> {
-        let mut effects = vec![Vec::new(); views.len()];
-        if changes.is_empty() {
-            return Ok(effects);
-        }
-        let (projector, layout, view, source) =
-            (self.projector.clone(), self.layout.clone(), self.entry.layout.clone(), self.source);
-        let (name, stops) = (self.entry.descriptor.name.clone(), self.stops);
-        let projected = spawn_blocking(move || {
-            let mut all = Vec::new();
-            for change in changes {
-                let key = layout.decode(&change.key)?;
-                let mut projected =
-                    projector.effects(source, &key, document(change.before.as_ref()), document(change.after.as_ref()));
-                if planted::is(Bug::SkippedViewEvent)
-                    && let Some(after) = document(change.after.as_ref())
-                {
-                    let tag = projector.tag_of(source, &key, after);
-                    projected.effects.retain(|effect| tag.as_ref().is_none_or(|tag| effect.tag == *tag));
-                }
-                if let Some(bad) = projected.bad {
-                    if stops {
-                        let text = format!("{} stops at a document that it cannot use: {bad}", name);
-                        tracing::error!(key = %String::from_utf8_lossy(&key), "{text}");
-                        return Err(Error::new(Reason::ViewBehind, text));
-                    }
-                    ::metrics::counter!(metrics::VIEW_BAD_DOCUMENTS, "view" => name.clone()).increment(1);
-                    tracing::debug!(view = name, why = %bad, "a document is not taken into a view");
-                }
-                all.extend(projected.effects);
-            }
-            for effect in coalesce(all) {
-                let anchor = view.encode(&[b"{", &effect.tag[..], b"}"].concat());
-                let place = views.iter().position(|(start, end)| *start <= anchor && anchor < *end);
-                // What lies elsewhere is sent there by another strand.
-                if let Some(place) = place {
-                    effects[place].push(effect.encode());
-                }
-            }
-            Ok(effects)
-        });
-        projected.await.map_err(|_| Error::internal("a projection was cancelled"))?
-    }
-}
-
-/// A row of the source before and after.
-struct Changed {
-    key: Bytes,
-    before: Option<Version>,
-    after: Option<Version>,
-}
-
-impl Changed {
-    /// About what it takes of a page.
-    fn bytes(&self) -> usize {
-        let of = |version: &Option<Version>| {
-            version.iter().flat_map(|version| &version.value).map(Bytes::len).sum::<usize>()
-        };
-        self.key.len() + of(&self.before) + of(&self.after)
-    }
-}
-
-/// What a view sees of a version: nothing of a deletion, and nothing of what runs out by itself, which no change would tell.
-pub(super) fn document(version: Option<&Version>) -> Option<&[u8]> {
-    version.filter(|version| version.expires_ms.is_none()).and_then(|version| version.value.as_deref())
 }

@@ -19,5 +19,7 @@ pub use checksums::{ChecksumReport, Content, ReplicaChecksum};
 pub use cluster::{ClusterStatus, NodeDetails, Topology};
 pub use splits::{SplitPoint, SplitReport};
 pub use tables::{ReplicaDetails, ShardDetails, TableDetails};
-pub use views::{DEFINITION_BYTES_MAX, NewView, RowDifference, ViewDetails, ViewLag, ViewState, ViewVerification};
+pub use views::{
+    DEFINITION_BYTES_MAX, NewView, RowDifference, UnfitDocument, ViewDetails, ViewLag, ViewState, ViewVerification,
+};
 pub use wishes::{GROUP_DELIMITER_BYTES_MAX, HISTORY_MS_DEFAULT, NewTable, SHARDS_MAX};

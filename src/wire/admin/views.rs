@@ -132,6 +132,19 @@ pub struct ViewLag {
     pub table: String,
     /// It is still taking in what the source held when the view was created.
     pub building: bool,
+    /// Documents of it at which the view has stopped, some of them.
+    pub stopped_at: Vec<UnfitDocument>,
+}
+
+/// A document of a source that a view cannot use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnfitDocument {
+    /// The source.
+    pub table: String,
+    /// Its key there.
+    pub key: bytes::Bytes,
+    /// Why it does not fit; names fields and holds no values.
+    pub why: String,
 }
 
 /// One row of a view that differs from what its sources say.
@@ -190,6 +203,10 @@ pub struct ViewVerification {
     pub repaired: u64,
     /// The first of them by key.
     pub samples: Vec<(bytes::Bytes, RowDifference)>,
+    /// Documents that do not fit the view, and so are not in it: that is no difference.
+    pub unfit: u64,
+    /// Some of them.
+    pub unfit_samples: Vec<UnfitDocument>,
 }
 
 impl ViewVerification {
@@ -201,13 +218,27 @@ impl ViewVerification {
 
 impl From<ViewLag> for v1::ViewLag {
     fn from(lag: ViewLag) -> v1::ViewLag {
-        v1::ViewLag { table: lag.table, building: lag.building }
+        let stopped_at = lag.stopped_at.into_iter().map(Into::into).collect();
+        v1::ViewLag { table: lag.table, building: lag.building, stopped_at }
     }
 }
 
 impl From<v1::ViewLag> for ViewLag {
     fn from(lag: v1::ViewLag) -> ViewLag {
-        ViewLag { table: lag.table, building: lag.building }
+        let stopped_at = lag.stopped_at.into_iter().map(Into::into).collect();
+        ViewLag { table: lag.table, building: lag.building, stopped_at }
+    }
+}
+
+impl From<UnfitDocument> for v1::UnfitDocument {
+    fn from(document: UnfitDocument) -> v1::UnfitDocument {
+        v1::UnfitDocument { table: document.table, key: document.key, why: document.why }
+    }
+}
+
+impl From<v1::UnfitDocument> for UnfitDocument {
+    fn from(document: v1::UnfitDocument) -> UnfitDocument {
+        UnfitDocument { table: document.table, key: document.key, why: document.why }
     }
 }
 
@@ -251,6 +282,8 @@ impl From<ViewVerification> for v1::VerifyViewResponse {
             other: found.other,
             repaired: found.repaired,
             samples: found.samples.into_iter().map(sample).collect(),
+            unfit: found.unfit,
+            unfit_samples: found.unfit_samples.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -267,6 +300,8 @@ impl TryFrom<v1::VerifyViewResponse> for ViewVerification {
             other: found.other,
             repaired: found.repaired,
             samples: found.samples.into_iter().map(sample).collect::<Result<_>>()?,
+            unfit: found.unfit,
+            unfit_samples: found.unfit_samples.into_iter().map(Into::into).collect(),
         })
     }
 }
@@ -298,11 +333,15 @@ mod tests {
         }
     }
 
+    fn unfit(key: &'static str) -> UnfitDocument {
+        UnfitDocument { table: "orders".to_owned(), key: key.into(), why: format!("{key} has no field") }
+    }
+
     #[test]
     fn views_survive_the_wire() {
-        let lag = |building| ViewLag { table: "orders".to_owned(), building };
+        let lag = |building, stopped_at| ViewLag { table: "orders".to_owned(), building, stopped_at };
         for view in [
-            view(ViewState::Building, Some(vec![lag(true), lag(false)])),
+            view(ViewState::Building, Some(vec![lag(true, vec![]), lag(false, vec![unfit("o-1"), unfit("o-2")])])),
             view(ViewState::Ready, Some(vec![])),
             view(ViewState::Rebuilding, None),
             view(ViewState::Paused, None),
@@ -357,6 +396,8 @@ mod tests {
                 sample(b"{a}\x01\xff", RowDifference::Invented),
                 sample(b"{b}", RowDifference::Other),
             ],
+            unfit: 7,
+            unfit_samples: vec![unfit("o-3"), unfit("o-4")],
         };
         assert_eq!(found.differing(), 6);
         assert_eq!(ViewVerification::try_from(v1::VerifyViewResponse::from(found.clone())), Ok(found));
