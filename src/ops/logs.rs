@@ -22,10 +22,11 @@ pub enum Format {
 }
 
 /// Libraries whose own news are only noise at `info`. openraft warns once per election and peer while a node is down,
-/// and its handles complain of every message to a replica that has been stopped on purpose, and of a change of members
-/// that a change of leader overtook, or of a heartbeat that came back to one; all that is told by `raft` and `node`.
-const QUIET: &str = "h2=warn,hyper=warn,tonic=warn,tower=warn,openraft=error,openraft::raft::raft_inner=off,\
-                     openraft::raft::api::management=off,openraft::core::heartbeat::worker=off";
+/// and its handles (`openraft::raft`) complain of every message to a replica that has been stopped on purpose, of every question
+/// that it could not answer any more, and of a change of members that a change of leader overtook; and its heartbeats of one that
+/// came back to such a replica. All that is told by `raft` and `node`.
+const QUIET: &str = "h2=warn,hyper=warn,tonic=warn,tower=warn,openraft=error,openraft::raft=off,\
+                     openraft::core::heartbeat::worker=off";
 
 /// Whether `level` can be understood; if not, why.
 pub fn check(level: &str) -> Result<(), String> {
@@ -95,6 +96,8 @@ mod tests {
             tracing::info!(node = 3, "it is up");
             tracing::warn!("it is slow");
             tracing::info!(target: "h2::server", "chatter");
+            tracing::error!(target: "openraft::raft", "stopped on purpose");
+            tracing::error!(target: "openraft::core::raft_core", "broken");
         });
         let bytes = sink.0.lock().clone();
         String::from_utf8(bytes).expect("a log is text")
@@ -105,6 +108,7 @@ mod tests {
         let text = logged("info", Format::Text);
         assert!(text.contains("it is up node=3") && text.contains("it is slow"), "{text}");
         assert!(!text.contains("chatter") && !text.contains('\x1b'), "{text}");
+        assert!(text.contains("broken") && !text.contains("on purpose"), "{text}");
         assert!(!logged("warn", Format::Text).contains("it is up"));
         assert!(logged("info,h2=info", Format::Text).contains("chatter"));
     }

@@ -111,7 +111,7 @@ impl Worker {
 
     /// Stops at the first of these documents that its source still holds as it is.
     ///
-    /// Errors: `VIEW_BEHIND`, naming it.
+    /// Errors: `VIEW_BEHIND`.
     pub(super) async fn stop_at(&self, unfit: Vec<(Bytes, Timestamp, Unfit)>) -> Result<()> {
         for (key, version, unfit) in unfit {
             let deadline = self.node.clock().now() + ASK_TIMEOUT;
@@ -119,11 +119,13 @@ impl Worker {
             if newest.into_iter().flatten().all(|newest| newest.timestamp != version) {
                 continue;
             }
-            let descriptor = &self.entry.descriptor;
-            let key = String::from_utf8_lossy(&unfit.key).into_owned();
-            let text = format!("{} stops at a document that does not fit, {key}: {}", descriptor.name, unfit.why);
-            if self.node.stops.note(descriptor.id, self.shard.id(), self.node.clock().now(), unfit) {
-                tracing::error!(view = descriptor.name, "{text}");
+            let (view, shard) = (&self.entry.descriptor, self.shard.id());
+            let (name, why) = (&view.name, unfit.why.clone());
+            let text =
+                format!("{name} stops at a document that does not fit, which `trivet view describe {name}` names");
+            if self.node.stops.note(view.id, shard, self.node.clock().now(), unfit) {
+                // No keys in logs.
+                tracing::error!(view = name, %shard, why, "{text}");
             }
             return Err(Error::new(Reason::ViewBehind, text));
         }
