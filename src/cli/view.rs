@@ -81,7 +81,7 @@ pub struct Create {
 #[command(after_help = "Example:\n  trivet view list")]
 pub struct List {}
 
-/// Shows a view: its state, what it lags behind, at which documents it has stopped, its definition and its shards.
+/// Shows a view: its state, what it lags behind or stops at, its definition and its shards.
 ///
 /// The definition is shown as a file for `view create` that makes the same view.
 #[derive(Clone, Debug, clap::Args)]
