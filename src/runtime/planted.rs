@@ -52,11 +52,13 @@ pub enum Bug {
     IntakeTwice,
     /// A view takes a token for one of its own versions, not of its sources'.
     TokenOfTheView,
+    /// A view that stops at documents that do not fit stops at versions, too, that were replaced meanwhile.
+    StopAtReplaced,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 23] = [
+    pub const ALL: [Bug; 24] = [
         Bug::UnconfirmedRead,
         Bug::FollowerRead,
         Bug::OutcomesLostInSnapshot,
@@ -80,6 +82,7 @@ impl Bug {
         Bug::WatermarkFallsBack,
         Bug::IntakeTwice,
         Bug::TokenOfTheView,
+        Bug::StopAtReplaced,
     ];
 
     /// The name that `TRIVET_PLANTED` knows it by.
@@ -108,6 +111,7 @@ impl Bug {
             Bug::WatermarkFallsBack => "watermark-falls-back",
             Bug::IntakeTwice => "intake-twice",
             Bug::TokenOfTheView => "token-of-the-view",
+            Bug::StopAtReplaced => "stop-at-replaced",
         }
     }
 }

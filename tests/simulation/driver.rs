@@ -74,6 +74,8 @@ const FLOORS: &[(&str, u64)] = &[
     ("splits of views and their sources", 12),
     ("merges of views and their sources", 2),
     ("rows of views compared", 1_500),
+    ("documents that fit no view, counted", 10),
+    ("documents deleted at which views had stopped", 3),
 ];
 
 /// `from..to` of `TRIVET_SEEDS`.

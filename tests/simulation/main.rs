@@ -98,6 +98,7 @@ mod planted {
         a_watermark_that_falls_back_is_found: WatermarkFallsBack;
         what_is_taken_in_twice_is_found: IntakeTwice;
         a_token_that_is_taken_for_one_of_the_view_is_found: TokenOfTheView;
+        a_view_that_stops_at_what_was_replaced_is_found: StopAtReplaced;
     }
 }
 

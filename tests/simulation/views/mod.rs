@@ -51,6 +51,8 @@ pub struct ViewPlan {
     pub clerks: u64,
     /// How long after the first writes the views are created; none: before them.
     pub created_after: Option<Duration>,
+    /// Views stop at documents that do not fit, until these are changed or deleted; others go on without them.
+    pub stops: bool,
 }
 
 impl ViewPlan {
@@ -63,6 +65,7 @@ impl ViewPlan {
             shards: (small(random.within(1, 2)), small(random.within(1, 2))),
             clerks: 2,
             created_after: random.per_mille(500).then(|| random.span(Duration::ZERO, Duration::from_secs(5))),
+            stops: random.per_mille(250),
         })
     }
 
@@ -75,18 +78,19 @@ impl ViewPlan {
     /// The views: their names and definitions, one in each form.
     pub fn definitions(&self) -> [(&'static str, String); 3] {
         let shards = self.shards.1;
+        let policy = if self.stops { "stop" } else { "skip" };
         let by_user = format!(
-            r#"{{"name":"{BY_USER}","kind":"rekeyed","shards":{shards},"sources":[{{"table":"{ORDERS}",
+            r#"{{"name":"{BY_USER}","kind":"rekeyed","shards":{shards},"on_bad_document":"{policy}","sources":[{{"table":"{ORDERS}",
                 "where":"doc.state != 'test'","partition_by":"user","order_by":["-placed"],
                 "include":["amount","w"]}}]}}"#
         );
         let stats = format!(
-            "name = \"{STATS}\"\nkind = \"aggregate\"\nshards = {shards}\n[[sources]]\ntable = \"{ORDERS}\"\n\
+            "name = \"{STATS}\"\nkind = \"aggregate\"\nshards = {shards}\non_bad_document = \"{policy}\"\n[[sources]]\ntable = \"{ORDERS}\"\n\
              where = \"doc.state != 'test'\"\npartition_by = \"user\"\n[aggregates]\norders = \"count\"\n\
              spent = \"sum(amount)\"\nlast = \"max(placed)\"\n"
         );
         let pages = format!(
-            r#"{{"name":"{PAGES}","kind":"merged","shards":{shards},"sources":[
+            r#"{{"name":"{PAGES}","kind":"merged","shards":{shards},"on_bad_document":"{policy}","sources":[
                 {{"table":"{PROFILES}","as":"who","partition_by":"user","include":["level","w"]}},
                 {{"table":"{ORDERS}","as":"first","where":"doc.state != 'test'","partition_by":"user",
                 "include":["placed","w"]}}]}}"#

@@ -79,6 +79,13 @@ pub fn order(document: &[u8]) -> Option<Order> {
     Some(Order { user, placed: document.get("placed")?.as_u64()?, cents, w: document.get("w")?.as_u64()? })
 }
 
+/// Whether a document is one that its views should have taken and cannot: it is nobody's.
+pub fn is_unfit(document: &[u8]) -> bool {
+    let Ok(document) = serde_json::from_slice::<Value>(document) else { return true };
+    let left_out = document.get("state").is_some_and(|state| state == "test");
+    !left_out && document.get("user").is_none()
+}
+
 /// A positive number as hex digits in its order: what it is, its sign, the place of its point, its digits, an end.
 fn ordering(number: u64, descending: bool) -> String {
     let digits = number.to_string();

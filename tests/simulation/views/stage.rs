@@ -1,6 +1,6 @@
 //! Views from their creation to their end: who works with them, and what must hold when all is quiet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -149,20 +149,57 @@ async fn all_versions(client: &Client, plan: &ViewPlan) -> Result<Versions, Stri
     Ok(versions)
 }
 
-/// The rows that each view must hold in the end.
-fn wanted(versions: &Versions) -> BTreeMap<&'static str, naive::Rows> {
-    let now: BTreeMap<&Bytes, &Bytes> =
-        (versions.iter()).filter_map(|(key, versions)| Some((key, versions.last_key_value()?.1.as_ref()?))).collect();
-    [(BY_USER, naive::by_user(&now)), (STATS, naive::stats(&now)), (PAGES, naive::pages(&now))].into()
+/// The documents that there are.
+fn now(versions: &Versions) -> BTreeMap<&Bytes, &Bytes> {
+    (versions.iter()).filter_map(|(key, versions)| Some((key, versions.last_key_value()?.1.as_ref()?))).collect()
+}
+
+/// The same once views that stop at what does not fit have nothing left to stop at: that is deleted.
+async fn versions_in_the_end(client: &Client, plan: &ViewPlan, report: &Report) -> Result<Versions, String> {
+    loop {
+        let versions = all_versions(client, plan).await?;
+        let unfit = now(&versions).into_iter().filter(|(_, document)| naive::is_unfit(document));
+        let unfit: Vec<Bytes> = unfit.map(|(key, _)| key.clone()).collect();
+        if !plan.stops || unfit.is_empty() {
+            return Ok(versions);
+        }
+        for key in unfit {
+            let deleted = client.table(table_of(&key)).delete(key.clone()).await;
+            deleted.map_err(|error| format!("{key:?}, which fits no view, cannot be deleted: {error}"))?;
+            report.count("documents deleted at which views had stopped");
+        }
+    }
+}
+
+/// What a view must hold in the end.
+struct Wanted {
+    rows: naive::Rows,
+    /// Documents that it is without because they do not fit.
+    unfit: usize,
+}
+
+fn wanted(versions: &Versions) -> BTreeMap<&'static str, Wanted> {
+    let now = now(versions);
+    let unfit = |tables: &[&str]| {
+        let of_them = now.iter().filter(|(key, document)| tables.contains(&table_of(key)) && naive::is_unfit(document));
+        of_them.count()
+    };
+    let wanted = |rows, tables| Wanted { rows, unfit: unfit(tables) };
+    [
+        (BY_USER, wanted(naive::by_user(&now), &[ORDERS])),
+        (STATS, wanted(naive::stats(&now), &[ORDERS])),
+        (PAGES, wanted(naive::pages(&now), &[ORDERS, PROFILES])),
+    ]
+    .into()
 }
 
 /// What is not yet as it must be in some replica of a view; none when all is well.
-fn unsettled(cluster: &Cluster, wanted: &BTreeMap<&str, naive::Rows>, report: &Report) -> Option<String> {
+fn unsettled(cluster: &Cluster, wanted: &BTreeMap<&str, Wanted>, report: &Report) -> Option<String> {
     let mut compared = 0;
     for member in &cluster.members {
         let Some(node) = member.node() else { continue };
         let directory = node.directory();
-        for (name, rows) in wanted {
+        for (name, Wanted { rows, .. }) in wanted {
             let Some(entry) = directory.table_by_name(name) else {
                 return Some(format!("node {} does not know {name}", member.id));
             };
@@ -192,8 +229,13 @@ fn unsettled(cluster: &Cluster, wanted: &BTreeMap<&str, naive::Rows>, report: &R
 }
 
 /// What anybody reads in the end, and what the product's own comparison says.
-async fn agree(client: &Client, plan: &ViewPlan, wanted: &BTreeMap<&str, naive::Rows>) -> Result<(), String> {
-    for (name, rows) in wanted {
+async fn agree(
+    client: &Client,
+    plan: &ViewPlan,
+    wanted: &BTreeMap<&str, Wanted>,
+    report: &Report,
+) -> Result<(), String> {
+    for (name, Wanted { rows, unfit }) in wanted {
         let mut seen = naive::Rows::new();
         for user in naive::users(plan) {
             let scan = client.table(*name).scan(ScanBounds::Tag(user.into()));
@@ -211,6 +253,11 @@ async fn agree(client: &Client, plan: &ViewPlan, wanted: &BTreeMap<&str, naive::
         if check.missing + check.invented + check.other > 0 || check.rows != rows.len() as u64 {
             return Err(format!("{name} has {} rows and is compared as {check:?}", rows.len()));
         }
+        let samples: BTreeSet<&Bytes> = check.unfit_samples.iter().map(|document| &document.key).collect();
+        if check.unfit != *unfit as u64 || samples.len() != *unfit {
+            return Err(format!("{unfit} documents do not fit {name}, and it is compared as {check:?}"));
+        }
+        (0..*unfit).for_each(|_| report.count("documents that fit no view, counted"));
     }
     Ok(())
 }
@@ -224,8 +271,8 @@ pub async fn settle(
     book: &Book,
     report: &Report,
 ) -> Result<(), String> {
-    let (asking, asked) = (client.clone(), plan.clone());
-    let versions = scope.spawn(async move { all_versions(&asking, &asked).await });
+    let (asking, asked, told) = (client.clone(), plan.clone(), report.clone());
+    let versions = scope.spawn(async move { versions_in_the_end(&asking, &asked, &told).await });
     let versions = versions.await.map_err(|error| error.to_string())??;
     let wanted = wanted(&versions);
     let until = report.micros() + u64::try_from(SETTLED_WITHIN.as_micros()).expect("small");
@@ -238,8 +285,8 @@ pub async fn settle(
             return Ok(());
         }
     }
-    let (asking, asked) = (client.clone(), plan.clone());
-    let agreed = scope.spawn(async move { agree(&asking, &asked, &wanted).await });
+    let (asking, asked, told) = (client.clone(), plan.clone(), report.clone());
+    let agreed = scope.spawn(async move { agree(&asking, &asked, &wanted, &told).await });
     agreed.await.map_err(|error| error.to_string())??;
     report.event(format_args!("judging {} reads of views by {} orders", book.looks.len(), book.writes.len()));
     judge::judge(book, &versions, report)
