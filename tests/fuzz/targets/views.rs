@@ -61,7 +61,9 @@ fn follow(definition: &Definition, projector: &Projector, source: usize, documen
         assert!(projected.bad.is_none() || after.is_some());
         if let Some(after) = after {
             let alone = projector.effects(source, KEY, None, Some(after));
-            assert_eq!(projector.tag_of(source, KEY, after).is_some(), !alone.effects.is_empty());
+            let tag = projector.tag_of(source, KEY, after);
+            assert_eq!(matches!(tag, Ok(Some(_))), !alone.effects.is_empty());
+            assert_eq!(tag.err(), alone.bad, "the same is said of what does not fit");
             assert!(alone.bad.is_none() || alone.effects.is_empty());
         }
         for effect in &projected.effects {
