@@ -43,7 +43,8 @@ pub fn is_key_of(row: &str, user: &str, key: &str) -> bool {
     rest.is_some_and(|order| order.starts_with(':') && order.ends_with('/'))
 }
 
-/// Compares every final read of every table with what the sources held at last; how many rows were as they should be.
+/// Compares every final read of every table with what the sources held at last, and how many documents comparisons say do not
+/// fit; how many rows were as they should be.
 pub fn check(history: &History, truth: &Truth<'_>, found: Found<'_>) -> usize {
     let last: BTreeMap<&str, Document<'_>> =
         truth.rows.iter().filter_map(|(key, row)| Some((*key, row.versions.last()?.document?))).collect();
@@ -73,6 +74,16 @@ pub fn check(history: &History, truth: &Truth<'_>, found: Found<'_>) -> usize {
             text(expected.get(*first))
         );
         found(what, &read.key, vec![place]);
+    }
+    // Orders are put together with notes whatever they lack.
+    let unfit = last.values().filter(|document| document.is_unfit()).count() as u64;
+    for (place, compared) in history.oks("verify").filter(|(_, compared)| compared.number("quiet").is_some()) {
+        let expected = if compared.key == MERGED { 0 } else { unfit };
+        let told = compared.output["unfit"].as_u64();
+        if told != Some(expected) {
+            let what = format!("a comparison has counted {told:?} documents that do not fit, {expected} there are");
+            found(what, &compared.key, vec![place]);
+        }
     }
     as_told
 }

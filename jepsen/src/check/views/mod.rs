@@ -12,7 +12,8 @@
 //!    wrote if it came with the token. Also what it does *not* show must have been gone by then.
 //! 3. Counts, sums and largest amounts lie between the least and the most that the orders, each by itself, can come to.
 //! 4. When all is quiet, the views are soon what the sources are, row by row, at every node.
-//! 5. A comparison never finds a difference, and a view never falls back to being built.
+//! 5. A comparison never finds a difference, counts when all is quiet exactly the documents that do not fit, and a view never
+//!    falls back to being built.
 
 mod derived;
 #[cfg(test)]
@@ -52,9 +53,16 @@ impl<'a> Document<'a> {
         Some(Document { serial, whole: value })
     }
 
-    /// Whether it is an order in the list of this user.
+    /// Whether it is an order in the list of this user. One that lacks either field is in none.
     fn is_listed(&self, user: &str) -> bool {
-        self.whole["user"] == user && self.whole["status"] != CANCELLED
+        self.whole["user"] == user && self.whole["status"].as_str().is_some_and(|status| status != CANCELLED)
+    }
+
+    /// Whether it is an order that lists and sums ought to have and cannot: its status is not there, or its user.
+    fn is_unfit(&self) -> bool {
+        self.whole.get("text").is_none()
+            && self.whole["status"] != CANCELLED
+            && !(self.whole["status"].is_string() && self.whole["user"].is_string())
     }
 }
 
@@ -90,6 +98,8 @@ pub fn check(history: &History) -> Verdict {
             _ => judge.merged(&mut found),
         }
     }
+    let versions = truth.rows.values().flat_map(|row| &row.versions);
+    let unfit = versions.filter(|made| made.document.is_some_and(|document| document.is_unfit())).count();
     let finals = derived::check(history, &truth, &mut found);
     standing(history, &mut found);
     if !findings.is_empty() {
@@ -99,6 +109,7 @@ pub fn check(history: &History) -> Verdict {
         (seen.own, "no session looked for what it had written"),
         (seen.ages_us.len(), "no answer told its age"),
         (seen.copies, "no replica but the leader answered"),
+        (unfit, "every document fitted"),
         (finals, "nothing was read when all was quiet"),
     ];
     if let Some((_, why)) = lacks.iter().find(|(count, _)| *count == 0) {
@@ -109,7 +120,7 @@ pub fn check(history: &History) -> Verdict {
     let (half, most) = (ages[ages.len() / 2] / 1_000, ages[ages.len() * 99 / 100] / 1_000);
     let summary = format!(
         "{} rows were seen in views, own writes looked for {} times, {} ages (median {half} ms, p99 {most} ms), {} \
-         answers by copies, {finals} final rows as the sources say",
+         answers by copies, {unfit} documents that do not fit, {finals} final rows as the sources say",
         seen.rows,
         seen.own,
         ages.len(),

@@ -3,11 +3,11 @@
 //! Clients create orders, change their status and their user, delete them, and do all that in batches of a tag; each order
 //! may have two notes in another table. Every document has a serial that no other has. Each client is a session: after a
 //! write it looks for it in a view with the token of that write, and it reads the views at every other level, through
-//! leaders and copies. Somebody looks on: how far the views are, whether a comparison finds a difference, and now and then
-//! it has the sums rest for a moment.
+//! leaders and copies. Some orders fit neither lists nor sums: they lack a field that these need. Somebody looks on: how far
+//! the views are, whether a comparison finds a difference, and now and then it has the sums rest for a moment.
 //!
-//! At the end everything is read through every node, views by the nodes' own copies too, and the versions of all rows are
-//! listed: what was true, whatever clients were not told.
+//! At the end everything is read through every node, views by the nodes' own copies too, comparisons must agree, also on how
+//! many documents do not fit, and the versions of all rows are listed: what was true, whatever clients were not told.
 
 mod ask;
 mod watch;
@@ -84,6 +84,9 @@ const ORDERS_OF_TAG: usize = 6;
 /// One of them has what keys of views must write otherwise.
 const USERS: [&str; 8] = ["u0", "u1", "u2", "u3", "u4", "u5", "u6", "y/z {ü}"];
 const STATES: [&str; 4] = ["open", "paid", "shipped", CANCELLED];
+/// What orders lack that do not fit, and one in how many that are written does not.
+const LACKED: [&str; 2] = ["user", "status"];
+const UNFIT_ONE_IN: usize = 16;
 /// Operations per second: each of them concerns some shards of three views.
 const RATE_MAX: f64 = 40.0;
 /// Versions asked of a row.
@@ -279,7 +282,12 @@ async fn write_orders(worker: &mut Worker, session: &mut Session, shared: &Share
         users.push(user);
         let key = order(tag, slot.number);
         // The serial is the amount, so that sums tell which orders they are of.
-        let document = json!({"order": key, "user": user, "status": status, "amount": shared.fresh()});
+        let mut document = json!({"order": key, "user": user, "status": status, "amount": shared.fresh()});
+        if worker.random.random_range(0..UNFIT_ONE_IN) == 0
+            && let (Some(fields), Some(lacked)) = (document.as_object_mut(), LACKED.choose(&mut worker.random))
+        {
+            fields.remove(*lacked);
+        }
         rows.push((key, document));
     }
     let key = if is_batch { format!("{{g{tag}}}") } else { rows[0].0.clone() };

@@ -35,7 +35,7 @@ pub(super) async fn run(context: &Context, doors: &Doors) -> anyhow::Result<()> 
         } else if turn % REST_EVERY == REST_EVERY - 1 {
             rests = pause(&mut process, &admin, true).await;
         } else if turn % COMPARE_EVERY == COMPARE_EVERY - 1 {
-            verify(&mut process, &admin, VIEWS[turn / COMPARE_EVERY % VIEWS.len()]).await;
+            verify(&mut process, &admin, VIEWS[turn / COMPARE_EVERY % VIEWS.len()], Extra::new()).await;
         } else {
             describe(&mut process, &admin, view).await;
         }
@@ -53,7 +53,10 @@ pub(super) async fn resume(context: &Context, doors: &Doors) -> anyhow::Result<(
 pub(super) async fn verify_all(context: &Context, doors: &Doors) -> anyhow::Result<()> {
     let (admin, process) = (doors.admin(PATIENCE), tokio::sync::Mutex::new(context.history.process()));
     for view in VIEWS {
-        until_read("a comparison", || async { verify(&mut *process.lock().await, &admin, view).await }).await?;
+        until_read("a comparison", || async {
+            verify(&mut *process.lock().await, &admin, view, with(Extra::new(), "quiet", 1)).await
+        })
+        .await?;
     }
     Ok(())
 }
@@ -74,8 +77,8 @@ async fn describe(process: &mut Process, admin: &Admin, view: &str) {
     }
 }
 
-async fn verify(process: &mut Process, admin: &Admin, view: &str) -> bool {
-    let pending = process.invoke("verify", view, Value::Null);
+async fn verify(process: &mut Process, admin: &Admin, view: &str, extra: Extra) -> bool {
+    let pending = process.invoke_with("verify", view, Value::Null, extra);
     match admin.verify_view(view, None, false).await {
         Ok(found) => {
             let samples = found.samples.iter().take(5);
@@ -84,7 +87,7 @@ async fn verify(process: &mut Process, admin: &Admin, view: &str) -> bool {
                 .collect();
             let told = json!({
                 "rows": found.rows, "missing": found.missing, "invented": found.invented, "other": found.other,
-                "samples": samples,
+                "unfit": found.unfit, "samples": samples,
             });
             pending.ok(told);
             true
